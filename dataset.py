@@ -1,0 +1,204 @@
+"""Chunks on disk -> batches of token ids, padding masks and lengths.
+
+`open_chunks` takes what `build_pretrain_data.py` wrote (read through Hugging Face `datasets`, memory-mapped), or any raw
+text, which it builds on the spot. `LengthBuckets` says which chunks make which batch, as a pure function of seed and
+epoch, so that a resumed run goes on where the killed one stopped.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from build_pretrain_data import build, parse_args
+from kit.errors import UserError
+from kit.tokenizer import Tokenizer, load_tokenizer
+
+
+class Chunks(Dataset):
+    """Chunks of token ids. Item i is a long tensor (n,); `lengths` (num_chunks,) holds every n."""
+
+    def __init__(self, table, origin: Path):
+        import pyarrow.compute
+
+        self.table = table.with_format("numpy", columns=["tokens"])
+        self.origin = origin
+        column = table.data.column("tokens")
+        self.lengths = np.concatenate([pyarrow.compute.list_value_length(c).to_numpy() for c in column.chunks])
+        if not len(self.lengths):
+            raise UserError(f"{origin} holds no chunks")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(self.table[int(index)]["tokens"], dtype=np.int64))
+
+    def check(self, img_size: int) -> None:
+        """Raises UserError if a chunk does not fit the picture."""
+        if self.lengths.max() > img_size**2:
+            raise UserError(
+                f"{self.origin} has chunks of up to {self.lengths.max()} tokens, but a {img_size}x{img_size} image holds "
+                f"{img_size**2}: raise --img_size, or rebuild the data with --max_tokens {img_size**2}"
+            )
+
+    def statistics(self, vocab_size: int, limit: int = 20_000_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Counts (V,) and pairs of neighbors (n, 2), for palettes and the unigram posterior.
+
+        Read off Arrow's own buffers, stretch by stretch in random order, until `limit` tokens were seen.
+        """
+        parts = self.table.data.column("tokens").chunks
+        counts, pairs, seen = np.zeros(vocab_size, dtype=np.int64), [], 0
+        for index in np.random.default_rng(seed).permutation(len(parts)):
+            if seen >= limit:
+                break
+            tokens = parts[index].flatten().to_numpy()
+            if tokens.min() < 0 or tokens.max() >= vocab_size:
+                raise UserError(
+                    f"{self.origin} holds token id {tokens.max()}, outside the vocabulary of {vocab_size}: "
+                    "another tokenizer made it"
+                )
+            counts += np.bincount(tokens, minlength=vocab_size)
+            offsets = parts[index].offsets.to_numpy()
+            inside = np.ones(len(tokens) - 1, dtype=bool)
+            inside[offsets[1:-1] - offsets[0] - 1] = False  # the last token of a chunk has no neighbor
+            pairs.append(np.stack([tokens[:-1], tokens[1:]], axis=1)[inside])
+            seen += len(tokens)
+        return counts, np.concatenate(pairs)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From a path to chunks
+
+
+def is_built(path: Path) -> bool:
+    """Whether `path` holds Parquet shards with a `tokens` column."""
+    files = [path] if path.suffix == ".parquet" else sorted(path.glob("*.parquet"))
+    if not files or not files[0].is_file():
+        return False
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return "tokens" in parquet.read_schema(files[0]).names
+    except ArrowException as error:
+        raise UserError(f"{files[0]} is no readable Parquet file: {error}") from error
+
+
+def open_built(path: Path) -> Chunks:
+    """Chunks from a folder of shards, or one shard, of the data builder."""
+    from datasets import disable_progress_bars, load_dataset
+
+    if path.is_dir() and path.name in ("train", "val") and not (path.parent / "stats.json").exists():
+        raise UserError(f"{path.parent} holds an unfinished build (no stats.json): run build_pretrain_data.py again")
+    files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
+    disable_progress_bars()
+    try:
+        return Chunks(load_dataset("parquet", data_files=[str(f) for f in files], split="train"), path)
+    except UserError:
+        raise
+    except Exception as error:  # datasets wraps whatever Arrow raised in an error of its own
+        raise UserError(f"cannot read the Parquet shards under {path}: {error.__cause__ or error}") from error
+
+
+def open_chunks(
+    data_path: str, build_dir: Path, tokenizer: Tokenizer | str | None, vocab_size: int, max_tokens: int, min_tokens: int,
+    val_fraction: float, seed: int,
+) -> tuple[Chunks, Chunks | None, Tokenizer]:  # fmt: skip
+    """Training chunks, validation chunks (None if there are none beside) and the tokenizer of any `data_path`.
+
+    Built data is opened as it is: `data`, `data/train` or a shard. Raw text (.txt, .jsonl, .parquet, folders of them) is
+    first built into `build_dir` with the tokenizer given, or a BPE of `vocab_size` trained on it; a finished build there
+    is used again. Raises UserError for a path that is missing or holds no text.
+    """
+    path = Path(data_path)
+    if not path.exists():
+        raise UserError(f"no data at {data_path}: run build_pretrain_data.py first, or name a file or folder of text")
+    if path.is_dir() and is_built(path / "train"):
+        path = path / "train"
+    if not is_built(path):
+        if path.is_dir() and (path.name in ("train", "val")) and not any(path.iterdir()):
+            raise UserError(f"{path} is empty: run build_pretrain_data.py")
+        tokenizer = _build_raw(path, build_dir, tokenizer, vocab_size, max_tokens, min_tokens, val_fraction, seed)
+        path = build_dir / "train"
+    elif not isinstance(tokenizer, Tokenizer):
+        folder = path if path.is_dir() else path.parent
+        tokenizer = load_tokenizer(tokenizer or folder.parent / "tokenizer.json")
+    beside = path.parent / "val"
+    val = open_built(beside) if path.name == "train" and is_built(beside) else None
+    return open_built(path), val, tokenizer
+
+
+def _build_raw(path, build_dir, tokenizer, vocab_size, max_tokens, min_tokens, val_fraction, seed) -> Tokenizer:
+    """Build `path` into `build_dir` unless that was done already; returns the tokenizer used."""
+    if not (build_dir / "stats.json").exists():
+        build_dir.mkdir(parents=True, exist_ok=True)
+        if isinstance(tokenizer, Tokenizer):
+            given = build_dir / "given"
+            given.mkdir(exist_ok=True)
+            tokenizer.save(given / "tokenizer.json")
+            tokenizer = str(given)
+        options = ["--input", str(path), "--output_dir", str(build_dir), "--vocab_size", str(vocab_size)]
+        options += ["--min_tokens", str(min_tokens), "--max_tokens", str(max_tokens)]
+        options += ["--val_fraction", str(val_fraction), "--seed", str(seed)]
+        build(parse_args(options + (["--tokenizer_path", tokenizer] if tokenizer else [])))
+    return load_tokenizer(build_dir / "tokenizer.json")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From chunks to batches
+
+
+class LengthBuckets:
+    """Batches of chunks of similar length, so that little is computed on padding.
+
+    Per epoch: chunks are permuted, sorted by length within windows of 64 batches, cut into batches, and the batches
+    permuted; rank r takes every world_size-th. Every rank gets the same number of full batches. A pure function of
+    (seed, epoch). Raises UserError if there are fewer chunks than one batch per rank.
+    """
+
+    WINDOW = 64
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+        self.lengths, self.batch_size, self.seed, self.rank, self.world_size = (
+            lengths,
+            batch_size,
+            seed,
+            rank,
+            world_size,
+        )
+        self.batches_per_epoch = len(lengths) // (batch_size * world_size)
+        if not self.batches_per_epoch:
+            raise UserError(
+                f"{len(lengths)} chunks are fewer than one batch of {batch_size} on {world_size} device(s): lower --batch_size"
+            )
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[list[int]]:
+        """The batches of epoch `number` (indices into the chunks), from batch `start` on."""
+        rng = np.random.default_rng([self.seed % 2**63, number])
+        order = rng.permutation(len(self.lengths))
+        window = self.WINDOW * self.batch_size
+        parts = [order[i : i + window] for i in range(0, len(order), window)]
+        order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in parts])
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order) - self.batch_size + 1, self.batch_size)]
+        chosen = rng.permutation(len(batches))[: self.batches_per_epoch * self.world_size]
+        for index in chosen[self.rank :: self.world_size][start:]:
+            yield batches[index].tolist()
+
+
+def collate(items: list[torch.Tensor], num_positions: int) -> dict:
+    """Chunks to a batch: tokens (B, N) long, mask (B, N) bool, num_tokens (B,) long; N = num_positions."""
+    num_tokens = torch.tensor([len(item) for item in items])
+    tokens = torch.zeros(len(items), num_positions, dtype=torch.long)
+    for row, item in zip(tokens, items):
+        row[: len(item)] = item
+    return {"tokens": tokens, "mask": torch.arange(num_positions) < num_tokens[:, None], "num_tokens": num_tokens}
+
+
+def batches(chunks: Chunks, order: Iterator[list[int]], num_positions: int, num_workers: int = 0) -> DataLoader:
+    """A loader that reads the batches that `order` names."""
+    return DataLoader(
+        chunks, batch_sampler=list(order), num_workers=num_workers, pin_memory=torch.cuda.is_available(),
+        collate_fn=lambda items: collate(items, num_positions),
+    )  # fmt: skip

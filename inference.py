@@ -1,0 +1,375 @@
+"""Use a trained checkpoint: text to pictures, pictures to text, and what lies between.
+
+    python inference.py --checkpoint RUN/best_model.pth --mode generate --num_tokens 256 --gif
+    python inference.py --checkpoint RUN/best_model.pth --mode reconstruct --input_file book.txt --t 0.88
+    python inference.py --checkpoint RUN/best_model.pth --mode infill --input_text "def area(radius):"
+    python inference.py --checkpoint RUN/best_model.pth --mode infill --input_text "for [[4]] in range(10):"
+    python inference.py --checkpoint RUN/best_model.pth --mode encode --input_file book.txt
+    python inference.py --checkpoint RUN/best_model.pth --mode decode --image outputs/encode_000.png
+    python inference.py --checkpoint RUN/best_model.pth --mode decode --image scan.jpg --denoise
+
+Pictures and texts go to --output_dir, with the settings and accuracies in MODE.json. The checkpoint alone suffices.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dataset import collate
+from diffusion import SAMPLERS, sigma_of, t_of
+from kit import device, errors
+from kit.corpus import documents, find_sources
+from kit.errors import UserError
+from kit.runlog import progress_bar, write_json
+from palette import load_picture, save_png, to_pixels
+from pretrained import Pretrained, load_pretrained
+
+MODES = ("generate", "reconstruct", "infill", "encode", "decode")
+GAP = re.compile(r"\[\[(\d+)\]\]")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    show = " (default: %(default)s)"
+    flag = argparse.BooleanOptionalAction
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint of train.py")
+    parser.add_argument("--mode", required=True, choices=MODES)
+    parser.add_argument(
+        "--img_size", type=int, help="refuse a checkpoint of another image size (default: take the checkpoint's)"
+    )
+    parser.add_argument(
+        "--input_text", help="text to reconstruct, infill (gaps written [[number of tokens]]) or encode"
+    )
+    parser.add_argument("--input_file", help="the same from a file")
+    parser.add_argument(
+        "--image", nargs="+", metavar="PATH", help="pictures or folders of pictures to decode, in order"
+    )
+    parser.add_argument(
+        "--num_tokens",
+        type=int,
+        help="length of what is generated, prompt included; of a decoded picture without transparency (default: what fits)",
+    )
+    parser.add_argument(
+        "--num_samples", type=int, default=1, help="how many to generate, or fillings of one text" + show
+    )
+    parser.add_argument("--num_inference_steps", type=int, default=32, help="looks of the network" + show)
+    parser.add_argument("--sampler", default="stochastic", choices=SAMPLERS, help="how to step" + show)
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the context logits" + show)
+    parser.add_argument(
+        "--t",
+        type=float,
+        help="reconstruct: time to noise to, 1 = clean (default: noise equal to half the palette's spacing); decode: time of the picture (default: estimated)",
+    )
+    parser.add_argument(
+        "--denoise", action=flag, default=False, help="decode: clean the picture with the model first" + show
+    )
+    parser.add_argument(
+        "--strip",
+        action=flag,
+        default=False,
+        help="generate, infill: also save the estimates along the way side by side" + show,
+    )
+    parser.add_argument(
+        "--gif", action=flag, default=False, help="generate, infill: also save them as an animation" + show
+    )
+    parser.add_argument("--ema", action=flag, default=True, help="use the averaged weights" + show)
+    parser.add_argument("--batch_size", type=int, default=16, help="pictures at once" + show)
+    parser.add_argument("--output_dir", default="outputs", help="where to write" + show)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=device.PRECISIONS,
+        help="auto is bf16 where the hardware multiplies in it, else fp32" + show,
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of every random number" + show)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    check(args)
+    runtime = device.start(args.device, args.seed, args.precision)
+    loaded = load_pretrained(args.checkpoint, runtime.device, args.img_size, args.ema)
+    output = Path(args.output_dir)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create --output_dir {output}: {error.strerror}") from error
+    mode = {"generate": generate, "reconstruct": reconstruct, "infill": infill, "encode": encode, "decode": decode}[
+        args.mode
+    ]
+    with torch.no_grad(), runtime.autocast():
+        report = mode(loaded, args, output)
+    write_json(output / f"{args.mode}.json", {"settings": vars(args), "step": loaded.step, **report})
+    print(
+        f"\nwrote {output}/{args.mode}.json and {len(list(output.glob(f'{args.mode}_*')))} files beside it",
+        file=sys.stderr,
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    if args.t is not None and not 0 <= args.t <= 1:
+        raise UserError(f"--t {args.t}: time runs from 0 (pure noise) to 1 (clean)")
+    for name in ("num_samples", "num_inference_steps", "batch_size", "num_tokens"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
+    if args.temperature <= 0:
+        raise UserError(f"--temperature {args.temperature}: need a positive number")
+    needs_text = args.mode in ("reconstruct", "infill", "encode")
+    if needs_text and (args.input_text is None) == (args.input_file is None):
+        raise UserError(f"--mode {args.mode} needs --input_text or --input_file")
+    if args.mode == "decode" and not args.image:
+        raise UserError("--mode decode needs --image")
+
+
+def read_input(args: argparse.Namespace) -> str:
+    if args.input_text is not None:
+        text = args.input_text
+    else:
+        if not Path(args.input_file).is_file():
+            raise UserError(f"no file at {args.input_file}")
+        text = "\n".join(
+            "".join(document.pieces()) for source in find_sources([args.input_file]) for document in documents(source)
+        )
+    if not text.strip():
+        raise UserError("the input text is empty")
+    return text
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Modes: each writes its files, prints the text, and returns what goes into MODE.json
+
+
+def generate(loaded: Pretrained, args, output: Path) -> dict:
+    count = args.num_tokens or loaded.capacity
+    if count > loaded.capacity:
+        raise UserError(f"--num_tokens {count}: this checkpoint's picture holds {loaded.capacity}")
+    blank = torch.zeros(count, dtype=torch.long)
+    return write_samples(
+        loaded, args, output, [blank] * args.num_samples, [torch.zeros(count, dtype=torch.bool)] * args.num_samples
+    )
+
+
+def infill(loaded: Pretrained, args, output: Path) -> dict:
+    """Text with gaps [[n]] of n tokens; without a gap, a prompt to continue up to --num_tokens."""
+    text = read_input(args)
+    tokens, known = [], []
+    for index, part in enumerate(GAP.split(text)):
+        ids = np.zeros(int(part), dtype=np.int64) if index % 2 else loaded.tokenizer.encode(part).astype(np.int64)
+        tokens.append(ids)
+        known.append(np.full(len(ids), index % 2 == 0))
+    if len(tokens) == 1:
+        more = (args.num_tokens or loaded.capacity) - len(tokens[0])
+        if more < 1:
+            raise UserError(
+                f"the prompt has {len(tokens[0])} tokens, which leaves nothing to fill: shorten it, or raise --num_tokens (at most {loaded.capacity})"
+            )
+        tokens.append(np.zeros(more, dtype=np.int64))
+        known.append(np.zeros(more, dtype=bool))
+    tokens, known = torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(np.concatenate(known))
+    if len(tokens) > loaded.capacity:
+        raise UserError(f"text and gaps have {len(tokens)} tokens; this checkpoint's picture holds {loaded.capacity}")
+    if known.all():
+        raise UserError("every gap is empty: write [[n]] with n of at least 1")
+    return write_samples(loaded, args, output, [tokens] * args.num_samples, [known] * args.num_samples)
+
+
+def write_samples(loaded: Pretrained, args, output: Path, tokens: list, known: list) -> dict:
+    """Sample the unknown positions of each text; write picture, text and, if asked, the way there."""
+    grid = loaded.times.grid(args.num_inference_steps)
+    generator = torch.Generator(loaded.log_unigram.device).manual_seed(args.seed)
+    samples, frames = [], []  # frames: the estimates of the first sample on its way
+    bar = progress_bar(len(grid) * -(-len(tokens) // args.batch_size), "sample", unit="look")
+
+    def watch(_, x_pred):
+        bar.update()
+        if (args.gif or args.strip) and len(frames) < len(grid):
+            frames.append(x_pred[0].cpu())
+
+    for start in range(0, len(tokens), args.batch_size):
+        batch = to_device(collate(tokens[start : start + args.batch_size], loaded.capacity), loaded)
+        given = torch.zeros_like(batch["mask"])
+        for row, each in zip(given, known[start : start + args.batch_size]):
+            row[: len(each)] = each.to(row.device)
+        found = loaded.diffusion.sample(
+            batch["mask"],
+            grid,
+            args.sampler,
+            known=given if given.any() else None,
+            known_tokens=batch["tokens"],
+            temperature=args.temperature,
+            generator=generator,
+            watch=watch,
+        )
+        for row, mask, was_given in zip(found, batch["mask"], given):
+            index = len(samples)
+            ids = row[mask].cpu().numpy()
+            ends = np.flatnonzero((ids == loaded.tokenizer.end_id) & ~was_given[mask].cpu().numpy())
+            kept = ids[: ends[0]] if len(ends) else ids
+            text = loaded.tokenizer.decode(kept)
+            name = f"{args.mode}_{index:03d}"
+            write_picture(loaded, output / f"{name}.png", row, mask)
+            (output / f"{name}.txt").write_text(text, encoding="utf-8")
+            if frames and index == 0:
+                save_frames(output / name, frames, batch["mask"][0].cpu(), loaded, args)
+            print(f"--- {name} ({len(kept)} tokens{', ended by itself' if len(ends) else ''})\n{text}")
+            samples.append({"file": f"{name}.png", "num_tokens": len(ids), "ended": bool(len(ends)), "text": text})
+    bar.close()
+    return {"samples": samples}
+
+
+def reconstruct(loaded: Pretrained, args, output: Path) -> dict:
+    """Text -> picture -> noise at --t -> sampled back -> text, and how much of it came back."""
+    diffusion = loaded.diffusion
+    t = float(t_of(torch.tensor(diffusion.palette.spacing / 2))) if args.t is None else args.t
+    chunks = loaded.chunk(loaded.tokenizer.encode(read_input(args)))
+    grid = loaded.times.grid(args.num_inference_steps, t)
+    generator = torch.Generator(loaded.log_unigram.device).manual_seed(args.seed)
+    texts, right, nearest_right, total = [], 0, 0, 0
+    with progress_bar(len(chunks), "reconstruct", unit="picture") as bar:
+        for start in range(0, len(chunks), args.batch_size):
+            batch = to_device(collate(chunks[start : start + args.batch_size], loaded.capacity), loaded)
+            tokens, mask = batch["tokens"], batch["mask"]
+            noise = torch.randn(*tokens.shape, 3, device=tokens.device, generator=generator)
+            z = diffusion.add_noise(tokens, torch.full((len(tokens),), t, device=tokens.device), noise)
+            found = diffusion.sample(mask, grid, args.sampler, z, temperature=args.temperature, generator=generator)
+            noisy = z / max(t, 1e-6)
+            nearest = diffusion.palette.decode(diffusion.canvas.read(noisy))
+            right += int(((found == tokens) & mask).sum())
+            nearest_right += int(((nearest == tokens) & mask).sum())
+            total += int(mask.sum())
+            for row, picture, each in zip(found, noisy, mask):
+                name = f"reconstruct_{len(texts):03d}"
+                save_png(output / f"{name}_noisy.png", picture, diffusion.canvas.paint(each[None])[0])
+                write_picture(loaded, output / f"{name}.png", row, each)
+                texts.append(loaded.tokenizer.decode(row[each].tolist()))
+                bar.update()
+    text = "".join(texts)
+    (output / "reconstruct.txt").write_text(text, encoding="utf-8")
+    print(text)
+    accuracy, nearest = right / total, nearest_right / total
+    print(
+        f"\nt = {t:.3f} (sigma {(1 - t) / max(t, 1e-6):.3f}): {accuracy:.2%} of {total} tokens recovered; nearest color {nearest:.2%}"
+    )
+    return {"t": t, "num_tokens": total, "accuracy": accuracy, "nearest_accuracy": nearest}
+
+
+def encode(loaded: Pretrained, args, output: Path) -> dict:
+    """Text of any length to lossless pictures, ended with an end token."""
+    tokens = np.append(loaded.tokenizer.encode(read_input(args)), loaded.tokenizer.end_id)
+    chunks = loaded.chunk(tokens)
+    files = []
+    for index, chunk in enumerate(chunks):
+        batch = to_device(collate([chunk], loaded.capacity), loaded)
+        files.append(f"encode_{index:03d}.png")
+        write_picture(loaded, output / files[-1], batch["tokens"][0], batch["mask"][0])
+    print(f"{len(tokens):,} tokens in {len(files)} picture(s): {output / files[0]}{' …' if len(files) > 1 else ''}")
+    return {"num_tokens": len(tokens), "files": files}
+
+
+def decode(loaded: Pretrained, args, output: Path) -> dict:
+    """Pictures to text. Padding is what is transparent; without transparency, all after the first end token."""
+    diffusion, all_ids, levels = loaded.diffusion, [], []
+    paths = picture_paths(args.image)
+    with progress_bar(len(paths), "decode", unit="picture") as bar:
+        for path in paths:
+            picture, mask = load_picture(path, diffusion.canvas.img_size)
+            picture = picture.to(loaded.log_unigram.device)[None]
+            mask = torch.ones(picture.shape[-2:], dtype=torch.bool) if mask is None else mask
+            mask = diffusion.canvas.read(mask.to(picture.device)[None])
+            opaque = bool(mask.all())
+            if opaque and args.num_tokens:
+                mask = torch.arange(loaded.capacity, device=mask.device)[None] < args.num_tokens
+            if not mask.any():
+                raise UserError(f"{path} is wholly transparent: it holds no tokens")
+            if args.denoise:
+                sigma = (
+                    estimate_sigma(loaded, diffusion.canvas.read(picture)[mask])
+                    if args.t is None
+                    else float(sigma_of(torch.tensor(args.t)))
+                )
+                t = 1 / (1 + sigma)
+                grid = loaded.times.grid(args.num_inference_steps, t)
+                ids = (
+                    diffusion.sample(mask, grid, "euler", picture * t, temperature=args.temperature)[mask].cpu().numpy()
+                )
+                levels.append(round(sigma, 4))
+            else:
+                ids = diffusion.palette.decode(diffusion.canvas.read(picture))[mask].cpu().numpy()
+            if opaque and not args.num_tokens and loaded.tokenizer.end_id in ids:
+                ids = ids[: int(np.argmax(ids == loaded.tokenizer.end_id)) + 1]
+            all_ids.append(ids)
+            bar.update()
+    ids = np.concatenate(all_ids)
+    text = loaded.tokenizer.decode(ids)
+    (output / "decode_000.txt").write_text(text, encoding="utf-8")
+    np.save(output / "decode_000_tokens.npy", ids.astype(np.int32))
+    print(text)
+    return {"num_tokens": len(ids), "files": ["decode_000.txt", "decode_000_tokens.npy"], "sigma": levels}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pieces
+
+
+def to_device(batch: dict, loaded: Pretrained) -> dict:
+    return {name: value.to(loaded.log_unigram.device) for name, value in batch.items()}
+
+
+def write_picture(loaded: Pretrained, path: Path, tokens: torch.Tensor, mask: torch.Tensor) -> None:
+    """Save tokens (N,), those where mask (N,), as a lossless picture."""
+    canvas, palette = loaded.diffusion.canvas, loaded.diffusion.palette
+    save_png(path, canvas.paint(palette.encode(tokens)[None])[0], canvas.paint(mask[None])[0])
+
+
+def save_frames(path: Path, frames: list[torch.Tensor], mask: torch.Tensor, loaded: Pretrained, args) -> None:
+    """Estimates (3, H, W) of the clean picture along the way, as a strip of at most eight, or an animation."""
+    size = loaded.diffusion.canvas.img_size
+    scale = max(1, 256 // size)
+    shown = loaded.diffusion.canvas.paint(mask[None])[0].numpy()
+    pixels = [np.where(shown[..., None], to_pixels(frame), 255) for frame in frames]
+    images = [Image.fromarray(p.astype(np.uint8)).resize((size * scale, size * scale), Image.NEAREST) for p in pixels]
+    if args.strip:
+        chosen = [images[i] for i in np.linspace(0, len(images) - 1, min(8, len(images))).round().astype(int)]
+        strip = Image.new("RGB", (len(chosen) * (size * scale + 8) - 8, size * scale), "white")
+        for i, image in enumerate(chosen):
+            strip.paste(image, (i * (size * scale + 8), 0))
+        strip.save(path.with_name(path.name + "_strip.png"))
+    if args.gif:
+        images[0].save(
+            path.with_suffix(".gif"), save_all=True, append_images=images[1:] + [images[-1]] * 8, duration=120, loop=0
+        )
+
+
+def picture_paths(paths: list[str]) -> list[Path]:
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            members = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not members:
+                raise UserError(f"no picture in {path}")
+            found += members
+        else:
+            found.append(path)
+    return found
+
+
+def estimate_sigma(loaded: Pretrained, colors: torch.Tensor) -> float:
+    """Noise level of colors (M, 3): the likeliest Gaussian around palette colors drawn by their frequency."""
+    palette = loaded.diffusion.palette
+    sample = colors[torch.linspace(0, len(colors) - 1, min(len(colors), 512)).long()]
+    distance = torch.cdist(sample, palette.colors).square()
+    sigmas = torch.logspace(-2.3, 0.3, 53, device=colors.device)
+    fits = [(torch.logsumexp(loaded.log_unigram - distance / (2 * s**2), dim=1) - 3 * s.log()).mean() for s in sigmas]
+    return float(sigmas[int(torch.stack(fits).argmax())])
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,96 @@
+"""Checkpoints: one file of plain dicts and tensors, written atomically, loaded without running code from it."""
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+from kit.errors import UserError
+
+LAST = "last.pth"
+BEST = "best_model.pth"
+
+
+def save_checkpoint(path: str | Path, state: dict) -> None:
+    """Write `state` to `path` so that the file is either the old one or the whole new one.
+
+    Raises UserError if the disk is full or the folder cannot be written; the old file is then untouched.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save reports a failed write as either
+        partial.unlink(missing_ok=True)
+        kept = f"; {path} keeps its previous content" if path.exists() else ""
+        raise UserError(f"cannot write {path} ({_first_line(error)}): free some disk space{kept}") from error
+
+
+def load_checkpoint(path: str | Path, required: tuple = ("model_state_dict", "config")) -> dict:
+    """Read a checkpoint onto the CPU with `weights_only=True`.
+
+    Raises UserError if the file is missing, truncated, carries anything but plain data, or lacks a `required` key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is damaged, or holds objects other than plain data; it was not loaded") from error
+    except Exception as error:  # a damaged archive surfaces as RuntimeError, EOFError, KeyError, ValueError, ...
+        raise UserError(f"{path} is damaged or no checkpoint ({_first_line(error)})") from error
+    missing = [key for key in required if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise UserError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
+    return state
+
+
+def resume_path(resume: str | None, output_dir: str | Path) -> Path | None:
+    """The checkpoint to continue from: `resume` itself, or `last.pth` of `output_dir` for "auto"; None starts afresh.
+
+    Raises UserError if a resume was asked for and nothing is there, or if a fresh start would overwrite a run.
+    """
+    last = Path(output_dir) / LAST
+    if resume is None:
+        if last.exists():
+            raise UserError(f"{output_dir} already holds a run: pass --resume auto, or choose another --output_dir")
+        return None
+    path = last if resume == "auto" else Path(resume)
+    if not path.is_file():
+        raise UserError(f"--resume {resume}: there is no {path}")
+    return path
+
+
+def load_weights(module: torch.nn.Module, state: dict, origin: str | Path) -> None:
+    """`load_state_dict` whose every mismatch (names, shapes) becomes one line that names `origin`."""
+    own = module.state_dict()
+    wrong = [
+        f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    missing, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if wrong or missing or surplus:
+        first = (wrong + [f"{k} is missing" for k in missing] + [f"{k} is not known" for k in surplus])[0]
+        raise UserError(f"{origin} does not fit this model: {first} ({len(wrong + missing + surplus)} such tensors)")
+    module.load_state_dict(state)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

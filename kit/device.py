@@ -1,0 +1,99 @@
+"""Device and distributed start-up: one call at the top of an entry point; torchrun is optional."""
+
+import os
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from kit.errors import UserError
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where this process computes. `dtype` is what autocast uses; float32 means no autocast."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rank: int
+    world_size: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self):
+        """Context in which matrix products run in `dtype`."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` added over all ranks (in place where there are several)."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank if `flag` is true on one of them."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def finish(self) -> None:
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
+
+def start(device: str = "auto", seed: int = 0, precision: str = "auto") -> Runtime:
+    """Choose the device, seed every generator, join the process group that torchrun announces.
+
+    `device`: auto, cpu, cuda, cuda:N. `precision`: bf16 or fp32; auto is bf16 where matrix units compute in it (CUDA, and
+    CPUs with AMX) and fp32 elsewhere.
+    Raises UserError for a device that is not there or a precision it lacks.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+    if precision == "auto":
+        precision = "bf16" if chosen.type == "cuda" or _has_amx() else "fp32"
+    if chosen.type == "cuda":
+        if precision == "bf16" and not torch.cuda.is_bf16_supported():
+            raise UserError(f"{torch.cuda.get_device_name(chosen)} has no bf16; use --precision fp32")
+        torch.cuda.set_device(chosen)
+        torch.set_float32_matmul_precision("high")
+    if world_size > 1:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    return Runtime(chosen, torch.bfloat16 if precision == "bf16" else torch.float32, rank, world_size)
+
+
+def _has_amx() -> bool:
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        raise UserError("no CUDA device is visible here; use --device cpu")
+    index = local_rank if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise UserError(f"{name}: this machine shows {torch.cuda.device_count()} CUDA device(s); lower NUM_GPUS")
+    return torch.device("cuda", index)

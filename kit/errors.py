@@ -1,0 +1,33 @@
+"""Mistakes that a user can mend, told in one line."""
+
+import errno
+import sys
+
+import torch
+
+
+class UserError(Exception):
+    """What is wrong and what to do, in one line. An entry point prints it and exits with code 2."""
+
+
+def run(main) -> None:
+    """Call `main()`; print one line and exit with code 2 for what a user can mend.
+
+    That is: a UserError, memory that runs out (names the flags to lower), a full disk. Anything else is a bug and
+    keeps its traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        _leave(str(error))
+    except (torch.OutOfMemoryError, MemoryError):
+        _leave("out of memory: lower --batch_size (raise --grad_accum to keep the step), --img_size or --model")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _leave(f"disk full while writing {error.filename or 'a file'}: free some space and run again")
+
+
+def _leave(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(2)

@@ -1,0 +1,157 @@
+"""The run folder's record: config.json, env.json, log.jsonl (one object a line, the source of every plot), wandb."""
+
+import json
+import math
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from kit.device import Runtime
+from kit.errors import UserError
+
+
+class RunLog:
+    """Writes a run's record; on ranks other than the first every call does nothing.
+
+    `resume_step`: the step of the checkpoint a run continues from. Lines that a killed run wrote after that step are
+    dropped, so that the log reads as if the run had never stopped. `wandb`: a project name, or None for no wandb.
+    """
+
+    def __init__(
+        self, output_dir, config: dict, runtime: Runtime, resume_step: int | None = None, wandb: str | None = None
+    ):
+        self.active = runtime.is_main
+        self._wandb = None
+        if not self.active:
+            return
+        self.folder = Path(output_dir)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot create --output_dir {output_dir}: {error.strerror}") from error
+        write_json(self.folder / "config.json", config)
+        write_json(self.folder / "env.json", environment(runtime))
+        path = self.folder / "log.jsonl"
+        kept = _lines_up_to(path, resume_step) if resume_step is not None else []
+        path.write_text("".join(kept))
+        self._file = open(path, "a", buffering=1)
+        self._start = time.time()
+        if wandb:
+            self._wandb = _start_wandb(wandb, self.folder, config)
+
+    def log(self, step: int, **values) -> None:
+        """Append one object: step, seconds since the start, and `values` (non-finite numbers become null)."""
+        if not self.active:
+            return
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, "time": round(time.time() - self._start, 3), **values}) + "\n")
+        if self._wandb:
+            self._wandb.log(values, step=step)
+
+    def close(self) -> None:
+        if self.active:
+            self._file.close()
+            if self._wandb:
+                self._wandb.finish()
+
+
+def progress_bar(
+    total: int | None, description: str, initial: int = 0, unit: str = "step", active: bool = True
+) -> tqdm:
+    """A tqdm bar that keeps quiet on other ranks and redraws rarely where the output is a file."""
+    pace = 0.2 if sys.stderr.isatty() else 15.0
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        disable=not active,
+        mininterval=pace,
+        dynamic_ncols=True,
+        smoothing=0.05,
+    )
+
+
+def read_log(path: str | Path) -> list[dict]:
+    """The objects of a log.jsonl, without a last line that a killed run left half-written."""
+    return [json.loads(line) for line in _lines_up_to(Path(path), math.inf)]
+
+
+def write_json(path: str | Path, value) -> None:
+    """Write indented JSON through a temporary file, so that a reader never sees half of it."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def environment(runtime: Runtime) -> dict:
+    """Versions, commit, device and command line: what it takes to run the same again."""
+    device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else _cpu_name()
+    return {
+        "argv": sys.argv,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": device,
+        "dtype": str(runtime.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "world_size": runtime.world_size,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return out.stdout.strip() or None
+
+
+def _lines_up_to(path: Path, step: float) -> list[str]:
+    if not path.exists():
+        return []
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue  # the half-written last line of a killed run
+    return kept
+
+
+def _start_wandb(project: str, folder: Path, config: dict):
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("--wandb needs the wandb package: pip install wandb==0.31.0") from None
+    mode = os.environ.get("WANDB_MODE") or ("online" if _reachable("api.wandb.ai") else "offline")
+    return wandb.init(project=project, dir=str(folder), config=config, mode=mode)
+
+
+def _reachable(host: str, port: int = 443) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=3).close()
+    except OSError:
+        return False
+    return True

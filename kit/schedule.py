@@ -1,0 +1,15 @@
+"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+
+import math
+
+SCHEDULES = ("cosine", "constant")
+
+
+def lr_at(step: int, lr: float, warmup_steps: int, total_steps: int, schedule: str = "cosine") -> float:
+    """Learning rate of `step` (0-based): linear warm-up to `lr`, then constant, or a cosine to a hundredth of `lr`."""
+    if step < warmup_steps:
+        return lr * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return lr
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,0 +1,65 @@
+"""A checkpoint, ready to use: it carries the network, palette, tokenizer and schedule, so no flag is needed to load it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffusion import Diffusion, TimeSampler
+from kit.checkpoint import load_checkpoint
+from kit.errors import UserError
+from kit.tokenizer import Tokenizer
+from model import model_from_checkpoint
+from palette import Canvas, Palette
+
+NEEDED = ("model_state_dict", "ema_state_dict", "config", "palette", "tokenizer", "time_sampler", "log_unigram")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """`diffusion` in evaluation mode, `times` for sampling grids, `log_unigram` (V,) of the training tokens."""
+
+    diffusion: Diffusion
+    tokenizer: Tokenizer
+    times: TimeSampler
+    log_unigram: torch.Tensor
+    config: dict
+    step: int
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that one picture holds."""
+        return self.diffusion.canvas.num_positions
+
+    def chunk(self, tokens: np.ndarray) -> list[torch.Tensor]:
+        """Tokens (n,) as consecutive long tensors of at most `capacity`, none of which splits a UTF-8 character."""
+        continues = self.tokenizer.continues_character()
+        parts, start = [], 0
+        while start < len(tokens):
+            end = min(start + self.capacity, len(tokens))
+            while end < len(tokens) and end > start + 1 and continues[tokens[end]]:
+                end -= 1
+            parts.append(torch.from_numpy(tokens[start:end].astype(np.int64)))
+            start = end
+        return parts
+
+
+def load_pretrained(
+    path: str | Path, device: torch.device, img_size: int | None = None, use_ema: bool = True
+) -> Pretrained:
+    """Load a checkpoint of `train.py`. `img_size`, if given, must be the checkpoint's.
+
+    Raises UserError if the file is missing, damaged, unsafe, of another system or of another image size.
+    """
+    checkpoint = load_checkpoint(path, NEEDED)
+    config = checkpoint["config"]
+    if img_size is not None and img_size != config["img_size"]:
+        raise UserError(f"{path} was trained with --img_size {config['img_size']}, not {img_size}")
+    network = model_from_checkpoint(checkpoint, str(path), use_ema).eval()
+    palette = Palette.from_state(checkpoint["palette"])
+    canvas = Canvas(config["img_size"], network.patch_size, config["scan"])
+    diffusion = Diffusion(network.to(device), palette.to(device), canvas, config["objective"])
+    times = TimeSampler.from_state(checkpoint["time_sampler"])
+    tokenizer = Tokenizer.from_json(checkpoint["tokenizer"])
+    return Pretrained(diffusion, tokenizer, times, checkpoint["log_unigram"].to(device), config, checkpoint["step"])

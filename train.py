@@ -1,0 +1,443 @@
+"""Train a JiT on token-color pictures.
+
+    python train.py --data_path data/train --model JiT-B/4 --img_size 64          # one GPU
+    torchrun --nproc_per_node 8 train.py --data_path data/train                    # several
+    python train.py --data_path novels/ --model JiT-Ti/4 --img_size 16 --max_steps 2000   # raw text, on a CPU
+    python train.py --data_path data/train --output_dir checkpoints/jit --resume auto     # go on where it stopped
+
+Writes last.pth, best_model.pth (by validation loss), checkpoint_epoch_N.pth, config.json, env.json and log.jsonl to
+--output_dir. Every random number of a step is drawn from (seed, step, rank): a resumed run repeats the one that was
+killed, bit for bit on a CPU.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from dataset import Chunks, LengthBuckets, batches, collate, open_built, open_chunks
+from diffusion import OBJECTIVES, TIME_SAMPLERS, Diffusion, TimeSampler, t_of
+from kit import device, errors
+from kit.checkpoint import BEST, LAST, load_checkpoint, load_weights, resume_path, save_checkpoint
+from kit.ema import EMA
+from kit.errors import UserError
+from kit.interrupt import Interrupt
+from kit.runlog import RunLog, progress_bar
+from kit.schedule import SCHEDULES, lr_at
+from kit.tokenizer import Tokenizer
+from model import build_jit_model
+from palette import PALETTES, SCANS, Canvas, Palette, build_palette
+
+FIXED_BY_CHECKPOINT = ("model", "img_size", "objective", "palette", "scan", "predict_clean")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    show = " (default: %(default)s)"
+    flag = argparse.BooleanOptionalAction
+    data = parser.add_argument_group("data")
+    data.add_argument("--data_path", default="data/train", help="folder of the data builder, or any raw text" + show)
+    data.add_argument("--val_path", help="validation chunks (default: the val beside the train)")
+    data.add_argument(
+        "--tokenizer_path",
+        help="tokenizer for raw text: tokenizer.json, folder or Hugging Face name (default: train one)",
+    )
+    data.add_argument("--vocab_size", type=int, default=512, help="size of the BPE trained on raw text" + show)
+    data.add_argument("--min_tokens", type=int, default=64, help="shortest chunk cut from raw text" + show)
+    data.add_argument("--num_workers", type=int, default=0, help="loader processes" + show)
+    model = parser.add_argument_group("model and method")
+    model.add_argument("--model", default="JiT-B/4", help="JiT-{Ti,S,B,L,H}/{patch size}" + show)
+    model.add_argument(
+        "--img_size", type=int, default=64, help="side of the picture: it holds img_size^2 tokens" + show
+    )
+    model.add_argument(
+        "--objective", default="token", choices=OBJECTIVES, help="palette softmax, or pixel regression" + show
+    )
+    model.add_argument(
+        "--predict_clean", action=flag, default=True, help="pixel objective: predict the image, not the velocity" + show
+    )
+    model.add_argument("--palette", default="context", choices=PALETTES, help="which token gets which color" + show)
+    model.add_argument("--scan", default="block", choices=SCANS, help="which token gets which pixel" + show)
+    model.add_argument(
+        "--time_sampling", default="fitted", choices=TIME_SAMPLERS, help="distribution of training noise" + show
+    )
+    model.add_argument(
+        "--t_mean", type=float, help="mean of log(t/(1-t)) (default: noise 1.5 times the palette's spacing)"
+    )
+    model.add_argument("--t_std", type=float, default=1.2, help="its spread; JiT's own are -0.8 and 0.8" + show)
+    model.add_argument("--self_cond_prob", type=float, default=0.25, help="share of steps that look twice" + show)
+    model.add_argument(
+        "--infill_prob", type=float, default=0.2, help="share of samples with prefixes or spans given clean" + show
+    )
+    model.add_argument("--dropout", type=float, default=0.0, help="in the middle half of the blocks" + show)
+    loop = parser.add_argument_group("optimization")
+    loop.add_argument("--batch_size", type=int, default=32, help="chunks per device and forward pass" + show)
+    loop.add_argument("--grad_accum", type=int, default=1, help="forward passes per step" + show)
+    loop.add_argument("--epochs", type=int, default=100, help="passes over the data" + show)
+    loop.add_argument(
+        "--max_steps", type=int, help="stop (and end the schedule) after this many steps (default: by --epochs)"
+    )
+    loop.add_argument("--lr", type=float, default=5e-4, help="peak learning rate" + show)
+    loop.add_argument("--warmup_epochs", type=float, default=0.0, help="linear warm-up in epochs" + show)
+    loop.add_argument("--warmup_steps", type=int, help="the same in steps (default: by --warmup_epochs, at least 50)")
+    loop.add_argument("--schedule", default="cosine", choices=SCHEDULES, help="after the warm-up" + show)
+    loop.add_argument("--weight_decay", type=float, default=0.0, help="AdamW's" + show)
+    loop.add_argument("--grad_clip", type=float, default=1.0, help="largest gradient norm" + show)
+    loop.add_argument("--ema_decay", type=float, default=0.9999, help="of the averaged weights, ramped up" + show)
+    run = parser.add_argument_group("run")
+    run.add_argument("--output_dir", default="checkpoints/jit", help="run folder" + show)
+    run.add_argument(
+        "--resume", metavar="PATH|auto", help="continue from a checkpoint, or from last.pth of --output_dir"
+    )
+    run.add_argument(
+        "--save_interval", type=int, default=10, help="keep checkpoint_epoch_N.pth every this many epochs" + show
+    )
+    run.add_argument("--save_steps", type=int, default=500, help="write last.pth every this many steps" + show)
+    run.add_argument(
+        "--val_interval",
+        type=int,
+        help="validate every this many steps (default: a tenth of the run, an epoch at most)",
+    )
+    run.add_argument("--val_samples", type=int, default=256, help="validation chunks used" + show)
+    run.add_argument("--log_interval", type=int, default=20, help="write the log every this many steps" + show)
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
+    run.add_argument(
+        "--precision",
+        default="auto",
+        choices=device.PRECISIONS,
+        help="auto is bf16 where the hardware multiplies in it, else fp32" + show,
+    )
+    run.add_argument("--compile", action=flag, default=False, help="torch.compile the network" + show)
+    run.add_argument("--seed", type=int, default=0, help="of everything" + show)
+    run.add_argument(
+        "--wandb", metavar="PROJECT", help="also log to this Weights & Biases project, offline without a network"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    check(args)
+    runtime = device.start(args.device, args.seed, args.precision)
+    interrupt = Interrupt()
+    output = Path(args.output_dir)
+    resumed = resume_path(args.resume, output)
+    saved = load_checkpoint(resumed) if resumed else None
+    if saved:
+        refuse_other_model(args, saved["config"], resumed)
+
+    # data
+    tokenizer = Tokenizer.from_json(saved["tokenizer"]) if saved else args.tokenizer_path
+    train, val, tokenizer = open_data(args, output, tokenizer, runtime)
+    vocab_size = tokenizer.vocab_size
+    for chunks in (train, val):
+        chunks.check(args.img_size)
+    counts, pairs = train.statistics(vocab_size)
+    val.statistics(vocab_size)  # refuses ids outside the vocabulary
+    palette = (
+        Palette.from_state(saved["palette"])
+        if saved
+        else build_palette(args.palette, vocab_size, counts, pairs, args.seed)
+    )
+    palette = palette.to(runtime.device)
+    log_unigram = torch.log((torch.from_numpy(counts).float() + 0.5) / (counts.sum() + 0.5 * vocab_size))
+    order = LengthBuckets(train.lengths, args.batch_size, args.seed, runtime.rank, runtime.world_size)
+    steps_per_epoch = max(1, order.batches_per_epoch // args.grad_accum)
+    total_steps = args.max_steps or args.epochs * steps_per_epoch
+    warmup_steps = args.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = max(min(50, total_steps // 10), round(args.warmup_epochs * steps_per_epoch))
+    val_interval = args.val_interval or max(1, min(steps_per_epoch, total_steps // 10))
+
+    # model
+    network = build_jit_model(
+        args.model, args.img_size, args.predict_clean, vocab_size if args.objective == "token" else None, args.dropout
+    )
+    if args.objective == "token":
+        network.head.bias.data.copy_(log_unigram)  # the untrained network is the unigram posterior
+    network.to(runtime.device)
+    diffusion = Diffusion(network, palette, Canvas(args.img_size, network.patch_size, args.scan), args.objective)
+    t_mean = -math.log(1.5 * palette.spacing) if args.t_mean is None else args.t_mean
+    times = TimeSampler(args.time_sampling, t_mean, args.t_std, runtime.device)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=True
+    )
+    ema = EMA(network, args.ema_decay)
+
+    # resume
+    step, best = 0, math.inf
+    if saved:
+        load_weights(network, saved["model_state_dict"], resumed)
+        ema.load_state_dict(saved["ema_state_dict"], saved["step"])
+        optimizer.load_state_dict(saved["optimizer_state_dict"])
+        times = TimeSampler.from_state(saved["time_sampler"], runtime.device)
+        step, best = saved["step"], saved["best_val_loss"]
+        del saved
+    config = {**vars(args), "vocab_size": vocab_size, "t_mean": t_mean}
+    log = RunLog(output, config, runtime, step if resumed else None, args.wandb)
+
+    def save(name: str) -> None:
+        if runtime.is_main:
+            state = {
+                "model_state_dict": network.state_dict(),
+                "ema_state_dict": ema.state_dict(),
+                "optimizer_state_dict": optimizer.state_dict(),
+                "time_sampler": times.state_dict(),
+                "palette": palette.state(),
+                "log_unigram": log_unigram,
+                "tokenizer": tokenizer.to_json(),
+                "config": config,
+                "step": step,
+                "epoch": step // steps_per_epoch,
+                "best_val_loss": best,
+            }
+            save_checkpoint(output / name, state)
+        runtime.wait()
+
+    if runtime.is_main:
+        size = sum(p.numel() for p in network.parameters()) / 1e6
+        print(
+            f"{args.model} {size:.1f}M parameters, {args.objective} objective, {palette.name} palette of {vocab_size} tokens, {runtime.device} {runtime.dtype}"
+        )
+        print(
+            f"{len(train):,} chunks, {steps_per_epoch:,} steps per epoch, {total_steps:,} steps, from step {step:,}; writing {output}"
+        )
+    if args.compile:
+        network.compile(dynamic=True)
+    trained = diffusion
+    if runtime.world_size > 1:
+        trained = nn.parallel.DistributedDataParallel(
+            diffusion, device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None
+        )
+    val_batches = validation_batches(val, args, runtime)
+    pending = []  # (step, loss, gradient norm, learning rate) not yet read from the device
+    bar = progress_bar(total_steps, "train", initial=step, active=runtime.is_main)
+    seen_tokens, since = 0, time.time()
+
+    # loop
+    while step < total_steps and not runtime.any(interrupt.received):
+        epoch, inside = divmod(step, steps_per_epoch)
+        loader = batches(train, order.epoch(epoch, inside * args.grad_accum), args.img_size**2, args.num_workers)
+        loader = iter(loader)
+        while step < min(total_steps, (epoch + 1) * steps_per_epoch):
+            lr = lr_at(step, args.lr, warmup_steps, total_steps, args.schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss = 0.0
+            for micro in range(args.grad_accum):
+                batch = next(loader)
+                torch.manual_seed(step_seed(args.seed, step, micro, runtime.rank))
+                seen_tokens += int(batch["num_tokens"].sum())
+                inputs = draw(batch, diffusion, times, args, runtime)
+                with runtime.autocast():
+                    part, per_sample = trained(**inputs)
+                (part / args.grad_accum).backward()
+                loss = loss + part.detach() / args.grad_accum
+                times.observe(inputs["t"], torch.where((inputs["known"] & inputs["mask"]).any(1), math.nan, per_sample))
+            norm = nn.utils.clip_grad_norm_(network.parameters(), args.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ema.update(network)
+            step += 1
+            pending.append((step, loss, norm, lr))
+            bar.update()
+
+            done = step == total_steps
+            epoch_ends = step % steps_per_epoch == 0
+            validates = step % val_interval == 0 or done
+            saves = step % args.save_steps == 0 or epoch_ends or done
+            stops = (validates or saves or step % args.log_interval == 0) and runtime.any(interrupt.received)
+            if validates or saves or stops or step % args.log_interval == 0:
+                speed = runtime.sum(torch.tensor(float(seen_tokens), device=runtime.device)).item() / (
+                    time.time() - since
+                )
+                losses = write_pending(pending, log, runtime, speed, output)
+                bar.set_postfix_str(f"loss {losses:.3f}, {speed:,.0f} tokens/s")
+                pending, seen_tokens, since = [], 0, time.time()
+            if step % 100 == 0:
+                times.refit(runtime)
+            if validates:
+                with ema.applied(network):
+                    result = validate(diffusion, val_batches, runtime)
+                log.log(step, **result)
+                bar.write(
+                    f"step {step}: validation loss {result['val_loss']:.4f}, tokens recovered {result['val_accuracy']:.1%}"
+                )
+                if result["val_loss"] < best:
+                    best = result["val_loss"]
+                    save(BEST)
+                since = time.time()
+            if saves or stops:
+                save(LAST)
+            if epoch_ends and step // steps_per_epoch % args.save_interval == 0:
+                save(f"checkpoint_epoch_{step // steps_per_epoch}.pth")
+            if stops:
+                break
+
+    # finish
+    bar.close()
+    log.close()
+    if runtime.is_main:
+        left = "" if step >= total_steps else f"; stopped early, continue with --output_dir {output} --resume auto"
+        print(f"step {step:,} of {total_steps:,}, best validation loss {best:.4f}, in {output}{left}")
+    runtime.finish()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Before the loop
+
+
+def check(args: argparse.Namespace) -> None:
+    for name in ("batch_size", "grad_accum", "epochs", "save_interval", "save_steps", "log_interval", "val_samples"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
+    for name in ("max_steps", "val_interval"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
+    for name in ("self_cond_prob", "infill_prob", "dropout", "ema_decay"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise UserError(f"--{name} {getattr(args, name)}: need a share from 0 to 1")
+    if not (args.lr > 0 and math.isfinite(args.lr)):
+        raise UserError(f"--lr {args.lr}: need a positive number")
+
+
+def refuse_other_model(args: argparse.Namespace, config: dict, path: Path) -> None:
+    for name in FIXED_BY_CHECKPOINT:
+        if getattr(args, name) != config[name]:
+            raise UserError(
+                f"{path} was trained with --{name} {config[name]}, not {getattr(args, name)}; pass the same to --resume"
+            )
+
+
+def open_data(args, output: Path, tokenizer, runtime) -> tuple[Chunks, Chunks, Tokenizer]:
+    """Training and validation chunks and the tokenizer; raw text is built by the first rank while the others wait."""
+    arguments = (
+        args.data_path,
+        output / "data",
+        tokenizer,
+        args.vocab_size,
+        args.img_size**2,
+        min(args.min_tokens, args.img_size**2),
+        0.01,
+        args.seed,
+    )
+    if not runtime.is_main:
+        runtime.wait()
+    train, val, tokenizer = open_chunks(*arguments)
+    if runtime.is_main:
+        runtime.wait()
+    if args.val_path:
+        if not Path(args.val_path).exists():
+            raise UserError(f"no validation data at {args.val_path}")
+        val = open_built(Path(args.val_path))
+    if val is None:
+        raise UserError(
+            f"no validation chunks beside {args.data_path}: name some with --val_path, or rebuild with --val_fraction above 0"
+        )
+    return train, val, tokenizer
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# In the loop
+
+
+def step_seed(*place: int) -> int:
+    """A seed for (seed, step, micro-batch, rank), so that a step is a pure function of weights and place."""
+    return int(np.random.SeedSequence([p % 2**63 for p in place]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def draw(batch: dict, diffusion: Diffusion, times: TimeSampler, args, runtime) -> dict:
+    """Times, noise, given pixels and the choice to look twice, for one batch; moves it to the device."""
+    tokens, mask = (batch[name].to(runtime.device, non_blocking=True) for name in ("tokens", "mask"))
+    u = (torch.arange(len(tokens)) + torch.rand(len(tokens))) / len(tokens)  # stratified: every batch covers all times
+    return {
+        "tokens": tokens,
+        "mask": mask,
+        "t": times.sample(u).to(runtime.device),
+        "noise": torch.randn(*tokens.shape, 3).to(runtime.device),
+        "known": draw_known(batch["num_tokens"], tokens.shape[1], args.infill_prob).to(runtime.device),
+        "self_condition": bool(torch.rand(()) < args.self_cond_prob),
+        "num_patches": diffusion.canvas.patches_for(int(batch["num_tokens"].max())),
+    }
+
+
+def draw_known(num_tokens: torch.Tensor, num_positions: int, probability: float) -> torch.Tensor:
+    """Which positions (B, N) are given clean: with `probability` a sample gets a prefix, or all but a span, or scattered runs."""
+    known = torch.zeros(len(num_tokens), num_positions, dtype=torch.bool)
+    for row, count in zip(known, num_tokens.tolist()):
+        if torch.rand(()) >= probability or count < 4:
+            continue
+        kind, share = int(torch.randint(3, ())), float(torch.rand(()))
+        length = min(count - 1, max(1, round(share * count)))
+        if kind == 0:  # a prefix to continue
+            row[:length] = True
+        elif kind == 1:  # a gap to fill
+            start = int(torch.randint(count - length + 1, ()))
+            row[:count] = True
+            row[start : start + length] = False
+        else:  # runs of eight
+            row[:count] = (torch.rand(-(-count // 8)) < share).repeat_interleave(8)[:count]
+            row[int(torch.randint(count, ()))] = False
+    return known
+
+
+def write_pending(pending: list, log: RunLog, runtime, speed: float, output: Path) -> float:
+    """Read the losses of the last steps from the device, log them, and stop every rank if one is not finite."""
+    values = torch.stack([torch.stack([loss, norm]) for _, loss, norm, _ in pending]).float()
+    values = (runtime.sum(values) / runtime.world_size).tolist()
+    for (step, _, _, lr), (loss, norm) in zip(pending, values):
+        log.log(step, loss=loss, grad_norm=norm, lr=lr, tokens_per_second=round(speed))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            last = output / LAST
+            kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
+            raise UserError(
+                f"loss {loss}, gradient norm {norm} at step {step}; {kept}; lower --lr or --grad_clip, or use --precision fp32"
+            )
+    return sum(loss for loss, _ in values) / len(values)
+
+
+def validation_batches(val: Chunks, args, runtime) -> list[dict]:
+    """The same chunks, times and noise for every validation of every run: times even in log sigma from 0.02 to 4."""
+    rng = np.random.default_rng(1)
+    chosen = np.sort(rng.permutation(len(val))[: args.val_samples])
+    chosen = chosen[np.argsort(val.lengths[chosen], kind="stable")]
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    log_sigma = torch.linspace(math.log(0.02), math.log(4.0), len(chosen))[
+        torch.randperm(len(chosen), generator=generator)
+    ]
+    for start in range(0, len(chosen), args.batch_size):
+        rows = chosen[start : start + args.batch_size]
+        batch = collate([val[i] for i in rows], args.img_size**2)
+        batch["t"] = t_of(log_sigma[start : start + len(rows)].exp())
+        batch["noise"] = torch.randn(*batch["tokens"].shape, 3, generator=generator)
+        found.append(batch)
+    return found[runtime.rank :: runtime.world_size]
+
+
+@torch.no_grad()
+def validate(diffusion: Diffusion, val_batches: list[dict], runtime) -> dict:
+    """Mean loss (nats per token, or squared error of the picture) and share of tokens recovered in one look."""
+    total = torch.zeros(3, dtype=torch.float64)
+    for batch in val_batches:
+        tokens, mask, t, noise = (batch[name].to(runtime.device) for name in ("tokens", "mask", "t", "noise"))
+        z = diffusion.add_noise(tokens, t, noise)
+        with runtime.autocast():
+            guess = diffusion.denoise(
+                z, t, mask, tokens=tokens, num_patches=diffusion.canvas.patches_for(int(batch["num_tokens"].max()))
+            )
+        if guess.nll is None:
+            error = (diffusion.canvas.read(guess.x_pred) - diffusion.palette.colors[tokens]).square().mean(-1)
+        else:
+            error = guess.nll
+        total += torch.stack([(error * mask).sum(), ((guess.tokens == tokens) & mask).sum(), mask.sum()]).double().cpu()
+    loss, right, count = runtime.sum(total.to(runtime.device, torch.float32)).tolist()
+    return {"val_loss": loss / count, "val_accuracy": right / count}
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -319,7 +319,7 @@ class TimeSampler:
         curve = self.curve()
         if curve is None:
             return
-        gain = F.avg_pool1d(F.pad(curve, (2, 2), mode="replicate")[None], 4, 1)[0].diff().clamp_min(0)
+        gain = F.avg_pool1d(F.pad(curve[None, None], (2, 2), mode="replicate"), 4, stride=1)[0, 0].diff().clamp_min(0)
         if gain.sum() > 0:
             self.density = (1 - self.FLOOR) * gain / gain.sum() + self.FLOOR * self.start
 

@@ -315,15 +315,9 @@ def plot_recovery(report: dict, path: Path) -> None:
 
 
 def plot_pixels(held_out: HeldOut, path: Path) -> None:
-    """The longest chunk at three noise levels: clean, noisy, recovered, and which pixels are wrong."""
+    """A typical long chunk at three noise levels: clean, noisy, recovered, and which pixels are wrong."""
     diffusion: Diffusion = held_out.loaded.diffusion
-    tokens = held_out.chunks[-1]
-    batch = {
-        name: value.to(held_out.runtime.device) for name, value in collate([tokens], held_out.loaded.capacity).items()
-    }
-    batch["noise"] = torch.randn(*batch["tokens"].shape, 3, generator=torch.Generator().manual_seed(1)).to(
-        held_out.runtime.device
-    )
+    batch = typical_chunk(held_out)
     mask = diffusion.canvas.paint(batch["mask"])[0].cpu().numpy()
     clean = diffusion.canvas.paint(diffusion.palette.colors[batch["tokens"]])[0]
     figure, axes = plt.subplots(len(SHOWN), 4, figsize=(8.6, 7.0), dpi=150, layout="constrained")
@@ -352,6 +346,16 @@ def plot_pixels(held_out: HeldOut, path: Path) -> None:
                 spine.set_color("#cccccc")
     figure.savefig(path)
     plt.close(figure)
+
+
+def typical_chunk(held_out: HeldOut) -> dict:
+    """A batch of one: of the last (longest) batch, the chunk of median accuracy where the nearest color gets half."""
+    *_, batch = held_out.batches()
+    z, t = held_out.noisy(batch, held_out.sigma_at(0.5))
+    right = (held_out.loaded.diffusion.denoise(z, t, batch["mask"]).tokens == batch["tokens"]) & batch["mask"]
+    order = (right.sum(1) / batch["num_tokens"]).argsort()
+    chosen = order[len(order) // 2]
+    return {name: value[chosen : chosen + 1] for name, value in batch.items()}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,131 @@
+"""Small real data and a small trained run, made once and shared by the tests."""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+import build_pretrain_data
+import train
+from kit import errors
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("TOKENCOLOR_TEST_DATA", ROOT.parent / "shared" / "data"))
+WORDS = [
+    "the",
+    "color",
+    "of",
+    "a",
+    "token",
+    "is",
+    "a",
+    "point",
+    "in",
+    "space",
+    "and",
+    "noise",
+    "moves",
+    "it",
+    "until",
+    "context",
+    "brings",
+    "the",
+    "word",
+    "back",
+    "home",
+]
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real texts, tokenizers and fonts; tests that need it are skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no test data at {SHARED}: set TOKENCOLOR_TEST_DATA")
+    return SHARED
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Run an entry point in this process as the command line would; returns its exit code."""
+
+    def run(module, *arguments) -> int:
+        monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, arguments)])
+        try:
+            errors.run(module.main)
+        except SystemExit as leaving:
+            return leaving.code or 0
+        return 0
+
+    return run
+
+
+@pytest.fixture
+def refused(call, capsys):
+    """Assert that an entry point refuses: exit code 2 and one line, which is returned."""
+
+    def check(module, *arguments) -> str:
+        capsys.readouterr()
+        code = call(module, *arguments)
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+        assert code == 2, f"exit code {code}"
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return check
+
+
+def sentences(seed: int, count: int) -> str:
+    rng = random.Random(seed)
+    return "".join(" ".join(rng.choices(WORDS, k=rng.randint(4, 12))).capitalize() + ".\n" for _ in range(count))
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory):
+    """Twenty small text files."""
+    folder = tmp_path_factory.mktemp("texts")
+    for index in range(20):
+        (folder / f"{index:02d}.txt").write_text(sentences(index, 120), encoding="utf-8")
+    return folder
+
+
+def build_arguments(*arguments) -> list[str]:
+    return [str(a) for a in arguments]
+
+
+@pytest.fixture(scope="session")
+def data(text_folder, tmp_path_factory):
+    """Chunks of 16 to 64 tokens, vocabulary 300."""
+    folder = tmp_path_factory.mktemp("data")
+    options = build_arguments("--input", text_folder, "--output_dir", folder, "--vocab_size", 300, "--min_tokens", 16)
+    build_pretrain_data.build(build_pretrain_data.parse_args([*options, "--max_tokens", "64", "--val_fraction", "0.1"]))
+    return folder
+
+
+TINY = ("--model", "JiT-Ti/4", "--img_size", "8", "--batch_size", "8", "--device", "cpu", "--precision", "fp32")
+
+
+@pytest.fixture(scope="session")
+def trained(data, tmp_path_factory):
+    """A run of 80 steps: enough to beat the unigram posterior on these texts."""
+    output = tmp_path_factory.mktemp("run")
+    previous = sys.argv
+    sys.argv = [
+        "train.py",
+        "--data_path",
+        str(data),
+        *TINY,
+        "--max_steps",
+        "80",
+        "--lr",
+        "2e-3",
+        "--save_interval",
+        "1",
+    ]
+    sys.argv += ["--output_dir", str(output)]
+    try:
+        train.main()
+    finally:
+        sys.argv = previous
+    return output

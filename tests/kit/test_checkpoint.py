@@ -1,0 +1,96 @@
+"""Checkpoints are whole or absent, and loading one never runs code."""
+
+import os
+import pickle
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from kit.checkpoint import load_checkpoint, load_weights, resume_path, save_checkpoint
+from kit.errors import UserError
+
+GOOD = {"model_state_dict": {"w": torch.arange(4.0)}, "config": {"seed": 1}}
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def test_what_was_saved_comes_back(tmp_path):
+    save_checkpoint(tmp_path / "new" / "a.pth", GOOD)
+    state = load_checkpoint(tmp_path / "new" / "a.pth")
+    assert torch.equal(state["model_state_dict"]["w"], torch.arange(4.0)) and state["config"] == {"seed": 1}
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.pth"]
+
+
+@pytest.mark.parametrize("keep", [0, 10, 400, -1])
+def test_a_truncated_file_is_refused(tmp_path, keep):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, GOOD)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("protocol", ["torch", "pickle"])
+def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    if protocol == "torch":
+        torch.save({**GOOD, "config": Evil()}, "evil.pth")
+    else:
+        (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match=r"not loaded|no checkpoint"):
+        load_checkpoint("evil.pth")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_other_files_are_refused(tmp_path):
+    torch.save({"something": 1}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="lacks model_state_dict, config"):
+        load_checkpoint(tmp_path / "other.pth")
+    with pytest.raises(UserError, match="no checkpoint at"):
+        load_checkpoint(tmp_path / "absent.pth")
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
+    """A file-size limit stands in for the full disk: the write fails half-way in the same place."""
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, GOOD)
+    program = f"""
+import torch
+from kit.checkpoint import save_checkpoint
+from kit.errors import run
+run(lambda: save_checkpoint({str(path)!r}, {{"model_state_dict": {{"w": torch.zeros(200_000)}}, "config": {{}}}}))
+"""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = subprocess.run([sys.executable, "-c", program], preexec_fn=limit, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1 and "keeps its previous content" in done.stderr
+    assert torch.equal(load_checkpoint(path)["model_state_dict"]["w"], torch.arange(4.0))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_a_resume_that_finds_nothing_fails_and_a_fresh_start_spares_an_old_run(tmp_path):
+    assert resume_path(None, tmp_path) is None
+    for asked in ("auto", str(tmp_path / "x.pth")):
+        with pytest.raises(UserError, match="there is no"):
+            resume_path(asked, tmp_path)
+    save_checkpoint(tmp_path / "last.pth", GOOD)
+    assert resume_path("auto", tmp_path) == tmp_path / "last.pth"
+    with pytest.raises(UserError, match="already holds a run"):
+        resume_path(None, tmp_path)
+
+
+def test_weights_that_do_not_fit_are_named():
+    with pytest.raises(UserError, match=r"weight is \(3, 2\), not \(2, 2\)"):
+        load_weights(nn.Linear(2, 2), nn.Linear(2, 3).state_dict(), "x.pth")
+    with pytest.raises(UserError, match="bias is missing"):
+        load_weights(nn.Linear(2, 2), nn.Linear(2, 2, bias=False).state_dict(), "x.pth")

@@ -1,0 +1,162 @@
+"""Each mode does what it says with nothing but a checkpoint."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import inference
+from tests.conftest import sentences
+
+TEXT = sentences(99, 30)
+CPU = ("--device", "cpu", "--precision", "fp32", "--num_inference_steps", 8)
+
+
+@pytest.fixture
+def use(call, trained, tmp_path):
+    """Run a mode of the trained checkpoint; returns what it wrote into MODE.json."""
+
+    def run(mode, *options):
+        assert (
+            call(
+                inference,
+                "--checkpoint",
+                trained / "best_model.pth",
+                "--mode",
+                mode,
+                "--output_dir",
+                tmp_path,
+                *CPU,
+                *options,
+            )
+            == 0
+        )
+        return json.loads((tmp_path / f"{mode}.json").read_text())
+
+    return run
+
+
+def test_encode_and_decode_return_a_text_of_any_length(use, tmp_path):
+    text = TEXT * 4 + "和中文 🙂 too"
+    (tmp_path / "in.txt").write_text(text, encoding="utf-8")
+    encoded = use("encode", "--input_file", tmp_path / "in.txt")
+    assert (
+        len(encoded["files"]) == -(-encoded["num_tokens"] // 64) or len(encoded["files"]) > encoded["num_tokens"] // 64
+    )
+    use("decode", "--image", *[tmp_path / name for name in encoded["files"]])
+    assert (tmp_path / "decode_000.txt").read_text(encoding="utf-8") == text
+
+
+def test_decode_takes_a_folder_and_pictures_without_transparency(use, tmp_path):
+    use("encode", "--input_text", "the color of a token")
+    (tmp_path / "flat").mkdir()
+    Image.open(tmp_path / "encode_000.png").convert("RGB").save(tmp_path / "flat" / "a.png")
+    use("decode", "--image", tmp_path / "flat")
+    assert (tmp_path / "decode_000.txt").read_text() == "the color of a token"
+
+
+def accuracy_of(path, truth):
+    found = np.load(path)
+    count = min(len(found), len(truth))
+    return (found[:count] == truth[:count]).mean()
+
+
+@pytest.mark.parametrize("damage", ["noise", "jpeg"])
+def test_denoising_repairs_a_damaged_picture(use, tmp_path, damage):
+    use("encode", "--input_text", TEXT[:190])
+    use("decode", "--image", tmp_path / "encode_000.png")
+    truth = np.load(tmp_path / "decode_000_tokens.npy")
+    picture = np.array(Image.open(tmp_path / "encode_000.png"))
+    if damage == "noise":
+        noisy = picture[..., :3] + np.random.default_rng(0).normal(0, 22, picture[..., :3].shape)
+        damaged = tmp_path / "damaged.png"
+        Image.fromarray(np.dstack([noisy.clip(0, 255).astype(np.uint8), picture[..., 3]])).save(damaged)
+    else:
+        damaged = tmp_path / "damaged.jpg"
+        Image.fromarray(picture).convert("RGB").save(damaged, quality=92, subsampling=0)
+    shares = []
+    for options in ((), ("--denoise",)):
+        use("decode", "--image", damaged, "--num_tokens", len(truth), *options)
+        shares.append(accuracy_of(tmp_path / "decode_000_tokens.npy", truth))
+    assert shares[0] < 0.97 and shares[1] > shares[0] + 0.02
+
+
+def test_reconstruction_beats_the_nearest_color(use, tmp_path):
+    report = use("reconstruct", "--input_text", TEXT)
+    assert report["nearest_accuracy"] + 0.1 < report["accuracy"] <= 1
+    assert (tmp_path / "reconstruct.txt").read_text() and (tmp_path / "reconstruct_000_noisy.png").exists()
+    clean = use("reconstruct", "--input_text", TEXT, "--t", "0.999")
+    assert clean["accuracy"] == 1 and (tmp_path / "reconstruct.txt").read_text() == TEXT
+
+
+def test_generation_writes_text_pictures_and_the_way_there(use, tmp_path):
+    report = use("generate", "--num_tokens", 40, "--num_samples", 3, "--batch_size", 2, "--gif", "--strip")
+    assert len(report["samples"]) == 3 and all(s["num_tokens"] == 40 for s in report["samples"])
+    alpha = np.array(Image.open(tmp_path / "generate_002.png"))[..., 3]
+    assert (alpha > 0).sum() == 40
+    assert Image.open(tmp_path / "generate_000.gif").n_frames > 4 and (tmp_path / "generate_000_strip.png").exists()
+    again = use("generate", "--num_tokens", 40, "--num_samples", 3, "--batch_size", 2)
+    other = use("generate", "--num_tokens", 40, "--num_samples", 3, "--batch_size", 2, "--seed", 1)
+    assert again["samples"] == report["samples"] != other["samples"]
+
+
+def test_generated_words_are_words_of_the_training_text(use):
+    """The 22-word vocabulary is learned within 80 steps well enough that noise does not pass for it."""
+    report = use("generate", "--num_samples", 4, "--num_inference_steps", 24)
+    words = " ".join(s["text"] for s in report["samples"]).lower().replace(".", " ").split()
+    known = set(sentences(0, 300).lower().replace(".", " ").split())
+    assert len(words) > 20 and sum(word in known for word in words) / len(words) > 0.35
+
+
+def test_infill_keeps_what_was_given(use):
+    report = use("infill", "--input_text", "The color of [[6]] back home.", "--num_samples", 2)
+    assert all(
+        s["text"].startswith("The color of") and s["text"].endswith("back home.")
+        for s in report["samples"]
+        if not s["ended"]
+    )
+    report = use("infill", "--input_text", "The color", "--num_tokens", 30)
+    assert report["samples"][0]["text"].startswith("The color") and report["samples"][0]["num_tokens"] == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--mode", "encode"), "needs --input_text or --input_file"),
+        (("--mode", "encode", "--input_text", "  "), "empty"),
+        (("--mode", "encode", "--input_file", "absent.txt"), "no file at"),
+        (("--mode", "decode"), "needs --image"),
+        (("--mode", "decode", "--image", "absent.png"), "no image at"),
+        (("--mode", "decode", "--image", "wide.png"), "9x8 pixels; this checkpoint reads 8x8"),
+        (("--mode", "decode", "--image", "text.png"), "no readable image"),
+        (("--mode", "decode", "--image", "blank.png"), "wholly transparent"),
+        (("--mode", "decode", "--image", "."), "no picture in"),
+        (("--mode", "generate", "--num_tokens", "65"), "holds 64"),
+        (("--mode", "generate", "--img_size", "64"), "--img_size 8, not 64"),
+        (("--mode", "generate", "--temperature", "0"), "--temperature"),
+        (("--mode", "reconstruct", "--input_text", "x", "--t", "1.5"), "--t 1.5"),
+        (("--mode", "infill", "--input_text", "the " * 200), "leaves nothing to fill"),
+        (("--mode", "infill", "--input_text", "a [[900]] b"), "holds 64"),
+        (("--mode", "infill", "--input_text", "a [[0]] b"), "every gap is empty"),
+    ],
+)
+def test_bad_input_is_one_line(refused, trained, tmp_path, monkeypatch, options, message):
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path / "pictures")
+    if "." not in options:
+        Image.new("RGB", (9, 8)).save("wide.png")
+        Image.new("RGBA", (8, 8)).save("blank.png")
+        (tmp_path / "pictures" / "text.png").write_text("no image")
+    assert message in refused(
+        inference, "--checkpoint", trained / "best_model.pth", "--output_dir", tmp_path / "out", *CPU, *options
+    )
+
+
+def test_a_checkpoint_of_something_else_is_refused(refused, tmp_path):
+    torch.save({"model_state_dict": {}, "config": {}}, tmp_path / "other.pth")
+    for name, message in (("other.pth", "lacks ema_state_dict"), ("absent.pth", "no checkpoint at")):
+        assert message in refused(
+            inference, "--checkpoint", tmp_path / name, "--mode", "generate", "--output_dir", tmp_path
+        )

@@ -109,6 +109,8 @@ def build(args: argparse.Namespace) -> dict:
     if (output / "stats.json").exists() and not args.overwrite:
         raise UserError(f"{output} already holds a finished build: pass --overwrite or choose another --output_dir")
     corpus = Corpus(args)
+    if next(corpus.documents(), None) is None:
+        raise UserError("the input holds no text (every document is empty)")
     partial = output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -332,14 +334,16 @@ def cut_chunks(
 def write_splits(spool: Spool, tokenizer: Tokenizer, args: argparse.Namespace, folder: Path) -> dict:
     """Cut both sets and write their Parquet shards under `folder`; returns the numbers for stats.json."""
     lengths = np.frombuffer(spool.lengths, dtype=np.uint64).astype(np.int64)
-    if not len(lengths):
-        raise UserError("the input holds no text (every document is empty)")
     if lengths.sum() < args.min_tokens * (1 + (args.val_fraction > 0)):
         raise UserError(
             f"the text is too short: {lengths.sum()} tokens for chunks of at least {args.min_tokens}; add text or lower --min_tokens"
         )
+    continues = tokenizer.continues_character()
     if len(lengths) == 1 and args.val_fraction > 0:  # a lone document is cut in two, and its end held out
         tail = int(max(args.val_fraction * lengths[0], args.min_tokens))
+        tokens = np.memmap(spool.path, dtype=np.uint32, mode="r")
+        while continues[tokens[lengths[0] - tail]]:
+            tail += 1
         lengths = np.array([lengths[0] - tail, tail])
         spool.lengths = array("Q", lengths.tolist())
         held_out = np.array([False, True])
@@ -347,7 +351,6 @@ def write_splits(spool: Spool, tokenizer: Tokenizer, args: argparse.Namespace, f
         held_out = split_documents(
             lengths, np.frombuffer(spool.keys, dtype=np.uint64), args.val_fraction, args.min_tokens
         )
-    continues = tokenizer.continues_character()
     stats = {
         "documents": len(lengths),
         "duplicates_removed": spool.duplicates,

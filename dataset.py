@@ -90,8 +90,6 @@ def open_built(path: Path) -> Chunks:
     """Chunks from a folder of shards, or one shard, of the data builder."""
     from datasets import disable_progress_bars, load_dataset
 
-    if path.is_dir() and path.name in ("train", "val") and not (path.parent / "stats.json").exists():
-        raise UserError(f"{path.parent} holds an unfinished build (no stats.json): run build_pretrain_data.py again")
     files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
     disable_progress_bars()
     try:
@@ -122,6 +120,8 @@ def open_chunks(
             raise UserError(f"{path} is empty: run build_pretrain_data.py")
         tokenizer = _build_raw(path, build_dir, tokenizer, vocab_size, max_tokens, min_tokens, val_fraction, seed)
         path = build_dir / "train"
+    elif path.name in ("train", "val") and not (path.parent / "stats.json").exists():
+        raise UserError(f"{path.parent} holds an unfinished build (no stats.json): run build_pretrain_data.py again")
     elif not isinstance(tokenizer, Tokenizer):
         folder = path if path.is_dir() else path.parent
         tokenizer = load_tokenizer(tokenizer or folder.parent / "tokenizer.json")

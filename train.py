@@ -32,6 +32,7 @@ from kit.tokenizer import Tokenizer
 from model import build_jit_model
 from palette import PALETTES, SCANS, Canvas, Palette, build_palette
 
+REFIT_STEPS = 50  # how often the time sampler is fitted again
 FIXED_BY_CHECKPOINT = ("model", "img_size", "objective", "palette", "scan", "predict_clean")
 
 
@@ -258,7 +259,7 @@ def main() -> None:
                 losses = write_pending(pending, log, runtime, speed, output)
                 bar.set_postfix_str(f"loss {losses:.3f}, {speed:,.0f} tokens/s")
                 pending, seen_tokens, since = [], 0, time.time()
-            if step % 100 == 0:
+            if step % REFIT_STEPS == 0:
                 times.refit(runtime)
             if validates:
                 with ema.applied(network):

@@ -215,8 +215,10 @@ def _candidates(sample: bytes, path: Path) -> list[str]:
     zeros = sample.count(0)
     if zeros:
         odd = sample[1::2].count(0)  # ASCII in UTF-16-LE has its zeros at odd places
-        if zeros > len(sample) // 50 and max(odd, zeros - odd) > 0.95 * zeros:
-            return ["utf-16-le" if odd > zeros - odd else "utf-16-be"]
+        wide = "utf-16-le" if 2 * odd > zeros else "utf-16-be"
+        text = sample[: len(sample) // 2 * 2].decode(wide, "replace")
+        if sum(c.isprintable() or c.isspace() for c in text) > 0.98 * len(text):
+            return [wide]
         raise UserError(f"{path} is a binary file (it holds NUL bytes): remove it from the input")
     control = len(sample.translate(None, bytes(range(7, 14)) + b"\x1b" + bytes(range(32, 256))))
     if control > len(sample) // 200:

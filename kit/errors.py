@@ -4,6 +4,7 @@ import errno
 import sys
 
 import torch
+from tqdm import tqdm
 
 
 class UserError(Exception):
@@ -29,5 +30,7 @@ def run(main) -> None:
 
 
 def _leave(message: str) -> None:
+    for bar in list(getattr(tqdm, "_instances", ())):  # a bar left open would share its line with the message
+        bar.close()
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)

@@ -12,7 +12,6 @@ ROWS = {
     "pixel_uniform_t": "seeds: pixel MSE, uniform t, digits, raster",
     "pixel_jit_t": "seeds: pixel MSE, JiT's t, digits, raster",
     "pixel_fitted_t": "pixel MSE, our t, palette and scan",
-    "token_jit_t": "ours with JiT's t",
     "token_raster": "ours with the raster scan",
     "token_digits": "ours with the digits palette",
     "token_spread": "ours with the spread palette",

@@ -90,40 +90,27 @@ def text_folder(tmp_path_factory):
     return folder
 
 
-def build_arguments(*arguments) -> list[str]:
-    return [str(a) for a in arguments]
-
-
 @pytest.fixture(scope="session")
 def data(text_folder, tmp_path_factory):
     """Chunks of 16 to 64 tokens, vocabulary 300."""
     folder = tmp_path_factory.mktemp("data")
-    options = build_arguments("--input", text_folder, "--output_dir", folder, "--vocab_size", 300, "--min_tokens", 16)
-    build_pretrain_data.build(build_pretrain_data.parse_args([*options, "--max_tokens", "64", "--val_fraction", "0.1"]))
+    options = f"--input {text_folder} --output_dir {folder} --vocab_size 300 --min_tokens 16 --max_tokens 64 --val_fraction 0.1"
+    build_pretrain_data.build(build_pretrain_data.parse_args(options.split()))
     return folder
 
 
-TINY = ("--model", "JiT-Ti/4", "--img_size", "8", "--batch_size", "8", "--device", "cpu", "--precision", "fp32")
+TINY = ("--model", "JiT-Ti/4", "--img_size", "8", "--batch_size", "16", "--device", "cpu", "--precision", "fp32")
+
+
+TRAINED = ("--max_steps", "200", "--lr", "3e-3", "--val_interval", "50", "--save_interval", "1")
 
 
 @pytest.fixture(scope="session")
 def trained(data, tmp_path_factory):
-    """A run of 80 steps: enough to beat the unigram posterior on these texts."""
+    """A run of 200 steps: enough to beat the unigram posterior on these texts by far."""
     output = tmp_path_factory.mktemp("run")
     previous = sys.argv
-    sys.argv = [
-        "train.py",
-        "--data_path",
-        str(data),
-        *TINY,
-        "--max_steps",
-        "80",
-        "--lr",
-        "2e-3",
-        "--save_interval",
-        "1",
-    ]
-    sys.argv += ["--output_dir", str(output)]
+    sys.argv = ["train.py", "--data_path", str(data), *TINY, *TRAINED, "--output_dir", str(output)]
     try:
         train.main()
     finally:

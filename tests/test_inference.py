@@ -75,7 +75,7 @@ def test_denoising_repairs_a_damaged_picture(use, tmp_path, damage):
         Image.fromarray(np.dstack([noisy.clip(0, 255).astype(np.uint8), picture[..., 3]])).save(damaged)
     else:
         damaged = tmp_path / "damaged.jpg"
-        Image.fromarray(picture).convert("RGB").save(damaged, quality=92, subsampling=0)
+        Image.fromarray(picture).convert("RGB").save(damaged, quality=40, subsampling=0)
     shares = []
     for options in ((), ("--denoise",)):
         use("decode", "--image", damaged, "--num_tokens", len(truth), *options)
@@ -100,14 +100,6 @@ def test_generation_writes_text_pictures_and_the_way_there(use, tmp_path):
     again = use("generate", "--num_tokens", 40, "--num_samples", 3, "--batch_size", 2)
     other = use("generate", "--num_tokens", 40, "--num_samples", 3, "--batch_size", 2, "--seed", 1)
     assert again["samples"] == report["samples"] != other["samples"]
-
-
-def test_generated_words_are_words_of_the_training_text(use):
-    """The 22-word vocabulary is learned within 80 steps well enough that noise does not pass for it."""
-    report = use("generate", "--num_samples", 4, "--num_inference_steps", 24)
-    words = " ".join(s["text"] for s in report["samples"]).lower().replace(".", " ").split()
-    known = set(sentences(0, 300).lower().replace(".", " ").split())
-    assert len(words) > 20 and sum(word in known for word in words) / len(words) > 0.35
 
 
 def test_infill_keeps_what_was_given(use):

@@ -20,7 +20,7 @@ def test_the_learning_rate_warms_up_then_falls_to_a_hundredth():
     rates = [lr_at(step, 1.0, 10, 110) for step in range(111)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == 1.0 and rates[60] == pytest.approx(0.505) and rates[110] == pytest.approx(0.01)
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert lr_at(500, 0.3, 10, 110, "constant") == 0.3
 
 

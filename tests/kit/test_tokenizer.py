@@ -76,6 +76,6 @@ def test_missing_and_damaged_tokenizers_are_refused(tmp_path):
 
 
 def test_an_unknown_hub_name_is_refused(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="cannot load tokenizer 'nobody/nothing'"):
         load_tokenizer("nobody/nothing")

@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--t", type=float, nargs="+", help="times to look at (default: 12 noise levels around the palette's spacing)"
     )
-    parser.add_argument("--num_inference_steps", type=int, default=16, help="looks per full sampling" + show)
+    parser.add_argument("--num_inference_steps", type=int, default=8, help="looks per full sampling" + show)
     parser.add_argument("--sampler", default="euler", choices=SAMPLERS, help="of full sampling" + show)
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=True, help="use the averaged weights" + show

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dataset import Chunks, LengthBuckets, batches, collate, open_built, open_chunks
-from diffusion import OBJECTIVES, TIME_SAMPLERS, Diffusion, TimeSampler, t_of
+from dataset import Chunks, LengthBuckets, batches, open_built, open_chunks
+from diffusion import OBJECTIVES, TIME_SAMPLERS, Diffusion, TimeSampler
 from kit import device, errors
 from kit.checkpoint import BEST, LAST, load_checkpoint, load_weights, resume_path, save_checkpoint
 from kit.ema import EMA
@@ -31,8 +31,11 @@ from kit.schedule import SCHEDULES, lr_at
 from kit.tokenizer import Tokenizer
 from model import build_jit_model
 from palette import PALETTES, SCANS, Canvas, Palette, build_palette
+from pretrained import NEEDED
+from validation import Validation
 
 REFIT_STEPS = 50  # how often the time sampler is fitted again
+RESUMED = (*NEEDED, "optimizer_state_dict", "step", "best_val_loss")  # what a checkpoint must hold to go on from
 FIXED_BY_CHECKPOINT = ("model", "img_size", "objective", "palette", "scan", "predict_clean")
 
 
@@ -127,9 +130,9 @@ def main() -> None:
     interrupt = Interrupt()
     output = Path(args.output_dir)
     resumed = resume_path(args.resume, output)
-    saved = load_checkpoint(resumed) if resumed else None
+    saved = load_checkpoint(resumed, RESUMED) if resumed else None
     if saved:
-        refuse_other_model(args, saved["config"], resumed)
+        compare(args, saved["config"], resumed, runtime)
 
     # data
     tokenizer = Tokenizer.from_json(saved["tokenizer"]) if saved else args.tokenizer_path
@@ -214,7 +217,7 @@ def main() -> None:
         trained = nn.parallel.DistributedDataParallel(
             diffusion, device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None
         )
-    val_batches = validation_batches(val, args, runtime)
+    validation = Validation(val, args.val_samples, args.batch_size, args.img_size**2, runtime)
     pending = []  # (step, loss, gradient norm, learning rate) not yet read from the device
     bar = progress_bar(total_steps, "train", initial=step, active=runtime.is_main)
     seen_tokens, since = 0, time.time()
@@ -263,7 +266,7 @@ def main() -> None:
                 times.refit(runtime)
             if validates:
                 with ema.applied(network):
-                    result = validate(diffusion, val_batches, runtime)
+                    result = validation.measure(diffusion)
                 log.log(step, **result)
                 bar.write(
                     f"step {step}: validation loss {result['val_loss']:.4f}, tokens recovered {result['val_accuracy']:.1%}"
@@ -306,12 +309,17 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--lr {args.lr}: need a positive number")
 
 
-def refuse_other_model(args: argparse.Namespace, config: dict, path: Path) -> None:
+def compare(args: argparse.Namespace, config: dict, path: Path, runtime) -> None:
+    """Refuse a checkpoint of another model; say which other arguments changed."""
+    changed = {k: v for k, v in vars(args).items() if k in config and config[k] != v and k not in ("resume", "t_mean")}
     for name in FIXED_BY_CHECKPOINT:
-        if getattr(args, name) != config[name]:
+        if name in changed:
             raise UserError(
-                f"{path} was trained with --{name} {config[name]}, not {getattr(args, name)}; pass the same to --resume"
+                f"{path} was trained with --{name} {config[name]}, not {changed[name]}; pass the same to --resume"
             )
+    if changed and runtime.is_main:
+        listed = ", ".join(f"--{name} {config[name]} -> {value}" for name, value in changed.items())
+        print(f"changed since {path}: {listed}")
 
 
 def open_data(args, output: Path, tokenizer, runtime) -> tuple[Chunks, Chunks, Tokenizer]:
@@ -359,7 +367,7 @@ def draw(batch: dict, diffusion: Diffusion, times: TimeSampler, args, runtime) -
         "tokens": tokens,
         "mask": mask,
         "t": times.sample(u).to(runtime.device),
-        "noise": torch.randn(*tokens.shape, 3).to(runtime.device),
+        "noise": torch.randn(*tokens.shape, 3, device=runtime.device),
         "known": draw_known(batch["num_tokens"], tokens.shape[1], args.infill_prob).to(runtime.device),
         "self_condition": bool(torch.rand(()) < args.self_cond_prob),
         "num_patches": diffusion.canvas.patches_for(int(batch["num_tokens"].max())),
@@ -399,45 +407,6 @@ def write_pending(pending: list, log: RunLog, runtime, speed: float, output: Pat
                 f"loss {loss}, gradient norm {norm} at step {step}; {kept}; lower --lr or --grad_clip, or use --precision fp32"
             )
     return sum(loss for loss, _ in values) / len(values)
-
-
-def validation_batches(val: Chunks, args, runtime) -> list[dict]:
-    """The same chunks, times and noise for every validation of every run: times even in log sigma from 0.02 to 4."""
-    rng = np.random.default_rng(1)
-    chosen = np.sort(rng.permutation(len(val))[: args.val_samples])
-    chosen = chosen[np.argsort(val.lengths[chosen], kind="stable")]
-    generator = torch.Generator().manual_seed(1)
-    found = []
-    log_sigma = torch.linspace(math.log(0.02), math.log(4.0), len(chosen))[
-        torch.randperm(len(chosen), generator=generator)
-    ]
-    for start in range(0, len(chosen), args.batch_size):
-        rows = chosen[start : start + args.batch_size]
-        batch = collate([val[i] for i in rows], args.img_size**2)
-        batch["t"] = t_of(log_sigma[start : start + len(rows)].exp())
-        batch["noise"] = torch.randn(*batch["tokens"].shape, 3, generator=generator)
-        found.append(batch)
-    return found[runtime.rank :: runtime.world_size]
-
-
-@torch.no_grad()
-def validate(diffusion: Diffusion, val_batches: list[dict], runtime) -> dict:
-    """Mean loss (nats per token, or squared error of the picture) and share of tokens recovered in one look."""
-    total = torch.zeros(3, dtype=torch.float64)
-    for batch in val_batches:
-        tokens, mask, t, noise = (batch[name].to(runtime.device) for name in ("tokens", "mask", "t", "noise"))
-        z = diffusion.add_noise(tokens, t, noise)
-        with runtime.autocast():
-            guess = diffusion.denoise(
-                z, t, mask, tokens=tokens, num_patches=diffusion.canvas.patches_for(int(batch["num_tokens"].max()))
-            )
-        if guess.nll is None:
-            error = (diffusion.canvas.read(guess.x_pred) - diffusion.palette.colors[tokens]).square().mean(-1)
-        else:
-            error = guess.nll
-        total += torch.stack([(error * mask).sum(), ((guess.tokens == tokens) & mask).sum(), mask.sum()]).double().cpu()
-    loss, right, count = runtime.sum(total.to(runtime.device, torch.float32)).tolist()
-    return {"val_loss": loss / count, "val_accuracy": right / count}
 
 
 if __name__ == "__main__":

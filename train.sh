@@ -14,7 +14,7 @@ if [ "$NUM_GPUS" -gt 0 ]; then # JiT-B/4 on 64x64 pictures
 else # a tiny preset that learns within minutes on two CPU cores
   MODEL=${MODEL:-JiT-Ti/4} IMG_SIZE=${IMG_SIZE:-16} VOCAB_SIZE=${VOCAB_SIZE:-512} MIN_TOKENS=${MIN_TOKENS:-64}
   BATCH_SIZE=${BATCH_SIZE:-32} EPOCHS=${EPOCHS:-2} LR=${LR:-2.5e-3} NUM_WORKERS=${NUM_WORKERS:-0}
-  MAX_STEPS=${MAX_STEPS-1300} # seven minutes; empty = all of EPOCHS
+  MAX_STEPS=${MAX_STEPS-1000} # five to six minutes; empty = all of EPOCHS
 fi
 MAX_TOKENS=${MAX_TOKENS:-$((IMG_SIZE * IMG_SIZE))}
 WARMUP_EPOCHS=${WARMUP_EPOCHS:-0}

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The seeds' objective against ours, and what each ingredient is worth: same size, data, steps and seed in every row.
-# Writes results/objectives.json. About 20 minutes on two CPU cores.   STEPS=250 SEED=0 ./recipes/objectives.sh
+# Writes results/objectives.json. About 20 minutes on two CPU cores.   STEPS=200 SEED=0 ./recipes/objectives.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
-STEPS=${STEPS:-250} SEED=${SEED:-0} WORK=${WORK:-checkpoints/objectives}
+STEPS=${STEPS:-200} SEED=${SEED:-0} WORK=${WORK:-checkpoints/objectives}
 MODEL=${MODEL:-JiT-Ti/4} IMG_SIZE=${IMG_SIZE:-16} LR=${LR:-2.5e-3}
 
 if [ ! -e "$WORK/data/stats.json" ]; then

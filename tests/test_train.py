@@ -56,16 +56,14 @@ def train_untrained(trained, data):
     from diffusion import Diffusion
     from kit import device
     from palette import Canvas, Palette
+    from validation import Validation
 
     state = load(trained / "best_model.pth")
     network = build_jit_model("JiT-Ti/4", 8, vocab_size=300)
     network.head.bias.data.copy_(state["log_unigram"])
     diffusion = Diffusion(network, Palette.from_state(state["palette"]), Canvas(8, 4))
-    runtime = device.start("cpu", precision="fp32")
-    options = type("Options", (), {"val_samples": 256, "batch_size": 16, "img_size": 8})
-    return train.validate(diffusion, train.validation_batches(open_built(data / "val"), options, runtime), runtime)[
-        "val_loss"
-    ]
+    validation = Validation(open_built(data / "val"), 256, 16, 64, device.start("cpu", precision="fp32"))
+    return validation.measure(diffusion)["val_loss"]
 
 
 def test_a_checkpoint_carries_all_it_needs(trained):

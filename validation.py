@@ -1,0 +1,53 @@
+"""Validation on fixed noise: the same chunks, times and noise for every step of every run, so that curves compare."""
+
+import math
+
+import numpy as np
+import torch
+
+from dataset import Chunks, collate
+from diffusion import Diffusion, t_of
+from kit.device import Runtime
+
+LOWEST_SIGMA, HIGHEST_SIGMA = 0.02, 4.0
+
+
+class Validation:
+    """Up to `num_samples` chunks, each at one noise level; the levels are even in log sigma from 0.02 to 4."""
+
+    def __init__(self, chunks: Chunks, num_samples: int, batch_size: int, num_positions: int, runtime: Runtime):
+        self.runtime = runtime
+        chosen = np.sort(np.random.default_rng(1).permutation(len(chunks))[:num_samples])
+        chosen = chosen[np.argsort(chunks.lengths[chosen], kind="stable")]
+        generator = torch.Generator().manual_seed(1)
+        log_sigma = torch.linspace(math.log(LOWEST_SIGMA), math.log(HIGHEST_SIGMA), len(chosen))
+        log_sigma = log_sigma[torch.randperm(len(chosen), generator=generator)]
+        batches = []
+        for start in range(0, len(chosen), batch_size):
+            rows = chosen[start : start + batch_size]
+            batch = collate([chunks[i] for i in rows], num_positions)
+            batch["t"] = t_of(log_sigma[start : start + len(rows)].exp())
+            batch["noise"] = torch.randn(*batch["tokens"].shape, 3, generator=generator)
+            batches.append(batch)
+        self.batches = batches[runtime.rank :: runtime.world_size]
+
+    @torch.no_grad()
+    def measure(self, diffusion: Diffusion) -> dict:
+        """Mean loss (nats per token, or squared error of the picture) and share of tokens recovered in one look."""
+        total = torch.zeros(3, dtype=torch.float64)
+        diffusion.eval()
+        for batch in self.batches:
+            tokens, mask, t, noise = (batch[name].to(self.runtime.device) for name in ("tokens", "mask", "t", "noise"))
+            z = diffusion.add_noise(tokens, t, noise)
+            patches = diffusion.canvas.patches_for(int(batch["num_tokens"].max()))
+            with self.runtime.autocast():
+                guess = diffusion.denoise(z, t, mask, tokens=tokens, num_patches=patches)
+            if guess.nll is None:
+                error = (diffusion.canvas.read(guess.x_pred) - diffusion.palette.colors[tokens]).square().mean(-1)
+            else:
+                error = guess.nll
+            right = (guess.tokens == tokens) & mask
+            total += torch.stack([(error * mask).sum(), right.sum(), mask.sum()]).double().cpu()
+        diffusion.train()
+        loss, right, count = self.runtime.sum(total.to(self.runtime.device, torch.float32)).tolist()
+        return {"val_loss": loss / count, "val_accuracy": right / count}

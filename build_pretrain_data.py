@@ -7,8 +7,8 @@
 Documents are deduplicated, tokenized on all cores and ended with an end token. Some of them become the validation set,
 never a part of one. Each set is then one long stream, cut into chunks whose length is uniform between --min_tokens and
 --max_tokens and which never split a UTF-8 character. The result depends on the seed, not on the number of workers, and
-appears only when it is complete: stats.json is written last. Memory does not grow with the corpus, apart from 16 bytes a
-document.
+appears only when it is complete: stats.json is written last. Memory does not grow with the corpus, apart from some fifty
+bytes a document.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from kit.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
 BATCH_PIECES = 32  # pieces of 65,536 characters that are tokenized at once; two batches are in flight
 SHARD_TOKENS = 1 << 24
-BPE_TRAINING_BYTES = 64 << 20
+BPE_TRAINING_BYTES = 16 << 20  # more changes little, and a trainer holds every distinct word
 LISTED_SOURCES = 1000
 
 
@@ -94,8 +94,10 @@ def main() -> None:
     print(f"wrote {args.output_dir}/train, val, tokenizer.json, stats.json")
 
 
-def build(args: argparse.Namespace) -> dict:
+def build(args: argparse.Namespace, tokenizer: Tokenizer | None = None) -> dict:
     """Run the whole build that `args` (of `parse_args`) describe and return what went into stats.json.
+
+    `tokenizer`, if given, takes the place of the one the arguments name.
 
     Raises UserError for bad input; nothing half-written is then left in `args.output_dir`.
     """
@@ -103,11 +105,19 @@ def build(args: argparse.Namespace) -> dict:
         raise UserError(f"--min_tokens {args.min_tokens} and --max_tokens {args.max_tokens}: need 1 <= min <= max")
     if not 0 <= args.val_fraction < 1:
         raise UserError(f"--val_fraction {args.val_fraction}: need a share from 0 to below 1")
+    if not 0 <= args.seed < 2**63:
+        raise UserError(f"--seed {args.seed}: need 0 or more, below 2^63")
     if args.input and args.dataset_name:
         raise UserError("give --input or --dataset_name, not both")
     output = Path(args.output_dir)
     if (output / "stats.json").exists() and not args.overwrite:
         raise UserError(f"{output} already holds a finished build: pass --overwrite or choose another --output_dir")
+    for split in ("train", "val"):
+        foreign = [p for p in (output / split).glob("*") if not p.match(f"{split}-[0-9]*.parquet")]
+        if foreign:
+            raise UserError(
+                f"{foreign[0]} is no shard of this builder and would be replaced: choose another --output_dir"
+            )
     corpus = Corpus(args)
     if next(corpus.documents(), None) is None:
         raise UserError("the input holds no text (every document is empty)")
@@ -118,16 +128,21 @@ def build(args: argparse.Namespace) -> dict:
     except OSError as error:
         raise UserError(f"cannot create --output_dir {output}: {error.strerror}") from error
     try:
-        tokenizer = choose_tokenizer(args, corpus)
+        tokenizer = tokenizer or choose_tokenizer(args, corpus)
         spool = tokenize(corpus, tokenizer, partial)
         stats = write_splits(spool, tokenizer, args, partial)
         stats["sources"] = corpus.sources_summary()
-        stats["settings"] = {k: v for k, v in vars(args).items() if k not in ("num_workers", "output_dir", "overwrite")}
+        stats["settings"] = settings_of(args)
         tokenizer.save(partial / "tokenizer.json")
         publish(partial, output, stats)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return stats
+
+
+def settings_of(args: argparse.Namespace) -> dict:
+    """The arguments that decide what a build holds."""
+    return {k: v for k, v in vars(args).items() if k not in ("num_workers", "output_dir", "overwrite")}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -171,14 +186,16 @@ def choose_tokenizer(args: argparse.Namespace, corpus: Corpus) -> Tokenizer:
 
     def sample() -> Iterator[str]:
         taken, due = 0, 0.0
-        for document in corpus.documents():
-            for piece in document.pieces():
-                due += len(piece) * share
-                if taken < due and taken < BPE_TRAINING_BYTES:
-                    taken += len(piece)
-                    yield piece
-            if corpus.hub and taken >= BPE_TRAINING_BYTES:
-                return
+        with progress_bar(corpus.bytes or None, "train tokenizer", unit="B") as bar:
+            for document in corpus.documents(advance=bar.update):
+                for piece in document.pieces():
+                    size = len(piece.encode())
+                    due += size * share
+                    if taken < due and taken < BPE_TRAINING_BYTES:
+                        taken += size
+                        yield piece
+                if corpus.hub and taken >= BPE_TRAINING_BYTES:
+                    return
 
     return train_bpe(sample(), args.vocab_size)
 
@@ -240,7 +257,7 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Spool:
         document = 0
         for batch, ids in _ahead(thread, _batches(pieces(bar), BATCH_PIECES), tokenizer):
             for (text, _, ends), tokens in zip(batch, ids):
-                spool.bytes += len(text.encode("utf-8", "surrogatepass"))
+                spool.bytes += len(text.encode())
                 tokens = np.concatenate([tokens, end]) if ends else tokens
                 file.write(tokens.tobytes())
                 spool.lengths[document] += len(tokens)
@@ -301,6 +318,8 @@ def split_documents(lengths: np.ndarray, keys: np.ndarray, fraction: float, min_
         if not held_out[index] and total + lengths[index] >= min_tokens:
             held_out[index] = True
             total += int(lengths[index])
+    if held_out.all():
+        held_out[np.argmax(lengths)] = False
     return held_out
 
 

@@ -5,14 +5,16 @@ text, which it builds on the spot. `LengthBuckets` says which chunks make which 
 epoch, so that a resumed run goes on where the killed one stopped.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from build_pretrain_data import build, parse_args
+from build_pretrain_data import build, parse_args, settings_of
 from kit.errors import UserError
 from kit.tokenizer import Tokenizer, load_tokenizer
 
@@ -21,8 +23,6 @@ class Chunks(Dataset):
     """Chunks of token ids. Item i is a long tensor (n,); `lengths` (num_chunks,) holds every n."""
 
     def __init__(self, table, origin: Path):
-        import pyarrow.compute
-
         self.table = table.with_format("numpy", columns=["tokens"])
         self.origin = origin
         column = table.data.column("tokens")
@@ -49,17 +49,19 @@ class Chunks(Dataset):
 
         Read off Arrow's own buffers, stretch by stretch in random order, until `limit` tokens were seen.
         """
-        parts = self.table.data.column("tokens").chunks
+        parts = [part for part in self.table.data.column("tokens").chunks if len(part.flatten())]
+        for part in parts:
+            extremes = pyarrow.compute.min_max(part.flatten())
+            if extremes["min"].as_py() < 0 or extremes["max"].as_py() >= vocab_size:
+                raise UserError(
+                    f"{self.origin} holds token id {extremes['max']}, outside the vocabulary of {vocab_size}: "
+                    "another tokenizer made it"
+                )
         counts, pairs, seen = np.zeros(vocab_size, dtype=np.int64), [], 0
         for index in np.random.default_rng(seed).permutation(len(parts)):
             if seen >= limit:
                 break
             tokens = parts[index].flatten().to_numpy()
-            if tokens.min() < 0 or tokens.max() >= vocab_size:
-                raise UserError(
-                    f"{self.origin} holds token id {tokens.max()}, outside the vocabulary of {vocab_size}: "
-                    "another tokenizer made it"
-                )
             counts += np.bincount(tokens, minlength=vocab_size)
             offsets = parts[index].offsets.to_numpy()
             inside = np.ones(len(tokens) - 1, dtype=bool)
@@ -122,28 +124,33 @@ def open_chunks(
         path = build_dir / "train"
     elif path.name in ("train", "val") and not (path.parent / "stats.json").exists():
         raise UserError(f"{path.parent} holds an unfinished build (no stats.json): run build_pretrain_data.py again")
-    elif not isinstance(tokenizer, Tokenizer):
-        folder = path if path.is_dir() else path.parent
-        tokenizer = load_tokenizer(tokenizer or folder.parent / "tokenizer.json")
+    else:
+        beside = (path if path.is_dir() else path.parent).parent / "tokenizer.json"
+        if not isinstance(tokenizer, Tokenizer):
+            tokenizer = load_tokenizer(tokenizer or beside)
+        if beside.exists() and not tokenizer.speaks_like(load_tokenizer(beside)):
+            raise UserError(f"{path} was tokenized by another tokenizer ({beside}) than the one in use")
     beside = path.parent / "val"
     val = open_built(beside) if path.name == "train" and is_built(beside) else None
     return open_built(path), val, tokenizer
 
 
 def _build_raw(path, build_dir, tokenizer, vocab_size, max_tokens, min_tokens, val_fraction, seed) -> Tokenizer:
-    """Build `path` into `build_dir` unless that was done already; returns the tokenizer used."""
-    if not (build_dir / "stats.json").exists():
-        build_dir.mkdir(parents=True, exist_ok=True)
-        if isinstance(tokenizer, Tokenizer):
-            given = build_dir / "given"
-            given.mkdir(exist_ok=True)
-            tokenizer.save(given / "tokenizer.json")
-            tokenizer = str(given)
-        options = ["--input", str(path), "--output_dir", str(build_dir), "--vocab_size", str(vocab_size)]
-        options += ["--min_tokens", str(min_tokens), "--max_tokens", str(max_tokens)]
-        options += ["--val_fraction", str(val_fraction), "--seed", str(seed)]
-        build(parse_args(options + (["--tokenizer_path", tokenizer] if tokenizer else [])))
-    return load_tokenizer(build_dir / "tokenizer.json")
+    """Build `path` into `build_dir` unless just that was done already; returns the tokenizer used."""
+    options = ["--input", str(path), "--output_dir", str(build_dir), "--vocab_size", str(vocab_size)]
+    options += ["--min_tokens", str(min_tokens), "--max_tokens", str(max_tokens)]
+    options += ["--val_fraction", str(val_fraction), "--seed", str(seed)]
+    given = tokenizer if isinstance(tokenizer, Tokenizer) else None
+    args = parse_args(options + (["--tokenizer_path", tokenizer] if tokenizer and not given else []))
+    stats = build_dir / "stats.json"
+    if not stats.exists():
+        build(args, given)
+    elif json.loads(stats.read_text(encoding="utf-8"))["settings"] != settings_of(args):
+        raise UserError(f"{build_dir} was built from other text or settings: remove it, or choose another --output_dir")
+    built = load_tokenizer(build_dir / "tokenizer.json")
+    if given and not given.speaks_like(built):
+        raise UserError(f"{build_dir} was built with another tokenizer: remove it, or choose another --output_dir")
+    return built
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -199,6 +206,6 @@ def collate(items: list[torch.Tensor], num_positions: int) -> dict:
 def batches(chunks: Chunks, order: Iterator[list[int]], num_positions: int, num_workers: int = 0) -> DataLoader:
     """A loader that reads the batches that `order` names."""
     return DataLoader(
-        chunks, batch_sampler=list(order), num_workers=num_workers, pin_memory=torch.cuda.is_available(),
+        chunks, batch_sampler=order, num_workers=num_workers, pin_memory=torch.cuda.is_available(),
         collate_fn=lambda items: collate(items, num_positions),
     )  # fmt: skip

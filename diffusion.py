@@ -215,11 +215,11 @@ class Diffusion(nn.Module):
         if sampler not in SAMPLERS:
             raise UserError(f"unknown sampler {sampler!r}; choose from {', '.join(SAMPLERS)}")
         batch = len(mask)
-        num_patches = self.canvas.patches_for(int(mask.sum(1).max()))
+        num_patches = self.canvas.patches_for(int(mask.any(0).nonzero().max()) + 1)
         device = mask.device
         if z is None:
             z = torch.randn(batch, 3, self.canvas.img_size, self.canvas.img_size, device=device, generator=generator)
-            z = z * (1 - grid[0]) + 0.0
+            z = z * (1 - grid[0])
         clean = None if known is None else self.canvas.paint(self.palette.colors[known_tokens])
         picture_known = None if known is None else self.canvas.paint(known)[:, None]
         x_prev = None
@@ -332,15 +332,13 @@ class TimeSampler:
         mean = torch.from_numpy(_interpolate(seen.numpy(), (total[seen] / weight[seen]).numpy(), self.BINS))
         return (mean.cummax(0).values + mean.flip(0).cummin(0).values.flip(0)) / 2
 
-    def grid(self, num_steps: int, t_start: float | None = None) -> torch.Tensor:
-        """Times (num_steps,) for a sampler, ascending from t_start (None = pure noise) to nearly clean.
+    def grid(self, num_steps: int, t_start: float | None = None, lowest: float = 0.02) -> torch.Tensor:
+        """Times (num_steps,) for a sampler, ascending from t_start (None = pure noise) to noise `lowest` or a quarter of the start's.
 
         Half of the steps follow what is learned where (the training density), half are even in log sigma.
         """
-        low, high = (
-            math.log(0.02),
-            self.HIGH if t_start is None else max(math.log(0.02) + 1e-3, float(sigma_of(torch.tensor(t_start)).log())),
-        )
+        start = MAX_SIGMA if t_start is None else min(MAX_SIGMA, float(sigma_of(torch.tensor(t_start))))
+        low, high = math.log(min(lowest, start / 4)), math.log(start)
         fine = torch.linspace(low, high, 1001, dtype=torch.float64)
         density = F.pad(self.density, (1, 1), mode="constant")[
             ((fine - self.LOW) / (self.HIGH - self.LOW) * self.BINS + 1).long().clamp(0, self.BINS + 1)
@@ -350,8 +348,6 @@ class TimeSampler:
         at = torch.linspace(1, 0, num_steps, dtype=torch.float64) * cumulative[-1]
         index = torch.searchsorted(cumulative, at).clamp(0, 1000)
         times = t_of(fine[index].exp()).float()
-        if t_start is not None:
-            times[0] = t_start
         return times
 
     def state_dict(self) -> dict:

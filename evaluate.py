@@ -216,7 +216,7 @@ class HeldOut:
     def sampled(self, sigma: float) -> dict:
         """Full sampling from noise `sigma`: tokens right, chunks wholly right, character error rate."""
         found = []
-        grid = self.loaded.times.grid(self.args.num_inference_steps, 1 / (1 + sigma))
+        grid = self.loaded.grid(self.args.num_inference_steps, 1 / (1 + sigma))
         generator = torch.Generator(self.runtime.device).manual_seed(self.args.seed)
         for batch in self.batches():
             z, _ = self.noisy(batch, sigma)

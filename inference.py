@@ -30,7 +30,7 @@ from palette import load_picture, save_png, to_pixels
 from pretrained import Pretrained, load_pretrained
 
 MODES = ("generate", "reconstruct", "infill", "encode", "decode")
-GAP = re.compile(r"\[\[(\d+)\]\]")
+GAP = re.compile(r"\[\[(\d{1,7})\]\]")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     show = " (default: %(default)s)"
     flag = argparse.BooleanOptionalAction
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of train.py")
-    parser.add_argument("--mode", required=True, choices=MODES)
+    parser.add_argument("--mode", required=True, choices=MODES, help="what to do, see above")
     parser.add_argument(
         "--img_size", type=int, help="refuse a checkpoint of another image size (default: take the checkpoint's)"
     )
@@ -120,7 +120,7 @@ def check(args: argparse.Namespace) -> None:
     for name in ("num_samples", "num_inference_steps", "batch_size", "num_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
-    if args.temperature <= 0:
+    if not 0 < args.temperature < float("inf"):
         raise UserError(f"--temperature {args.temperature}: need a positive number")
     needs_text = args.mode in ("reconstruct", "infill", "encode")
     if needs_text and (args.input_text is None) == (args.input_file is None):
@@ -160,9 +160,11 @@ def generate(loaded: Pretrained, args, output: Path) -> dict:
 def infill(loaded: Pretrained, args, output: Path) -> dict:
     """Text with gaps [[n]] of n tokens; without a gap, a prompt to continue up to --num_tokens."""
     text = read_input(args)
+    parts = GAP.split(text)
+    given = loaded.tokenizer.encode_pieces(parts[::2], [index == 0 for index in range(len(parts[::2]))])
     tokens, known = [], []
-    for index, part in enumerate(GAP.split(text)):
-        ids = np.zeros(int(part), dtype=np.int64) if index % 2 else loaded.tokenizer.encode(part).astype(np.int64)
+    for index, part in enumerate(parts):
+        ids = np.zeros(int(part), dtype=np.int64) if index % 2 else given[index // 2].astype(np.int64)
         tokens.append(ids)
         known.append(np.full(len(ids), index % 2 == 0))
     if len(tokens) == 1:
@@ -183,7 +185,7 @@ def infill(loaded: Pretrained, args, output: Path) -> dict:
 
 def write_samples(loaded: Pretrained, args, output: Path, tokens: list, known: list) -> dict:
     """Sample the unknown positions of each text; write picture, text and, if asked, the way there."""
-    grid = loaded.times.grid(args.num_inference_steps)
+    grid = loaded.grid(args.num_inference_steps)
     generator = torch.Generator(loaded.log_unigram.device).manual_seed(args.seed)
     samples, frames = [], []  # frames: the estimates of the first sample on its way
     bar = progress_bar(len(grid) * -(-len(tokens) // args.batch_size), "sample", unit="look")
@@ -230,9 +232,9 @@ def reconstruct(loaded: Pretrained, args, output: Path) -> dict:
     diffusion = loaded.diffusion
     t = float(t_of(torch.tensor(diffusion.palette.spacing / 2))) if args.t is None else args.t
     chunks = loaded.chunk(loaded.tokenizer.encode(read_input(args)))
-    grid = loaded.times.grid(args.num_inference_steps, t)
+    grid = loaded.grid(args.num_inference_steps, t)
     generator = torch.Generator(loaded.log_unigram.device).manual_seed(args.seed)
-    texts, right, nearest_right, total = [], 0, 0, 0
+    ids, pictures, right, nearest_right, total = [], 0, 0, 0, 0
     with progress_bar(len(chunks), "reconstruct", unit="picture") as bar:
         for start in range(0, len(chunks), args.batch_size):
             batch = to_device(collate(chunks[start : start + args.batch_size], loaded.capacity), loaded)
@@ -246,12 +248,13 @@ def reconstruct(loaded: Pretrained, args, output: Path) -> dict:
             nearest_right += int(((nearest == tokens) & mask).sum())
             total += int(mask.sum())
             for row, picture, each in zip(found, noisy, mask):
-                name = f"reconstruct_{len(texts):03d}"
+                name = f"reconstruct_{pictures:03d}"
                 save_png(output / f"{name}_noisy.png", picture, diffusion.canvas.paint(each[None])[0])
                 write_picture(loaded, output / f"{name}.png", row, each)
-                texts.append(loaded.tokenizer.decode(row[each].tolist()))
+                ids += row[each].tolist()
+                pictures += 1
                 bar.update()
-    text = "".join(texts)
+    text = loaded.tokenizer.decode(ids)
     (output / "reconstruct.txt").write_text(text, encoding="utf-8")
     print(text)
     accuracy, nearest = right / total, nearest_right / total
@@ -268,7 +271,7 @@ def encode(loaded: Pretrained, args, output: Path) -> dict:
     files = []
     for index, chunk in enumerate(chunks):
         batch = to_device(collate([chunk], loaded.capacity), loaded)
-        files.append(f"encode_{index:03d}.png")
+        files.append(f"encode_{index:0{max(3, len(str(len(chunks) - 1)))}d}.png")
         write_picture(loaded, output / files[-1], batch["tokens"][0], batch["mask"][0])
     print(f"{len(tokens):,} tokens in {len(files)} picture(s): {output / files[0]}{' …' if len(files) > 1 else ''}")
     return {"num_tokens": len(tokens), "files": files}
@@ -296,7 +299,7 @@ def decode(loaded: Pretrained, args, output: Path) -> dict:
                     else float(sigma_of(torch.tensor(args.t)))
                 )
                 t = 1 / (1 + sigma)
-                grid = loaded.times.grid(args.num_inference_steps, t)
+                grid = loaded.grid(args.num_inference_steps, t)
                 ids = (
                     diffusion.sample(mask, grid, "euler", picture * t, temperature=args.temperature)[mask].cpu().numpy()
                 )
@@ -352,7 +355,8 @@ def picture_paths(paths: list[str]) -> list[Path]:
     found = []
     for path in map(Path, paths):
         if path.is_dir():
-            members = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            members = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+            members.sort(key=lambda p: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", p.name)])
             if not members:
                 raise UserError(f"no picture in {path}")
             found += members

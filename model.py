@@ -263,7 +263,7 @@ def load_pretrained_jit(model_name: str, pretrained_path: str, img_size: int = 6
 
     Raises UserError if the file is missing or damaged, or holds another model or image size.
     """
-    checkpoint = load_checkpoint(pretrained_path)
+    checkpoint = load_checkpoint(pretrained_path, ("model_state_dict", "ema_state_dict", "config", "palette"))
     config = checkpoint["config"]
     for name, wanted in (("model", model_name), ("img_size", img_size)):
         if config[name] != wanted:

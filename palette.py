@@ -189,7 +189,7 @@ def separate_confusable(
         order = torch.from_numpy(rng.permutation(n))
         a, b = order[: n // 2], order[n // 2 : n // 2 * 2]
         held = near[at]  # (n, n): from a token's slot to every slot
-        cost = confusion @ held[:, :]  # cost of each token's neighborhood, by slot
+        cost = confusion @ held  # cost of each token's neighborhood, by slot
         stay = cost[a, at[a]] + cost[b, at[b]]
         move = cost[a, at[b]] + cost[b, at[a]]
         # after the swap a no longer meets b where b was: correct the two terms that `cost` counted as if it did

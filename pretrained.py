@@ -32,6 +32,10 @@ class Pretrained:
         """Tokens that one picture holds."""
         return self.diffusion.canvas.num_positions
 
+    def grid(self, num_steps: int, t_start: float | None = None) -> torch.Tensor:
+        """Times (num_steps,) for sampling from t_start (None = pure noise) to an eighth of the palette's spacing."""
+        return self.times.grid(num_steps, t_start, self.diffusion.palette.spacing / 8)
+
     def chunk(self, tokens: np.ndarray) -> list[torch.Tensor]:
         """Tokens (n,) as consecutive long tensors of at most `capacity`, none of which splits a UTF-8 character."""
         continues = self.tokenizer.continues_character()

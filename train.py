@@ -13,13 +13,14 @@ killed, bit for bit on a CPU.
 import argparse
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from dataset import Chunks, LengthBuckets, batches, open_built, open_chunks
+from dataset import Chunks, LengthBuckets, batches, is_built, open_built, open_chunks
 from diffusion import OBJECTIVES, TIME_SAMPLERS, Diffusion, TimeSampler
 from kit import device, errors
 from kit.checkpoint import BEST, LAST, load_checkpoint, load_weights, resume_path, save_checkpoint
@@ -36,7 +37,7 @@ from validation import Validation
 
 REFIT_STEPS = 50  # how often the time sampler is fitted again
 RESUMED = (*NEEDED, "optimizer_state_dict", "step", "best_val_loss")  # what a checkpoint must hold to go on from
-FIXED_BY_CHECKPOINT = ("model", "img_size", "objective", "palette", "scan", "predict_clean")
+FIXED_BY_CHECKPOINT = ("model", "img_size", "objective", "palette", "scan", "predict_clean", "time_sampling", "t_std")
 
 
 def parse_args() -> argparse.Namespace:
@@ -83,11 +84,17 @@ def parse_args() -> argparse.Namespace:
     loop.add_argument("--grad_accum", type=int, default=1, help="forward passes per step" + show)
     loop.add_argument("--epochs", type=int, default=100, help="passes over the data" + show)
     loop.add_argument(
-        "--max_steps", type=int, help="stop (and end the schedule) after this many steps (default: by --epochs)"
+        "--max_steps",
+        type=int,
+        help="stop (and end the schedule) after this many steps (default: by --epochs, which it replaces)",
     )
     loop.add_argument("--lr", type=float, default=5e-4, help="peak learning rate" + show)
     loop.add_argument("--warmup_epochs", type=float, default=0.0, help="linear warm-up in epochs" + show)
-    loop.add_argument("--warmup_steps", type=int, help="the same in steps (default: by --warmup_epochs, at least 50)")
+    loop.add_argument(
+        "--warmup_steps",
+        type=int,
+        help="the same in steps (default: by --warmup_epochs, at least 50 or a tenth of the run)",
+    )
     loop.add_argument("--schedule", default="cosine", choices=SCHEDULES, help="after the warm-up" + show)
     loop.add_argument("--weight_decay", type=float, default=0.0, help="AdamW's" + show)
     loop.add_argument("--grad_clip", type=float, default=1.0, help="largest gradient norm" + show)
@@ -127,7 +134,6 @@ def main() -> None:
     args = parse_args()
     check(args)
     runtime = device.start(args.device, args.seed, args.precision)
-    interrupt = Interrupt()
     output = Path(args.output_dir)
     resumed = resume_path(args.resume, output)
     saved = load_checkpoint(resumed, RESUMED) if resumed else None
@@ -150,7 +156,9 @@ def main() -> None:
     palette = palette.to(runtime.device)
     log_unigram = torch.log((torch.from_numpy(counts).float() + 0.5) / (counts.sum() + 0.5 * vocab_size))
     order = LengthBuckets(train.lengths, args.batch_size, args.seed, runtime.rank, runtime.world_size)
-    steps_per_epoch = max(1, order.batches_per_epoch // args.grad_accum)
+    steps_per_epoch = order.batches_per_epoch // args.grad_accum
+    if not steps_per_epoch:
+        raise UserError(f"--grad_accum {args.grad_accum}: an epoch has only {order.batches_per_epoch} batches")
     total_steps = args.max_steps or args.epochs * steps_per_epoch
     warmup_steps = args.warmup_steps
     if warmup_steps is None:
@@ -178,6 +186,8 @@ def main() -> None:
         load_weights(network, saved["model_state_dict"], resumed)
         ema.load_state_dict(saved["ema_state_dict"], saved["step"])
         optimizer.load_state_dict(saved["optimizer_state_dict"])
+        for group in optimizer.param_groups:
+            group["weight_decay"] = args.weight_decay
         times = TimeSampler.from_state(saved["time_sampler"], runtime.device)
         step, best = saved["step"], saved["best_val_loss"]
         del saved
@@ -222,6 +232,8 @@ def main() -> None:
     bar = progress_bar(total_steps, "train", initial=step, active=runtime.is_main)
     seen_tokens, since = 0, time.time()
 
+    interrupt = Interrupt()
+
     # loop
     while step < total_steps and not runtime.any(interrupt.received):
         epoch, inside = divmod(step, steps_per_epoch)
@@ -237,9 +249,13 @@ def main() -> None:
                 torch.manual_seed(step_seed(args.seed, step, micro, runtime.rank))
                 seen_tokens += int(batch["num_tokens"].sum())
                 inputs = draw(batch, diffusion, times, args, runtime)
-                with runtime.autocast():
-                    part, per_sample = trained(**inputs)
-                (part / args.grad_accum).backward()
+                # all ranks look twice in the same steps, and exchange gradients once a step
+                twice = step_seed(args.seed, step, micro) % 2**20 < args.self_cond_prob * 2**20
+                last = runtime.world_size == 1 or micro == args.grad_accum - 1
+                with nullcontext() if last else trained.no_sync():
+                    with runtime.autocast():
+                        part, per_sample = trained(**inputs, self_condition=twice)
+                    (part / args.grad_accum).backward()
                 loss = loss + part.detach() / args.grad_accum
                 times.observe(inputs["t"], torch.where((inputs["known"] & inputs["mask"]).any(1), math.nan, per_sample))
             norm = nn.utils.clip_grad_norm_(network.parameters(), args.grad_clip)
@@ -254,8 +270,9 @@ def main() -> None:
             epoch_ends = step % steps_per_epoch == 0
             validates = step % val_interval == 0 or done
             saves = step % args.save_steps == 0 or epoch_ends or done
-            stops = (validates or saves or step % args.log_interval == 0) and runtime.any(interrupt.received)
-            if validates or saves or stops or step % args.log_interval == 0:
+            reads = validates or saves or step % args.log_interval == 0
+            stops = interrupt.received if runtime.world_size == 1 else reads and runtime.any(interrupt.received)
+            if reads or stops:
                 speed = runtime.sum(torch.tensor(float(seen_tokens), device=runtime.device)).item() / (
                     time.time() - since
                 )
@@ -275,10 +292,10 @@ def main() -> None:
                     best = result["val_loss"]
                     save(BEST)
                 since = time.time()
-            if saves or stops:
-                save(LAST)
             if epoch_ends and step // steps_per_epoch % args.save_interval == 0:
                 save(f"checkpoint_epoch_{step // steps_per_epoch}.pth")
+            if saves or stops:
+                save(LAST)
             if stops:
                 break
 
@@ -305,6 +322,8 @@ def check(args: argparse.Namespace) -> None:
     for name in ("self_cond_prob", "infill_prob", "dropout", "ema_decay"):
         if not 0 <= getattr(args, name) <= 1:
             raise UserError(f"--{name} {getattr(args, name)}: need a share from 0 to 1")
+    if args.weight_decay < 0 or args.num_workers < 0 or not args.grad_clip > 0:
+        raise UserError("--weight_decay and --num_workers need 0 or more, --grad_clip more than 0")
     if not (args.lr > 0 and math.isfinite(args.lr)):
         raise UserError(f"--lr {args.lr}: need a positive number")
 
@@ -323,22 +342,21 @@ def compare(args: argparse.Namespace, config: dict, path: Path, runtime) -> None
 
 
 def open_data(args, output: Path, tokenizer, runtime) -> tuple[Chunks, Chunks, Tokenizer]:
-    """Training and validation chunks and the tokenizer; raw text is built by the first rank while the others wait."""
-    arguments = (
+    """Training and validation chunks and the tokenizer."""
+    path = Path(args.data_path)
+    if runtime.world_size > 1 and path.exists() and not is_built(path) and not is_built(path / "train"):
+        raise UserError(f"{path} is raw text: run build_pretrain_data.py on it first, then train on several devices")
+    capacity = args.img_size**2
+    train, val, tokenizer = open_chunks(
         args.data_path,
         output / "data",
         tokenizer,
         args.vocab_size,
-        args.img_size**2,
-        min(args.min_tokens, args.img_size**2),
+        capacity,
+        min(args.min_tokens, capacity),
         0.01,
         args.seed,
     )
-    if not runtime.is_main:
-        runtime.wait()
-    train, val, tokenizer = open_chunks(*arguments)
-    if runtime.is_main:
-        runtime.wait()
     if args.val_path:
         if not Path(args.val_path).exists():
             raise UserError(f"no validation data at {args.val_path}")
@@ -360,16 +378,17 @@ def step_seed(*place: int) -> int:
 
 
 def draw(batch: dict, diffusion: Diffusion, times: TimeSampler, args, runtime) -> dict:
-    """Times, noise, given pixels and the choice to look twice, for one batch; moves it to the device."""
+    """Times, noise and given pixels for one batch; moves it to the device."""
     tokens, mask = (batch[name].to(runtime.device, non_blocking=True) for name in ("tokens", "mask"))
-    u = (torch.arange(len(tokens)) + torch.rand(len(tokens))) / len(tokens)  # stratified: every batch covers all times
+    u = (torch.randperm(len(tokens)) + torch.rand(len(tokens))) / len(
+        tokens
+    )  # stratified: every batch covers all times
     return {
         "tokens": tokens,
         "mask": mask,
         "t": times.sample(u).to(runtime.device),
         "noise": torch.randn(*tokens.shape, 3, device=runtime.device),
         "known": draw_known(batch["num_tokens"], tokens.shape[1], args.infill_prob).to(runtime.device),
-        "self_condition": bool(torch.rand(()) < args.self_cond_prob),
         "num_patches": diffusion.canvas.patches_for(int(batch["num_tokens"].max())),
     }
 

@@ -13,8 +13,8 @@ if [ "$NUM_GPUS" -gt 0 ]; then # JiT-B/4 on 64x64 pictures
   BATCH_SIZE=${BATCH_SIZE:-32} EPOCHS=${EPOCHS:-100} LR=${LR:-4e-4} NUM_WORKERS=${NUM_WORKERS:-4}
 else # a tiny preset that learns within minutes on two CPU cores
   MODEL=${MODEL:-JiT-Ti/4} IMG_SIZE=${IMG_SIZE:-16} VOCAB_SIZE=${VOCAB_SIZE:-512} MIN_TOKENS=${MIN_TOKENS:-64}
+  [ -n "${EPOCHS:-}" ] || MAX_STEPS=${MAX_STEPS-1000} # five to six minutes; with EPOCHS set, all of them
   BATCH_SIZE=${BATCH_SIZE:-32} EPOCHS=${EPOCHS:-2} LR=${LR:-2.5e-3} NUM_WORKERS=${NUM_WORKERS:-0}
-  MAX_STEPS=${MAX_STEPS-1000} # five to six minutes; empty = all of EPOCHS
 fi
 MAX_TOKENS=${MAX_TOKENS:-$((IMG_SIZE * IMG_SIZE))}
 WARMUP_EPOCHS=${WARMUP_EPOCHS:-0}
@@ -40,30 +40,47 @@ for name in MODEL IMG_SIZE OBJECTIVE PALETTE SCAN DATA_PATH DATA_DIR TOKENIZER_P
   printf '%-16s %s\n' "$name" "${!name:--}"
 done
 
+if [ -n "$DATA_PATH" ] && [ "$(basename "$DATA_PATH")" = train ] && [ -e "$(dirname "$DATA_PATH")/stats.json" ]; then
+  DATA_PATH=$(dirname "$DATA_PATH")
+fi
 if [ -n "$DATA_PATH" ] && [ -e "$DATA_PATH/stats.json" ]; then
   DATA_DIR=$DATA_PATH
-elif [ ! -e "$DATA_DIR/stats.json" ]; then
+elif [ -e "$DATA_DIR/stats.json" ]; then
+  "$PYTHON" - "$DATA_DIR" "$DATA_PATH" <<'EOF'
+import json, sys
+built = json.load(open(f"{sys.argv[1]}/stats.json"))["settings"]["input"] or [""]
+if built != [sys.argv[2]]:
+    print(f"error: {sys.argv[1]} was built from {built[0] or 'the built-in text'}: choose another OUTPUT_DIR", file=sys.stderr)
+    sys.exit(2)
+EOF
+else
   build=(--output_dir "$DATA_DIR" --vocab_size "$VOCAB_SIZE" --min_tokens "$MIN_TOKENS" --max_tokens "$MAX_TOKENS" --seed "$SEED")
   if [ -n "$DATA_PATH" ]; then build+=(--input "$DATA_PATH"); fi
   if [ -n "$TOKENIZER_PATH" ]; then build+=(--tokenizer_path "$TOKENIZER_PATH"); fi
   "$PYTHON" build_pretrain_data.py "${build[@]}"
 fi
 
+DEVICE=auto
+if [ "$NUM_GPUS" -eq 0 ]; then DEVICE=cpu; fi
 launch=("$PYTHON")
 if [ "$NUM_GPUS" -gt 1 ]; then launch=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$NUM_GPUS"); fi
 train=(--data_path "$DATA_DIR/train" --model "$MODEL" --img_size "$IMG_SIZE" --objective "$OBJECTIVE" --palette "$PALETTE"
   --scan "$SCAN" --batch_size "$BATCH_SIZE" --epochs "$EPOCHS" --lr "$LR" --warmup_epochs "$WARMUP_EPOCHS"
-  --num_workers "$NUM_WORKERS" --output_dir "$OUTPUT_DIR" --seed "$SEED")
+  --num_workers "$NUM_WORKERS" --output_dir "$OUTPUT_DIR" --seed "$SEED" --device "$DEVICE")
 if [ -n "$MAX_STEPS" ]; then train+=(--max_steps "$MAX_STEPS"); fi
 if [ -n "$WANDB" ]; then train+=(--wandb "$WANDB"); fi
 if [ -e "$OUTPUT_DIR/last.pth" ]; then # a run that was stopped goes on; a finished one goes straight to the report
   echo "continuing the run in $OUTPUT_DIR"
   train+=(--resume auto)
 fi
+stopped=
+trap 'stopped=1' INT TERM # train.py saves and leaves by itself; nothing is evaluated then
 "${launch[@]}" train.py "${train[@]}"
+if [ -n "$stopped" ]; then exit 130; fi
+trap - INT TERM
 
-"$PYTHON" evaluate.py --checkpoint "$OUTPUT_DIR/best_model.pth" --data_path "$DATA_DIR/val" --output_dir "$OUTPUT_DIR/report"
-"$PYTHON" inference.py --checkpoint "$OUTPUT_DIR/best_model.pth" --mode generate --strip --gif --output_dir "$OUTPUT_DIR/samples" >"$OUTPUT_DIR/generate.log"
+"$PYTHON" evaluate.py --checkpoint "$OUTPUT_DIR/best_model.pth" --data_path "$DATA_DIR/val" --output_dir "$OUTPUT_DIR/report" --device "$DEVICE"
+"$PYTHON" inference.py --checkpoint "$OUTPUT_DIR/best_model.pth" --mode generate --strip --gif --output_dir "$OUTPUT_DIR/samples" --device "$DEVICE" >"$OUTPUT_DIR/generate.log"
 
 echo
 echo "model     $OUTPUT_DIR/best_model.pth"

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sysconfig
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,9 @@ def document_from_text(text: str) -> Document | None:
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         return None
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    data = text.encode("utf-8", "replace")  # JSON can spell lone surrogates, which no text holds
+    text = data.decode()
+    digest = hashlib.blake2b(data, digest_size=16).digest()
     return Document(digest, lambda: cut_pieces(iter([text])))
 
 
@@ -146,9 +149,12 @@ def file_digest(path: Path) -> str:
 
 
 def _kind(path: Path) -> str | None:
-    suffix = Path(path.stem).suffix if path.suffix in PACKED_SUFFIXES else path.suffix
+    packed = path.suffix.lower() in PACKED_SUFFIXES
+    suffix = (Path(path.stem).suffix if packed else path.suffix).lower()
     if suffix in TEXT_SUFFIXES:
         return "text"
+    if suffix == ".parquet" and packed:
+        return None  # Parquet needs random access and is compressed already
     return suffix[1:] if suffix in ROW_SUFFIXES else None
 
 
@@ -158,9 +164,9 @@ def _hidden(path: Path, root: Path) -> bool:
 
 def _open(path: Path):
     try:
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             return gzip.open(path, "rb")
-        if path.suffix == ".zst":
+        if path.suffix.lower() == ".zst":
             return io.BufferedReader(
                 zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True)
             )
@@ -169,7 +175,7 @@ def _open(path: Path):
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-_BROKEN = (EOFError, gzip.BadGzipFile, zstandard.ZstdError)
+_BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 
 
 def _read_text(path: Path, encoding: str) -> Iterator[str]:
@@ -193,10 +199,10 @@ def _survey(path: Path, encoding: str | None) -> tuple[str, bytes, bool]:
                 for block in _read_text(path, candidate):
                     if "\0" in block:
                         raise UserError(f"{path} is a binary file (it holds NUL characters): remove it from the input")
-                    digest.update(block.encode("utf-8", "surrogatepass"))
+                    digest.update(block.encode())
                     empty = empty and not block.strip()
                 return candidate, digest.digest(), empty
-            except UnicodeDecodeError:
+            except UnicodeError:
                 continue
     except _BROKEN as error:
         raise UserError(f"{path} is a damaged archive: {error}") from error
@@ -238,9 +244,9 @@ def _familiarity(sample: bytes, encoding: str) -> float:
 
 
 def row_text(row: dict, text_column: str = "text") -> str | None:
-    """The text of a row: its text column, or prompt and answer on lines of their own; None if it has neither."""
-    if isinstance(row.get(text_column), str):
-        return row[text_column]
+    """The text of a row: its text column, or prompt and answer on lines of their own; "" for a null, None if it has neither."""
+    if text_column in row and (row[text_column] is None or isinstance(row[text_column], str)):
+        return row[text_column] or ""
     if isinstance(row.get("prompt"), str) and isinstance(row.get("answer"), str):
         return f"{row['prompt']}\n{row['answer']}"
     return None
@@ -271,7 +277,7 @@ def _parquet_rows(path: Path, text_column: str) -> Iterator[str]:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path if path.suffix == ".parquet" else io.BytesIO(_open(path).read()))
+        file = pyarrow.parquet.ParquetFile(path)
         columns = [c for c in (text_column, "prompt", "answer") if c in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=256, columns=columns):
             for row in batch.to_pylist():
@@ -279,7 +285,7 @@ def _parquet_rows(path: Path, text_column: str) -> Iterator[str]:
                 if text is None:
                     raise UserError(f"{path}: no text in column {text_column!r}, nor in 'prompt' and 'answer'")
                 yield text
-    except (pyarrow.ArrowException, *_BROKEN) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is no readable Parquet file: {error}") from error
 
 
@@ -291,7 +297,14 @@ def hub_documents(name: str, config: str | None, split: str, text_column: str) -
         rows = load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # the hub client raises its own family, ValueError, FileNotFoundError, connection errors
         raise UserError(f"cannot open dataset {name!r} (config {config!r}, split {split!r}): {error}") from error
-    for row in rows:
+    rows = iter(rows)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # a connection that breaks, a shard that is damaged
+            raise UserError(f"reading dataset {name!r} failed: {error}") from error
         text = row_text(row, text_column)
         if text is None:
             raise UserError(f"dataset {name!r} has no text column {text_column!r}; its columns are {', '.join(row)}")

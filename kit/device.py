@@ -57,6 +57,8 @@ def start(device: str = "auto", seed: int = 0, precision: str = "auto") -> Runti
     CPUs with AMX) and fp32 elsewhere.
     Raises UserError for a device that is not there or a precision it lacks.
     """
+    if seed < 0:
+        raise UserError(f"--seed {seed}: need 0 or more")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if precision not in PRECISIONS:
@@ -67,7 +69,6 @@ def start(device: str = "auto", seed: int = 0, precision: str = "auto") -> Runti
         if precision == "bf16" and not torch.cuda.is_bf16_supported():
             raise UserError(f"{torch.cuda.get_device_name(chosen)} has no bf16; use --precision fp32")
         torch.cuda.set_device(chosen)
-        torch.set_float32_matmul_precision("high")
     if world_size > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     random.seed(seed)

@@ -1,10 +1,13 @@
 """Mistakes that a user can mend, told in one line."""
 
 import errno
+import sqlite3
 import sys
 
 import torch
 from tqdm import tqdm
+
+OUT_OF_MEMORY = "out of memory: lower --batch_size (raise --grad_accum to keep the step), --img_size or --model"
 
 
 class UserError(Exception):
@@ -22,11 +25,19 @@ def run(main) -> None:
     except UserError as error:
         _leave(str(error))
     except (torch.OutOfMemoryError, MemoryError):
-        _leave("out of memory: lower --batch_size (raise --grad_accum to keep the step), --img_size or --model")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        _leave(OUT_OF_MEMORY)
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):
             raise
-        _leave(f"disk full while writing {error.filename or 'a file'}: free some space and run again")
+        _leave(OUT_OF_MEMORY)
+    except sqlite3.OperationalError as error:
+        _leave(f"cannot write the build's temporary files ({error}): free some disk space and run again")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _leave(f"disk full while writing {error.filename or 'a file'}: free some space and run again")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            _leave(f"no permission for {error.filename or 'a file'}: {error.strerror}")
+        raise
 
 
 def _leave(message: str) -> None:

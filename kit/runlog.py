@@ -40,7 +40,9 @@ class RunLog:
         write_json(self.folder / "env.json", environment(runtime))
         path = self.folder / "log.jsonl"
         kept = _lines_up_to(path, resume_step) if resume_step is not None else []
-        path.write_text("".join(kept))
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(kept))
+        os.replace(partial, path)
         self._file = open(path, "a", buffering=1)
         self._start = time.time()
         if wandb:

@@ -75,6 +75,10 @@ class Tokenizer:
             flags[index] = 0x80 <= first < 0xC0
         return flags
 
+    def speaks_like(self, other: "Tokenizer") -> bool:
+        """Whether both give the same ids the same meaning."""
+        return self.end_id == other.end_id and self.backend.get_vocab() == other.backend.get_vocab()
+
     def to_json(self) -> str:
         """Everything needed to make the tokenizer again, as one string; `Tokenizer.from_json` is the way back."""
         return json.dumps(

@@ -11,10 +11,8 @@ from kit.runlog import write_json
 ROWS = {
     "pixel_uniform_t": "seeds: pixel MSE, uniform t, digits, raster",
     "pixel_jit_t": "seeds: pixel MSE, JiT's t, digits, raster",
-    "pixel_fitted_t": "pixel MSE, our t, palette and scan",
-    "token_raster": "ours with the raster scan",
-    "token_digits": "ours with the digits palette",
-    "token_spread": "ours with the spread palette",
+    "pixel_fitted_t": "pixel MSE with our palette, scan and t",
+    "token_digits": "ours, but the seeds' digits palette",
     "token": "ours: token, fitted t, context, block",
 }
 SIGMAS = (0.1, 0.2, 0.4)

@@ -183,6 +183,14 @@ def test_a_finished_build_is_replaced_only_on_request(text_folder, tmp_path):
     assert (tmp_path / "stats.json").read_text() != before
 
 
+def test_a_folder_of_texts_named_train_is_never_replaced(text_folder, tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "mine.txt").write_text("my novel")
+    with pytest.raises(UserError, match=r"mine.txt is no shard"):
+        build(tmp_path, "--input", text_folder, "--vocab_size", 280, "--min_tokens", 16, "--max_tokens", 64)
+    assert (tmp_path / "train" / "mine.txt").read_text() == "my novel"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -73,6 +73,14 @@ def test_raw_text_of_any_kind_is_built_on_the_spot(text_folder, tmp_path):
     assert len(alone) > 5 and val is None
 
 
+def test_chunks_of_other_text_or_another_tokenizer_are_refused(text_folder, data, tmp_path):
+    _, _, tokenizer = open_raw(text_folder, tmp_path / "a")
+    with pytest.raises(UserError, match="other text or settings"):
+        open_raw(text_folder, tmp_path / "a", seed=1)
+    with pytest.raises(UserError, match="tokenized by another tokenizer"):
+        open_raw(data / "val", tmp_path / "b", tokenizer=tokenizer)
+
+
 def test_a_folder_its_train_part_and_one_shard_open_alike(data):
     lengths = [
         len(open_raw(path, data / "none")[0]) for path in (data, data / "train", data / "train" / "train-00000.parquet")

@@ -181,7 +181,7 @@ def test_observed_losses_that_are_not_numbers_are_passed_over():
     assert sampler.weight.sum() == 1 and sampler.loss_sum.sum() == 2
 
 
-@pytest.mark.parametrize("t_start", [None, 0.3, 0.97])
+@pytest.mark.parametrize("t_start", [None, 0.3, 0.97, 0.995])
 @pytest.mark.parametrize("steps", [1, 2, 33])
 def test_grids_ascend_from_the_start_to_nearly_clean(t_start, steps):
     grid = TimeSampler("fitted", 1.0, 1.2).grid(steps, t_start)

@@ -89,6 +89,14 @@ def test_a_resume_that_finds_nothing_fails_and_a_fresh_start_spares_an_old_run(t
         resume_path(None, tmp_path)
 
 
+def test_a_resume_does_not_overwrite_another_run(tmp_path):
+    for name in ("one", "two"):
+        save_checkpoint(tmp_path / name / "last.pth", GOOD)
+    with pytest.raises(UserError, match="holds another run"):
+        resume_path(str(tmp_path / "one" / "last.pth"), tmp_path / "two")
+    assert resume_path(str(tmp_path / "one" / "last.pth"), tmp_path / "three") == tmp_path / "one" / "last.pth"
+
+
 def test_weights_that_do_not_fit_are_named():
     with pytest.raises(UserError, match=r"weight is \(3, 2\), not \(2, 2\)"):
         load_weights(nn.Linear(2, 2), nn.Linear(2, 3).state_dict(), "x.pth")

@@ -30,7 +30,7 @@ WANDB=${WANDB:-}
 # paths are the caller's, whatever folder the script lies in
 for name in DATA_PATH OUTPUT_DIR DATA_DIR TOKENIZER_PATH; do
   value=${!name}
-  if [ -n "$value" ] && [ "${value#/}" = "$value" ] && { [ "$name" != TOKENIZER_PATH ] || [ -e "$caller/$value" ]; }; then
+  if [ "$caller" != "$PWD" ] && [ -n "$value" ] && [ "${value#/}" = "$value" ] && { [ "$name" != TOKENIZER_PATH ] || [ -e "$caller/$value" ]; }; then
     printf -v "$name" '%s' "$caller/$value"
   fi
 done

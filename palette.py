@@ -185,19 +185,22 @@ def separate_confusable(
     near = torch.exp(-torch.cdist(place, place).square() / 2)  # spacing 1 in digits, s = 1/2: d^2 / (8 s^2) = d^2 / 2
     at = torch.arange(n)  # which of the movable slots a token holds
     rng = np.random.default_rng(seed)
+    held = near[at]  # (n, n): from each token's slot to every slot
+    cost = confusion @ held  # cost of each token's neighborhood, by slot
     for _ in range(rounds):
         order = torch.from_numpy(rng.permutation(n))
         a, b = order[: n // 2], order[n // 2 : n // 2 * 2]
-        held = near[at]  # (n, n): from a token's slot to every slot
-        cost = confusion @ held  # cost of each token's neighborhood, by slot
         stay = cost[a, at[a]] + cost[b, at[b]]
         move = cost[a, at[b]] + cost[b, at[a]]
         # after the swap a no longer meets b where b was: correct the two terms that `cost` counted as if it did
         move = move + 2 * confusion[a, b] * (near[at[a], at[b]] - near[at[a], at[a]])
-        gain = stay - move
-        best = torch.topk(gain, max(1, n // 64))
+        best = torch.topk(stay - move, max(1, n // 64))
         chosen = best.indices[best.values > 0]
         at[a[chosen]], at[b[chosen]] = at[b[chosen]], at[a[chosen]]
+        moved = torch.cat([a[chosen], b[chosen]])
+        change = near[at[moved]] - held[moved]
+        held[moved] += change
+        cost += confusion[:, moved] @ change
     result = slots.copy()
     result[movable] = slots[movable][at.numpy()]
     return result

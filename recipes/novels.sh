@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Your own novels: the same folder of text files once as UTF-8 and once as GB18030. Writes results/novels.json.
-#   NOVELS=path/to/txt_files STEPS=80 ./recipes/novels.sh
+#   NOVELS=path/to/txt_files STEPS=1000 ./recipes/novels.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
-NOVELS=${NOVELS:?name a folder of UTF-8 .txt files} STEPS=${STEPS:-80} WORK=${WORK:-checkpoints/novels}
+NOVELS=${NOVELS:?name a folder of UTF-8 .txt files} STEPS=${STEPS:-1000} WORK=${WORK:-checkpoints/novels}
 mkdir -p "$WORK/gb18030_text"
 "$PYTHON" - "$NOVELS" "$WORK/gb18030_text" <<'EOF'
 import pathlib, sys

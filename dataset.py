@@ -36,13 +36,20 @@ class Chunks(Dataset):
     def __getitem__(self, index: int) -> torch.Tensor:
         return torch.from_numpy(np.asarray(self.table[int(index)]["tokens"], dtype=np.int64))
 
-    def check(self, img_size: int) -> None:
-        """Raises UserError if a chunk does not fit the picture."""
+    def check(self, img_size: int, vocab_size: int) -> None:
+        """Raises UserError if a chunk does not fit the picture, or an id the vocabulary."""
         if self.lengths.max() > img_size**2:
             raise UserError(
                 f"{self.origin} has chunks of up to {self.lengths.max()} tokens, but a {img_size}x{img_size} image holds "
                 f"{img_size**2}: raise --img_size, or rebuild the data with --max_tokens {img_size**2}"
             )
+        for part in self.table.data.column("tokens").chunks:
+            extremes = pyarrow.compute.min_max(part.flatten())
+            if extremes["max"].is_valid and not 0 <= extremes["min"].as_py() <= extremes["max"].as_py() < vocab_size:
+                raise UserError(
+                    f"{self.origin} holds token id {extremes['max']}, outside the vocabulary of {vocab_size}: "
+                    "another tokenizer made it"
+                )
 
     def statistics(self, vocab_size: int, limit: int = 20_000_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Counts (V,) and pairs of neighbors (n, 2), for palettes and the unigram posterior.
@@ -50,13 +57,6 @@ class Chunks(Dataset):
         Read off Arrow's own buffers, stretch by stretch in random order, until `limit` tokens were seen.
         """
         parts = [part for part in self.table.data.column("tokens").chunks if len(part.flatten())]
-        for part in parts:
-            extremes = pyarrow.compute.min_max(part.flatten())
-            if extremes["min"].as_py() < 0 or extremes["max"].as_py() >= vocab_size:
-                raise UserError(
-                    f"{self.origin} holds token id {extremes['max']}, outside the vocabulary of {vocab_size}: "
-                    "another tokenizer made it"
-                )
         counts, pairs, seen = np.zeros(vocab_size, dtype=np.int64), [], 0
         for index in np.random.default_rng(seed).permutation(len(parts)):
             if seen >= limit:

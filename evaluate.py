@@ -86,8 +86,7 @@ def main() -> None:
         0.0,
         args.seed,
     )
-    chunks.check(loaded.config["img_size"])
-    chunks.statistics(loaded.tokenizer.vocab_size)  # refuses ids outside the vocabulary
+    chunks.check(loaded.config["img_size"], loaded.tokenizer.vocab_size)
     held_out = HeldOut(chunks, loaded, args, runtime)
 
     half = held_out.sigma_at(0.5)

@@ -145,9 +145,8 @@ def main() -> None:
     train, val, tokenizer = open_data(args, output, tokenizer, runtime)
     vocab_size = tokenizer.vocab_size
     for chunks in (train, val):
-        chunks.check(args.img_size)
+        chunks.check(args.img_size, vocab_size)
     counts, pairs = train.statistics(vocab_size)
-    val.statistics(vocab_size)  # refuses ids outside the vocabulary
     palette = (
         Palette.from_state(saved["palette"])
         if saved

@@ -55,7 +55,7 @@ def test_statistics_count_tokens_and_neighbors(data):
         np.unique(pairs, axis=0, return_counts=True)[1], np.unique(expected, axis=0, return_counts=True)[1]
     )
     with pytest.raises(UserError, match="outside the vocabulary of 290"):
-        chunks.statistics(290)
+        chunks.check(8, 290)
 
 
 def open_raw(path, build_dir, **changes):
@@ -90,7 +90,7 @@ def test_a_folder_its_train_part_and_one_shard_open_alike(data):
 
 def test_chunks_longer_than_the_picture_are_refused(data):
     with pytest.raises(UserError, match="raise --img_size, or rebuild the data with --max_tokens 16"):
-        open_built(data / "train").check(4)
+        open_built(data / "train").check(4, 300)
 
 
 def test_too_few_chunks_for_a_batch_are_refused():

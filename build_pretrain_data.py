@@ -4,48 +4,20 @@
     python build_pretrain_data.py --input novels/ --vocab_size 4096 # your own .txt, .jsonl, .parquet (also .gz, .zst)
     python build_pretrain_data.py --dataset_name wikitext --dataset_config wikitext-103-raw-v1 --tokenizer_path gpt2
 
-Documents are deduplicated, tokenized on all cores and ended with an end token. Some of them become the validation set,
-never a part of one. Each set is then one long stream, cut into chunks whose length is uniform between --min_tokens and
---max_tokens and which never split a UTF-8 character. The result depends on the seed, not on the number of workers, and
-appears only when it is complete: stats.json is written last. Memory does not grow with the corpus, apart from some fifty
-bytes a document.
+kit/builder.py says how the chunks are made.
 """
 
 import argparse
-import hashlib
 import os
-import shutil
-import sqlite3
-from array import array
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
-import numpy as np
+from dataclasses import fields
 
 from kit import errors
-from kit.corpus import (
-    Document,
-    Source,
-    documents,
-    file_digest,
-    find_sources,
-    hub_documents,
-    python_sources,
-    size_on_disk,
-)
-from kit.errors import UserError
-from kit.runlog import progress_bar, write_json
-from kit.tokenizer import Tokenizer, load_tokenizer, train_bpe
-
-BATCH_PIECES = 32  # pieces of 65,536 characters that are tokenized at once; two batches are in flight
-SHARD_TOKENS = 1 << 24
-BPE_TRAINING_BYTES = 16 << 20  # more changes little, and a trainer holds every distinct word
-LISTED_SOURCES = 1000
+from kit.builder import BuildSettings, build
 
 
-def parse_args(argv=None) -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(**{field.name: field.default for field in fields(BuildSettings)})
     show = " (default: %(default)s)"
     source = parser.add_argument_group("source; with none given, Python's own library and language reference")
     source.add_argument(
@@ -53,38 +25,33 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     source.add_argument("--dataset_name", help="a Hugging Face dataset, by name or local folder, streamed")
     source.add_argument("--dataset_config", help="its configuration")
-    source.add_argument("--dataset_split", default="train", help="its split" + show)
-    source.add_argument(
-        "--text_column", default="text", help="column that holds the text of .jsonl, .parquet, datasets" + show
-    )
+    source.add_argument("--dataset_split", help="its split" + show)
+    source.add_argument("--text_column", help="column that holds the text of .jsonl, .parquet, datasets" + show)
     source.add_argument("--encoding", help="encoding of text files (default: UTF-8, UTF-16, GB18030 or Big5, detected)")
     tokens = parser.add_argument_group("tokens")
     tokens.add_argument(
         "--tokenizer_path", help="tokenizer.json, a folder with one, or a Hugging Face name (default: train a BPE)"
     )
-    tokens.add_argument(
-        "--vocab_size", type=int, default=512, help="size of the byte-level BPE trained on the text" + show
-    )
-    tokens.add_argument("--min_tokens", type=int, default=256, help="shortest chunk" + show)
-    tokens.add_argument("--max_tokens", type=int, default=4096, help="longest chunk: 4096 fill a 64x64 image" + show)
+    tokens.add_argument("--vocab_size", type=int, help="size of the byte-level BPE trained on the text" + show)
+    tokens.add_argument("--min_tokens", type=int, help="shortest chunk" + show)
+    tokens.add_argument("--max_tokens", type=int, help="longest chunk: 4096 fill a 64x64 image" + show)
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", default="data", help="folder to write" + show)
     output.add_argument(
         "--overwrite", action=argparse.BooleanOptionalAction, default=False, help="replace a finished build" + show
     )
-    output.add_argument(
-        "--val_fraction", type=float, default=0.01, help="share of the tokens held out, by document" + show
-    )
-    output.add_argument("--seed", type=int, default=0, help="seed of split and chunk lengths" + show)
+    output.add_argument("--val_fraction", type=float, help="share of the tokens held out, by document" + show)
+    output.add_argument("--seed", type=int, help="seed of split and chunk lengths" + show)
     output.add_argument("--num_workers", type=int, default=os.cpu_count(), help="tokenizing threads" + show)
-    return parser.parse_args(argv)
+    return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     os.environ["RAYON_NUM_THREADS"] = str(max(1, args.num_workers))  # read once, at the tokenizer's first batch
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    stats = build(args)
+    settings = BuildSettings(**{field.name: getattr(args, field.name) for field in fields(BuildSettings)})
+    stats = build(settings, args.output_dir, args.overwrite)
     for split in ("train", "val"):
         part = stats["splits"][split]
         print(f"{split:5} {part['documents']:9,} documents {part['chunks']:9,} chunks {part['tokens']:13,} tokens")
@@ -92,354 +59,6 @@ def main() -> None:
         f"{stats['bytes']:,} bytes, {stats['tokens_per_byte']:.3f} tokens per byte, vocabulary {stats['vocab_size']:,}"
     )
     print(f"wrote {args.output_dir}/train, val, tokenizer.json, stats.json")
-
-
-def build(args: argparse.Namespace, tokenizer: Tokenizer | None = None) -> dict:
-    """Run the whole build that `args` (of `parse_args`) describe and return what went into stats.json.
-
-    `tokenizer`, if given, takes the place of the one the arguments name.
-
-    Raises UserError for bad input; nothing half-written is then left in `args.output_dir`.
-    """
-    if not 1 <= args.min_tokens <= args.max_tokens:
-        raise UserError(f"--min_tokens {args.min_tokens} and --max_tokens {args.max_tokens}: need 1 <= min <= max")
-    if not 0 <= args.val_fraction < 1:
-        raise UserError(f"--val_fraction {args.val_fraction}: need a share from 0 to below 1")
-    if not 0 <= args.seed < 2**63:
-        raise UserError(f"--seed {args.seed}: need 0 or more, below 2^63")
-    if args.input and args.dataset_name:
-        raise UserError("give --input or --dataset_name, not both")
-    output = Path(args.output_dir)
-    if (output / "stats.json").exists() and not args.overwrite:
-        raise UserError(f"{output} already holds a finished build: pass --overwrite or choose another --output_dir")
-    for split in ("train", "val"):
-        foreign = [p for p in (output / split).glob("*") if not p.match(f"{split}-[0-9]*.parquet")]
-        if foreign:
-            raise UserError(
-                f"{foreign[0]} is no shard of this builder and would be replaced: choose another --output_dir"
-            )
-    corpus = Corpus(args)
-    if next(corpus.documents(), None) is None:
-        raise UserError("the input holds no text (every document is empty)")
-    partial = output / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot create --output_dir {output}: {error.strerror}") from error
-    try:
-        tokenizer = tokenizer or choose_tokenizer(args, corpus)
-        spool = tokenize(corpus, tokenizer, partial)
-        stats = write_splits(spool, tokenizer, args, partial)
-        stats["sources"] = corpus.sources_summary()
-        stats["settings"] = settings_of(args)
-        tokenizer.save(partial / "tokenizer.json")
-        publish(partial, output, stats)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return stats
-
-
-def settings_of(args: argparse.Namespace) -> dict:
-    """The arguments that decide what a build holds."""
-    return {k: v for k, v in vars(args).items() if k not in ("num_workers", "output_dir", "overwrite")}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Corpus
-
-
-class Corpus:
-    """The documents that the arguments name, to be read in the same order as often as needed."""
-
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
-        self.hub = args.dataset_name is not None
-        self.sources: list[Source] = [] if self.hub else find_sources(args.input) if args.input else python_sources()
-        self.bytes = size_on_disk(self.sources)
-
-    def documents(self, advance=lambda size: None) -> Iterator[Document]:
-        """Every document; calls `advance(bytes)` when a source is done."""
-        args = self.args
-        if self.hub:
-            yield from hub_documents(args.dataset_name, args.dataset_config, args.dataset_split, args.text_column)
-        for source in self.sources:
-            yield from documents(source, args.encoding, args.text_column)
-            advance(source.path.stat().st_size)
-
-    def sources_summary(self) -> dict:
-        """Where the text came from: file hashes (one combined hash always, each file's for up to 1000 files)."""
-        if self.hub:
-            args = self.args
-            return {"dataset": args.dataset_name, "config": args.dataset_config, "split": args.dataset_split}
-        files = [{"name": s.name, "bytes": s.path.stat().st_size, "sha256": file_digest(s.path)} for s in self.sources]
-        combined = hashlib.sha256("".join(f"{f['name']}\0{f['sha256']}\n" for f in files).encode()).hexdigest()
-        summary = {"files": len(files), "bytes": self.bytes, "sha256": combined}
-        return summary | ({"listing": files} if len(files) <= LISTED_SOURCES else {})
-
-
-def choose_tokenizer(args: argparse.Namespace, corpus: Corpus) -> Tokenizer:
-    """The tokenizer that --tokenizer_path names, or a BPE trained on an even sample of the corpus."""
-    if args.tokenizer_path:
-        return load_tokenizer(args.tokenizer_path)
-    share = min(1.0, BPE_TRAINING_BYTES / max(1, corpus.bytes))
-
-    def sample() -> Iterator[str]:
-        taken, due = 0, 0.0
-        with progress_bar(corpus.bytes or None, "train tokenizer", unit="B") as bar:
-            for document in corpus.documents(advance=bar.update):
-                for piece in document.pieces():
-                    size = len(piece.encode())
-                    due += size * share
-                    if taken < due and taken < BPE_TRAINING_BYTES:
-                        taken += size
-                        yield piece
-                if corpus.hub and taken >= BPE_TRAINING_BYTES:
-                    return
-
-    return train_bpe(sample(), args.vocab_size)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Tokenizing into a spool: all tokens of all documents in one file, and their lengths
-
-
-class Spool:
-    """Token ids of the kept documents, back to back on disk; `lengths` and a random `keys` per document in memory."""
-
-    def __init__(self, folder: Path):
-        self.path = folder / "tokens.uint32"
-        self.lengths = array("Q")
-        self.keys = array("Q")
-        self.duplicates = 0
-        self.bytes = 0
-
-    def slices(self, chosen: np.ndarray, block: int = 1 << 20) -> Iterator[np.ndarray]:
-        """Tokens of the documents flagged in `chosen` (bool per document), in order, at most `block` at a time."""
-        tokens = np.memmap(self.path, dtype=np.uint32, mode="r")
-        ends = np.cumsum(np.frombuffer(self.lengths, dtype=np.uint64)).astype(np.int64)
-        for index in np.flatnonzero(chosen):
-            for start in range(int(ends[index] - self.lengths[index]), int(ends[index]), block):
-                yield np.asarray(tokens[start : min(start + block, int(ends[index]))])
-
-
-def tokenize(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Spool:
-    """Tokenize every document that was not seen before. Reading and writing run beside the tokenizing threads."""
-    spool = Spool(folder)
-    seed = corpus.args.seed.to_bytes(8, "little", signed=True)
-    seen = sqlite3.connect(folder / "seen.sqlite")  # on disk, so that memory does not grow with the documents
-    seen.executescript(
-        "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID"
-    )
-    end = np.array([tokenizer.end_id], dtype=np.uint32)
-
-    def pieces(bar) -> Iterator[tuple[str, bool, bool]]:
-        """(text, begins a document, ends it) of all documents that are new."""
-        for document in corpus.documents(advance=bar.update):
-            if not seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (document.digest,)).rowcount:
-                spool.duplicates += 1
-                continue
-            key = hashlib.blake2b(document.digest, key=seed, digest_size=8).digest()
-            spool.keys.append(int.from_bytes(key, "little"))
-            spool.lengths.append(0)
-            previous = None
-            for number, piece in enumerate(document.pieces()):
-                if previous is not None:
-                    yield previous, number == 1, False
-                previous = piece
-            yield previous, number == 0, True
-
-    with (
-        progress_bar(None if corpus.hub else corpus.bytes, "tokenize", unit="B") as bar,
-        open(spool.path, "wb") as file,
-        ThreadPoolExecutor(1) as thread,
-    ):
-        document = 0
-        for batch, ids in _ahead(thread, _batches(pieces(bar), BATCH_PIECES), tokenizer):
-            for (text, _, ends), tokens in zip(batch, ids):
-                spool.bytes += len(text.encode())
-                tokens = np.concatenate([tokens, end]) if ends else tokens
-                file.write(tokens.tobytes())
-                spool.lengths[document] += len(tokens)
-                document += ends
-    seen.close()
-    return spool
-
-
-def _ahead(thread: ThreadPoolExecutor, batches: Iterator[list], tokenizer: Tokenizer) -> Iterator[tuple[list, list]]:
-    """Each batch with its ids, the next one being tokenized meanwhile."""
-    waiting = None
-    for batch in batches:
-        future = thread.submit(
-            tokenizer.encode_pieces, [text for text, _, _ in batch], [begins for _, begins, _ in batch]
-        )
-        if waiting:
-            yield waiting[0], waiting[1].result()
-        waiting = batch, future
-    if waiting:
-        yield waiting[0], waiting[1].result()
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Splitting and cutting
-
-
-def split_documents(lengths: np.ndarray, keys: np.ndarray, fraction: float, min_tokens: int) -> np.ndarray:
-    """Which documents (bool) are held out: about `fraction` of the tokens, at least `min_tokens`, whole documents.
-
-    Documents are drawn in the order of their random keys; one that would hold out far too much is passed over. If none
-    fits, the shortest that holds a chunk goes. At least one document always stays.
-    """
-    held_out = np.zeros(len(lengths), dtype=bool)
-    if fraction == 0:
-        return held_out
-    target = max(fraction * lengths.sum(), min_tokens)
-    total = 0
-    for index in np.argsort(keys, kind="stable"):
-        if total >= target:
-            break
-        if total + lengths[index] <= 1.5 * target:
-            held_out[index] = True
-            total += int(lengths[index])
-    for index in np.argsort(lengths, kind="stable"):
-        if total >= min_tokens:
-            break
-        if not held_out[index] and total + lengths[index] >= min_tokens:
-            held_out[index] = True
-            total += int(lengths[index])
-    if held_out.all():
-        held_out[np.argmax(lengths)] = False
-    return held_out
-
-
-def cut_chunks(
-    slices: Iterator[np.ndarray],
-    total: int,
-    continues: np.ndarray,
-    min_tokens: int,
-    max_tokens: int,
-    rng: np.random.Generator,
-) -> Iterator[np.ndarray]:
-    """Cut a stream of `total` tokens into chunks of uniformly random length in [min_tokens, max_tokens].
-
-    `continues` (V,) flags tokens that begin inside a character; no chunk starts with one, if need be by being up to
-    three tokens shorter. The last lengths are chosen so that nothing is left over where that is possible.
-    """
-    held = np.empty(0, dtype=np.uint32)
-    left = total
-    while left >= min_tokens:
-        while len(held) < min(left, max_tokens + 1):
-            held = np.concatenate([held, next(slices)])
-        longest = left if left <= max_tokens else min(max_tokens, max(left - min_tokens, min_tokens))
-        length = left if left <= max_tokens else int(rng.integers(min_tokens, longest + 1))
-        while length < len(held) and length > 1 and continues[held[length]]:
-            length -= 1
-        yield held[:length]
-        held = held[length:]
-        left -= length
-
-
-def write_splits(spool: Spool, tokenizer: Tokenizer, args: argparse.Namespace, folder: Path) -> dict:
-    """Cut both sets and write their Parquet shards under `folder`; returns the numbers for stats.json."""
-    lengths = np.frombuffer(spool.lengths, dtype=np.uint64).astype(np.int64)
-    if lengths.sum() < args.min_tokens * (1 + (args.val_fraction > 0)):
-        raise UserError(
-            f"the text is too short: {lengths.sum()} tokens for chunks of at least {args.min_tokens}; add text or lower --min_tokens"
-        )
-    continues = tokenizer.continues_character()
-    if len(lengths) == 1 and args.val_fraction > 0:  # a lone document is cut in two, and its end held out
-        tail = int(max(args.val_fraction * lengths[0], args.min_tokens))
-        tokens = np.memmap(spool.path, dtype=np.uint32, mode="r")
-        while continues[tokens[lengths[0] - tail]]:
-            tail += 1
-        lengths = np.array([lengths[0] - tail, tail])
-        spool.lengths = array("Q", lengths.tolist())
-        held_out = np.array([False, True])
-    else:
-        held_out = split_documents(
-            lengths, np.frombuffer(spool.keys, dtype=np.uint64), args.val_fraction, args.min_tokens
-        )
-    stats = {
-        "documents": len(lengths),
-        "duplicates_removed": spool.duplicates,
-        "chunks": 0,
-        "tokens": 0,
-        "bytes": spool.bytes,
-        "tokens_per_byte": round(int(lengths.sum()) / spool.bytes, 6),
-        "vocab_size": tokenizer.vocab_size,
-        "end_token": tokenizer.end_token,
-        "splits": {},
-    }
-    for number, (split, chosen) in enumerate((("train", ~held_out), ("val", held_out))):
-        total = int(lengths[chosen].sum())
-        if total < args.min_tokens and (split == "train" or args.val_fraction > 0):
-            raise UserError(
-                f"{split} would hold only {total} tokens, fewer than one chunk: add documents or lower --min_tokens"
-            )
-        rng = np.random.default_rng([args.seed % 2**63, number])
-        chunks = cut_chunks(spool.slices(chosen), total, continues, args.min_tokens, args.max_tokens, rng)
-        sizes = write_shards(chunks, folder / split, split, tokenizer, total)
-        edges = np.linspace(args.min_tokens, args.max_tokens, 17).round().astype(int)
-        stats["splits"][split] = {
-            "documents": int(chosen.sum()),
-            "chunks": len(sizes),
-            "tokens": int(sizes.sum()),
-            "dropped_tokens": total - int(sizes.sum()),
-            "length_histogram": {"edges": edges.tolist(), "chunks": np.histogram(sizes, edges)[0].tolist()},
-        }
-        stats["chunks"] += len(sizes)
-        stats["tokens"] += int(sizes.sum())
-    return stats
-
-
-def write_shards(
-    chunks: Iterator[np.ndarray], folder: Path, split: str, tokenizer: Tokenizer, total: int
-) -> np.ndarray:
-    """Write chunks as Parquet (columns text, tokens) and return their lengths."""
-    import pyarrow
-    from pyarrow import parquet
-
-    schema = pyarrow.schema([("text", pyarrow.string()), ("tokens", pyarrow.list_(pyarrow.int32()))])
-    folder.mkdir()
-    sizes, writer, room = array("L"), None, 0
-    with progress_bar(total, f"write {split}", unit="token") as bar:
-        for batch in _batches(chunks, 256):
-            if room <= 0:
-                if writer:
-                    writer.close()
-                shard = len(list(folder.iterdir()))
-                writer, room = parquet.ParquetWriter(folder / f"{split}-{shard:05d}.parquet", schema), SHARD_TOKENS
-            columns = [tokenizer.decode_batch(batch), [chunk.astype(np.int32) for chunk in batch]]
-            writer.write_table(pyarrow.table(columns, schema=schema))
-            count = sum(map(len, batch))
-            sizes.extend(map(len, batch))
-            room -= count
-            bar.update(count)
-    if writer:
-        writer.close()
-    return np.array(sizes, dtype=np.int64)
-
-
-def publish(partial: Path, output: Path, stats: dict) -> None:
-    """Move the finished build into place; stats.json, which readers ask for, goes first when old and comes last when new."""
-    (output / "stats.json").unlink(missing_ok=True)
-    for name in ("train", "val"):
-        shutil.rmtree(output / name, ignore_errors=True)
-        os.replace(partial / name, output / name)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        os.replace(partial / name, output / name)
-    write_json(output / "stats.json", stats)
 
 
 if __name__ == "__main__":

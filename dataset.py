@@ -7,6 +7,7 @@ epoch, so that a resumed run goes on where the killed one stopped.
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow.compute
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from build_pretrain_data import build, parse_args, settings_of
+from kit.builder import BuildSettings, build
 from kit.errors import UserError
 from kit.tokenizer import Tokenizer, load_tokenizer
 
@@ -103,14 +104,13 @@ def open_built(path: Path) -> Chunks:
 
 
 def open_chunks(
-    data_path: str, build_dir: Path, tokenizer: Tokenizer | str | None, vocab_size: int, max_tokens: int, min_tokens: int,
-    val_fraction: float, seed: int,
-) -> tuple[Chunks, Chunks | None, Tokenizer]:  # fmt: skip
+    data_path: str, build_dir: Path, tokenizer: Tokenizer | None = None, **settings
+) -> tuple[Chunks, Chunks | None, Tokenizer]:
     """Training chunks, validation chunks (None if there are none beside) and the tokenizer of any `data_path`.
 
     Built data is opened as it is: `data`, `data/train` or a shard. Raw text (.txt, .jsonl, .parquet, folders of them) is
-    first built into `build_dir` with the tokenizer given, or a BPE of `vocab_size` trained on it; a finished build there
-    is used again. Raises UserError for a path that is missing or holds no text.
+    first built into `build_dir` under `settings` (of BuildSettings), with `tokenizer` if given; a finished build there is
+    used again. Raises UserError for a path that is missing or holds no text.
     """
     path = Path(data_path)
     if not path.exists():
@@ -120,14 +120,13 @@ def open_chunks(
     if not is_built(path):
         if path.is_dir() and (path.name in ("train", "val")) and not any(path.iterdir()):
             raise UserError(f"{path} is empty: run build_pretrain_data.py")
-        tokenizer = _build_raw(path, build_dir, tokenizer, vocab_size, max_tokens, min_tokens, val_fraction, seed)
+        tokenizer = _build_raw(build_dir, BuildSettings(input=[str(path)], **settings), tokenizer)
         path = build_dir / "train"
     elif path.name in ("train", "val") and not (path.parent / "stats.json").exists():
         raise UserError(f"{path.parent} holds an unfinished build (no stats.json): run build_pretrain_data.py again")
     else:
         beside = (path if path.is_dir() else path.parent).parent / "tokenizer.json"
-        if not isinstance(tokenizer, Tokenizer):
-            tokenizer = load_tokenizer(tokenizer or beside)
+        tokenizer = tokenizer or load_tokenizer(settings.get("tokenizer_path") or beside)
         if beside.exists() and not tokenizer.speaks_like(load_tokenizer(beside)):
             raise UserError(f"{path} was tokenized by another tokenizer ({beside}) than the one in use")
     beside = path.parent / "val"
@@ -135,17 +134,12 @@ def open_chunks(
     return open_built(path), val, tokenizer
 
 
-def _build_raw(path, build_dir, tokenizer, vocab_size, max_tokens, min_tokens, val_fraction, seed) -> Tokenizer:
-    """Build `path` into `build_dir` unless just that was done already; returns the tokenizer used."""
-    options = ["--input", str(path), "--output_dir", str(build_dir), "--vocab_size", str(vocab_size)]
-    options += ["--min_tokens", str(min_tokens), "--max_tokens", str(max_tokens)]
-    options += ["--val_fraction", str(val_fraction), "--seed", str(seed)]
-    given = tokenizer if isinstance(tokenizer, Tokenizer) else None
-    args = parse_args(options + (["--tokenizer_path", tokenizer] if tokenizer and not given else []))
+def _build_raw(build_dir: Path, settings: BuildSettings, given: Tokenizer | None) -> Tokenizer:
+    """Build into `build_dir` unless just that was done already; returns the tokenizer used."""
     stats = build_dir / "stats.json"
     if not stats.exists():
-        build(args, given)
-    elif json.loads(stats.read_text(encoding="utf-8"))["settings"] != settings_of(args):
+        build(settings, build_dir, tokenizer=given)
+    elif json.loads(stats.read_text(encoding="utf-8"))["settings"] != asdict(settings):
         raise UserError(f"{build_dir} was built from other text or settings: remove it, or choose another --output_dir")
     built = load_tokenizer(build_dir / "tokenizer.json")
     if given and not given.speaks_like(built):

@@ -80,11 +80,10 @@ def main() -> None:
         args.data_path,
         output / "data",
         loaded.tokenizer,
-        loaded.tokenizer.vocab_size,
-        loaded.capacity,
-        min(64, loaded.capacity),
-        0.0,
-        args.seed,
+        min_tokens=min(64, loaded.capacity),
+        max_tokens=loaded.capacity,
+        val_fraction=0.0,
+        seed=args.seed,
     )
     chunks.check(loaded.config["img_size"], loaded.tokenizer.vocab_size)
     held_out = HeldOut(chunks, loaded, args, runtime)

@@ -16,7 +16,6 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -27,6 +26,8 @@ from kit.checkpoint import BEST, LAST, load_checkpoint, load_weights, resume_pat
 from kit.ema import EMA
 from kit.errors import UserError
 from kit.interrupt import Interrupt
+from kit.losses import Losses
+from kit.randomness import step_seed
 from kit.runlog import RunLog, progress_bar
 from kit.schedule import SCHEDULES, lr_at
 from kit.tokenizer import Tokenizer
@@ -141,7 +142,7 @@ def main() -> None:
         compare(args, saved["config"], resumed, runtime)
 
     # data
-    tokenizer = Tokenizer.from_json(saved["tokenizer"]) if saved else args.tokenizer_path
+    tokenizer = Tokenizer.from_json(saved["tokenizer"]) if saved else None
     train, val, tokenizer = open_data(args, output, tokenizer, runtime)
     vocab_size = tokenizer.vocab_size
     for chunks in (train, val):
@@ -227,7 +228,7 @@ def main() -> None:
             diffusion, device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None
         )
     validation = Validation(val, args.val_samples, args.batch_size, args.img_size**2, runtime)
-    pending = []  # (step, loss, gradient norm, learning rate) not yet read from the device
+    losses = Losses(log, runtime, output)
     bar = progress_bar(total_steps, "train", initial=step, active=runtime.is_main)
     seen_tokens, since = 0, time.time()
 
@@ -245,11 +246,11 @@ def main() -> None:
             loss = 0.0
             for micro in range(args.grad_accum):
                 batch = next(loader)
-                torch.manual_seed(step_seed(args.seed, step, micro, runtime.rank))
+                torch.manual_seed(step_seed(args.seed, step, micro, 1 + runtime.rank))
                 seen_tokens += int(batch["num_tokens"].sum())
                 inputs = draw(batch, diffusion, times, args, runtime)
                 # all ranks look twice in the same steps, and exchange gradients once a step
-                twice = step_seed(args.seed, step, micro) % 2**20 < args.self_cond_prob * 2**20
+                twice = step_seed(args.seed, step, micro, 0) % 2**20 < args.self_cond_prob * 2**20
                 last = runtime.world_size == 1 or micro == args.grad_accum - 1
                 with nullcontext() if last else trained.no_sync():
                     with runtime.autocast():
@@ -262,7 +263,7 @@ def main() -> None:
             optimizer.zero_grad(set_to_none=True)
             ema.update(network)
             step += 1
-            pending.append((step, loss, norm, lr))
+            losses.add(step, loss, norm, lr)
             bar.update()
 
             done = step == total_steps
@@ -275,9 +276,9 @@ def main() -> None:
                 speed = runtime.sum(torch.tensor(float(seen_tokens), device=runtime.device)).item() / (
                     time.time() - since
                 )
-                losses = write_pending(pending, log, runtime, speed, output)
-                bar.set_postfix_str(f"loss {losses:.3f}, {speed:,.0f} tokens/s")
-                pending, seen_tokens, since = [], 0, time.time()
+                mean = losses.write(tokens_per_second=round(speed))
+                bar.set_postfix_str(f"loss {mean:.3f}, {speed:,.0f} tokens/s")
+                seen_tokens, since = 0, time.time()
             if step % REFIT_STEPS == 0:
                 times.refit(runtime)
             if validates:
@@ -350,11 +351,11 @@ def open_data(args, output: Path, tokenizer, runtime) -> tuple[Chunks, Chunks, T
         args.data_path,
         output / "data",
         tokenizer,
-        args.vocab_size,
-        capacity,
-        min(args.min_tokens, capacity),
-        0.01,
-        args.seed,
+        tokenizer_path=args.tokenizer_path,
+        vocab_size=args.vocab_size,
+        min_tokens=min(args.min_tokens, capacity),
+        max_tokens=capacity,
+        seed=args.seed,
     )
     if args.val_path:
         if not Path(args.val_path).exists():
@@ -369,11 +370,6 @@ def open_data(args, output: Path, tokenizer, runtime) -> tuple[Chunks, Chunks, T
 
 # ----------------------------------------------------------------------------------------------------------------------
 # In the loop
-
-
-def step_seed(*place: int) -> int:
-    """A seed for (seed, step, micro-batch, rank), so that a step is a pure function of weights and place."""
-    return int(np.random.SeedSequence([p % 2**63 for p in place]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def draw(batch: dict, diffusion: Diffusion, times: TimeSampler, args, runtime) -> dict:
@@ -410,21 +406,6 @@ def draw_known(num_tokens: torch.Tensor, num_positions: int, probability: float)
             row[:count] = (torch.rand(-(-count // 8)) < share).repeat_interleave(8)[:count]
             row[int(torch.randint(count, ()))] = False
     return known
-
-
-def write_pending(pending: list, log: RunLog, runtime, speed: float, output: Path) -> float:
-    """Read the losses of the last steps from the device, log them, and stop every rank if one is not finite."""
-    values = torch.stack([torch.stack([loss, norm]) for _, loss, norm, _ in pending]).float()
-    values = (runtime.sum(values) / runtime.world_size).tolist()
-    for (step, _, _, lr), (loss, norm) in zip(pending, values):
-        log.log(step, loss=loss, grad_norm=norm, lr=lr, tokens_per_second=round(speed))
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            last = output / LAST
-            kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
-            raise UserError(
-                f"loss {loss}, gradient norm {norm} at step {step}; {kept}; lower --lr or --grad_clip, or use --precision fp32"
-            )
-    return sum(loss for loss, _ in values) / len(values)
 
 
 if __name__ == "__main__":

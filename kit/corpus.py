@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import zstandard
+from backports import zstd
 
 from kit.errors import UserError
 
@@ -167,15 +167,13 @@ def _open(path: Path):
         if path.suffix.lower() == ".gz":
             return gzip.open(path, "rb")
         if path.suffix.lower() == ".zst":
-            return io.BufferedReader(
-                zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True)
-            )
+            return zstd.open(path, "rb")
         return open(path, "rb")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-_BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
+_BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, zstd.ZstdError)
 
 
 def _read_text(path: Path, encoding: str) -> Iterator[str]:

@@ -2,14 +2,20 @@
 
 import math
 
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "onecycle", "constant")
 
 
 def lr_at(step: int, lr: float, warmup_steps: int, total_steps: int, schedule: str = "cosine") -> float:
-    """Learning rate of `step` (0-based): linear warm-up to `lr`, then constant, or a cosine to a hundredth of `lr`."""
+    """Learning rate of `step` (0-based): linear warm-up to `lr`, then as `schedule` says.
+
+    `cosine` falls to a hundredth of `lr`, `onecycle` in a straight line to zero (give it a long warm-up; after Smith,
+    arXiv 1708.07120), `constant` stays.
+    """
     if step < warmup_steps:
         return lr * (step + 1) / warmup_steps
     if schedule == "constant":
         return lr
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    if schedule == "onecycle":
+        return lr * (1 - progress)
     return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -7,35 +7,13 @@ from pathlib import Path
 
 import pytest
 
-import build_pretrain_data
 import train
 from kit import errors
+from kit.builder import BuildSettings, build
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("TOKENCOLOR_TEST_DATA", ROOT.parent / "shared" / "data"))
-WORDS = [
-    "the",
-    "color",
-    "of",
-    "a",
-    "token",
-    "is",
-    "a",
-    "point",
-    "in",
-    "space",
-    "and",
-    "noise",
-    "moves",
-    "it",
-    "until",
-    "context",
-    "brings",
-    "the",
-    "word",
-    "back",
-    "home",
-]
+SENTENCE = "the color of a token is a point in space and noise moves it until context brings the word back home"
 
 
 @pytest.fixture(scope="session")
@@ -77,8 +55,8 @@ def refused(call, capsys):
 
 
 def sentences(seed: int, count: int) -> str:
-    rng = random.Random(seed)
-    return "".join(" ".join(rng.choices(WORDS, k=rng.randint(4, 12))).capitalize() + ".\n" for _ in range(count))
+    rng, words = random.Random(seed), SENTENCE.split()
+    return "".join(" ".join(rng.choices(words, k=rng.randint(4, 12))).capitalize() + ".\n" for _ in range(count))
 
 
 @pytest.fixture(scope="session")
@@ -94,8 +72,8 @@ def text_folder(tmp_path_factory):
 def data(text_folder, tmp_path_factory):
     """Chunks of 16 to 64 tokens, vocabulary 300."""
     folder = tmp_path_factory.mktemp("data")
-    options = f"--input {text_folder} --output_dir {folder} --vocab_size 300 --min_tokens 16 --max_tokens 64 --val_fraction 0.1"
-    build_pretrain_data.build(build_pretrain_data.parse_args(options.split()))
+    settings = {"vocab_size": 300, "min_tokens": 16, "max_tokens": 64, "val_fraction": 0.1}
+    build(BuildSettings(input=[str(text_folder)], **settings), folder)
     return folder
 
 

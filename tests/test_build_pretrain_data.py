@@ -12,14 +12,17 @@ import pytest
 from datasets import load_dataset
 
 import build_pretrain_data
-from build_pretrain_data import cut_chunks, parse_args, split_documents
+from kit.builder import BuildSettings, cut_chunks, split_documents
+from kit.builder import build as build_data
 from kit.errors import UserError
 from kit.tokenizer import load_tokenizer
 from tests.conftest import ROOT, sentences
 
+SMALL = {"vocab_size": 280, "min_tokens": 16, "max_tokens": 64}
 
-def build(output, *options):
-    return build_pretrain_data.build(parse_args(["--output_dir", str(output), *map(str, options)]))
+
+def build(output, source, overwrite=False, **settings):
+    return build_data(BuildSettings(input=[str(source)], **settings), output, overwrite)
 
 
 def rows(folder, split):
@@ -85,9 +88,7 @@ def test_no_chunk_splits_a_character(shared, tokenizer, tmp_path):
     text = "🙂鬱𠀀龘 café\n" * 3000
     (tmp_path / "in" / "a.txt").write_text(text)
     path = shared / "tokenizers" / tokenizer
-    build(
-        tmp_path / "out", "--input", tmp_path / "in", "--tokenizer_path", path, "--min_tokens", 20, "--max_tokens", 60
-    )
+    build(tmp_path / "out", tmp_path / "in", tokenizer_path=str(path), min_tokens=20, max_tokens=60)
     texts = [row["text"] for split in ("train", "val") for row in rows(tmp_path / "out", split)]
     assert len(texts) > 100 and not any("\ufffd" in text for text in texts)
 
@@ -106,21 +107,7 @@ def test_the_number_of_workers_changes_nothing(text_folder, tmp_path):
 
 
 def test_another_seed_cuts_and_splits_otherwise(text_folder, data, tmp_path):
-    build(
-        tmp_path / "x",
-        "--input",
-        text_folder,
-        "--vocab_size",
-        300,
-        "--min_tokens",
-        16,
-        "--max_tokens",
-        64,
-        "--seed",
-        9,
-        "--val_fraction",
-        0.1,
-    )
+    build(tmp_path / "x", text_folder, **SMALL | {"vocab_size": 300, "val_fraction": 0.1}, seed=9)
     assert rows(tmp_path / "x", "val")["tokens"] != rows(data, "val")["tokens"]
 
 
@@ -128,15 +115,13 @@ def test_duplicates_are_removed(tmp_path):
     for index in range(6):
         (tmp_path / f"{index}.txt").write_text(sentences(index // 2, 80))
     (tmp_path / "crlf.txt").write_bytes(sentences(0, 80).replace("\n", "\r\n").encode())
-    stats = build(tmp_path / "out", "--input", tmp_path, "--vocab_size", 280, "--min_tokens", 16, "--max_tokens", 64)
+    stats = build(tmp_path / "out", tmp_path, **SMALL)
     assert (stats["documents"], stats["duplicates_removed"]) == (3, 4)
 
 
 def test_a_lone_document_is_cut_in_two(tmp_path):
     (tmp_path / "a.txt").write_text(sentences(0, 400))
-    stats = build(
-        tmp_path / "out", "--input", tmp_path / "a.txt", "--vocab_size", 280, "--min_tokens", 16, "--max_tokens", 64
-    )
+    stats = build(tmp_path / "out", tmp_path / "a.txt", **SMALL)
     assert stats["splits"]["val"]["chunks"] >= 1
     assert stats["splits"]["val"]["tokens"] < 0.05 * stats["tokens"]
 
@@ -162,7 +147,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished_and_a_second_run_comp
     assert [p.name for p in tmp_path.iterdir()] == [".partial"]
     text = tmp_path.parent / "small.txt"
     text.write_text(sentences(0, 300))
-    build(tmp_path, "--input", text, "--vocab_size", 280, "--min_tokens", 16, "--max_tokens", 64)
+    build(tmp_path, text, **SMALL)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "stats.json",
         "tokenizer.json",
@@ -173,13 +158,12 @@ def test_a_killed_build_leaves_nothing_that_looks_finished_and_a_second_run_comp
 
 
 def test_a_finished_build_is_replaced_only_on_request(text_folder, tmp_path):
-    options = ("--input", text_folder, "--vocab_size", 280, "--min_tokens", 16, "--max_tokens", 64)
-    build(tmp_path, *options)
+    build(tmp_path, text_folder, **SMALL)
     before = (tmp_path / "stats.json").read_text()
     with pytest.raises(UserError, match="already holds a finished build"):
-        build(tmp_path, *options)
+        build(tmp_path, text_folder, **SMALL)
     assert (tmp_path / "stats.json").read_text() == before
-    build(tmp_path, *options, "--overwrite", "--seed", 1)
+    build(tmp_path, text_folder, overwrite=True, **SMALL, seed=1)
     assert (tmp_path / "stats.json").read_text() != before
 
 
@@ -187,7 +171,7 @@ def test_a_folder_of_texts_named_train_is_never_replaced(text_folder, tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "mine.txt").write_text("my novel")
     with pytest.raises(UserError, match=r"mine.txt is no shard"):
-        build(tmp_path, "--input", text_folder, "--vocab_size", 280, "--min_tokens", 16, "--max_tokens", 64)
+        build(tmp_path, text_folder, **SMALL)
     assert (tmp_path / "train" / "mine.txt").read_text() == "my novel"
 
 

@@ -59,7 +59,7 @@ def test_statistics_count_tokens_and_neighbors(data):
 
 
 def open_raw(path, build_dir, **changes):
-    options = {"tokenizer": None, "vocab_size": 280, "max_tokens": 64, "min_tokens": 16, "val_fraction": 0.1, "seed": 0}
+    options = {"vocab_size": 280, "max_tokens": 64, "min_tokens": 16, "val_fraction": 0.1, "seed": 0}
     return open_chunks(str(path), build_dir, **{**options, **changes})
 
 

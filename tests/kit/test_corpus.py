@@ -5,7 +5,7 @@ import json
 
 import pyarrow
 import pytest
-import zstandard
+from backports import zstd
 from pyarrow import parquet
 
 from kit.corpus import cut_pieces, documents, find_sources, hub_documents, python_sources
@@ -52,7 +52,7 @@ def test_line_ends_are_normalized_and_empty_documents_dropped(tmp_path):
 
 def test_packed_files_and_rows(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"packed by gzip"))
-    (tmp_path / "b.txt.zst").write_bytes(zstandard.compress(b"packed by zstd"))
+    (tmp_path / "b.txt.zst").write_bytes(zstd.compress(b"packed by zstd"))
     rows = [{"text": "a row"}, {"prompt": "what?", "answer": "that."}]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     parquet.write_table(pyarrow.table({"text": ["from parquet", " "]}), tmp_path / "d.parquet")
@@ -77,6 +77,7 @@ def test_pieces_make_the_text_again_and_stay_small():
         ("a.txt.gz", gzip.compress(b"text" * 10000)[:-20], "damaged archive"),
         ("a.txt.gz", gzip.compress(bytes(range(32, 127)) * 300)[:60] + b"zzzzzzzzzzzzzzzzzzzz", "damaged archive"),
         ("a.txt.zst", b"no zstd", "damaged archive"),
+        ("a.txt.zst", zstd.compress(bytes(range(32, 127)) * 9000)[:-20], "damaged archive"),
         ("a.jsonl", b'{"text": "fine"}\n{"text": \n', "line 2"),
         ("a.jsonl", b'{"body": "x"}\n', "line 1"),
         ("a.jsonl", b"[1, 2]\n", "line 1"),

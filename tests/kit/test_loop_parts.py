@@ -12,6 +12,7 @@ from torch import nn
 from kit import device
 from kit.ema import EMA
 from kit.errors import UserError
+from kit.randomness import step_seed
 from kit.runlog import RunLog, read_log
 from kit.schedule import lr_at
 
@@ -22,6 +23,7 @@ def test_the_learning_rate_warms_up_then_falls_to_a_hundredth():
     assert rates[10] == 1.0 and rates[60] == pytest.approx(0.505) and rates[110] == pytest.approx(0.01)
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert lr_at(500, 0.3, 10, 110, "constant") == 0.3
+    assert [lr_at(step, 1.0, 10, 110, "onecycle") for step in (10, 60, 110)] == [1.0, 0.5, 0.0]
 
 
 def test_ema_follows_the_weights_and_gives_them_back():
@@ -85,3 +87,8 @@ def test_torchvision_imports_beside_a_cpu_torch():
     program = "import kit.torchvision_cpu, torch; from torchvision.transforms import v2; print(v2.Resize(4)(torch.zeros(3, 8, 8)).shape)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "torch.Size([3, 4, 4])" in done.stdout, done.stderr
+
+
+def test_step_seeds_do_not_collide():
+    seeds = {step_seed(0, step, micro, rank) for step in range(50) for micro in range(3) for rank in range(3)}
+    assert len(seeds) == 450

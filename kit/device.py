@@ -40,6 +40,10 @@ class Runtime:
         """True on every rank if `flag` is true on one of them."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
+    def agree(self, number: int) -> int:
+        """The main rank's `number`, on every rank."""
+        return int(self.sum(torch.tensor(float(number) * self.is_main, dtype=torch.float64, device=self.device)))
+
     def wait(self) -> None:
         """Until every rank is here."""
         if self.world_size > 1:

@@ -7,7 +7,9 @@ import sys
 import torch
 from tqdm import tqdm
 
-OUT_OF_MEMORY = "out of memory: lower --batch_size (raise --grad_accum to keep the step), --img_size or --model"
+OUT_OF_MEMORY = (
+    "out of memory: lower --batch_size (raise --grad_accum to keep the step) or --img_size, or take a smaller model"
+)
 
 
 class UserError(Exception):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kit import device
+from kit.budget import TimeBudget, parse_duration
 from kit.ema import EMA
 from kit.errors import UserError
 from kit.randomness import step_seed
@@ -92,3 +93,19 @@ def test_torchvision_imports_beside_a_cpu_torch():
 def test_step_seeds_do_not_collide():
     seeds = {step_seed(0, step, micro, rank) for step in range(50) for micro in range(3) for rank in range(3)}
     assert len(seeds) == 450
+
+
+def test_a_time_budget_tells_the_steps_that_fit():
+    runtime = device.start("cpu")
+    assert [parse_duration(text) for text in ("90", "90s", "10m", "1.5h")] == [90, 90, 600, 5400]
+    budget = TimeBudget("100s", spent=50.0)
+    assert budget.total_steps(2, 1000, runtime) == 1000  # too early to tell
+    assert budget.total_steps(20, 1000, runtime) == 40
+    assert TimeBudget("10s", spent=11.0).total_steps(20, 1000, runtime) == 20
+    assert TimeBudget(None, spent=11.0).total_steps(20, 1000, runtime) == 1000
+
+
+@pytest.mark.parametrize("text", ["", "ten", "0m", "-5s", "1d", "5 minutes", "nan"])
+def test_other_durations_are_refused(text):
+    with pytest.raises(UserError, match="for example 10m"):
+        parse_duration(text)

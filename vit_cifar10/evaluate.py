@@ -1,0 +1,48 @@
+"""Measure a checkpoint on the test set: report.json, confusion matrix, calibration, worst mistakes, attention.
+
+python -m vit_cifar10.evaluate --checkpoint checkpoints/vit/last.pth
+python -m vit_cifar10.evaluate --checkpoint checkpoints/vit/last.pth --data_path folder/ --tta
+"""
+
+import argparse
+from pathlib import Path
+
+from kit import device, errors
+from vit_cifar10.dataset import load_split, same_classes
+from vit_cifar10.pretrained import load_pretrained
+from vit_cifar10.report import write_report
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    show = " (default: %(default)s)"
+    flag = argparse.BooleanOptionalAction
+    parser.add_argument("--checkpoint", required=True, help="last.pth or best_model.pth of a run")
+    parser.add_argument("--data_path", help="folder with cifar10_test.npz or test/CLASS/*.png (default: download)")
+    parser.add_argument("--split", default="test", choices=("test", "train"), help="which images" + show)
+    parser.add_argument("--output_dir", help="folder for the report (default: report beside the checkpoint)")
+    parser.add_argument("--tta", action=flag, default=False, help="average over the mirrored image" + show)
+    parser.add_argument("--ema", action=flag, default=True, help="use the averaged weights" + show)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
+    parser.add_argument("--precision", default="auto", choices=device.PRECISIONS, help="of matrix products" + show)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    runtime = device.start(args.device, 0, args.precision)
+    loaded = load_pretrained(args.checkpoint, runtime.device, args.ema)
+    data = load_split(args.data_path, args.split, loaded.preprocess.img_size)
+    same_classes(data.classes, loaded.classes, "the data", args.checkpoint)
+    output = Path(args.output_dir) if args.output_dir else loaded.path.parent / "report"
+    report = write_report(loaded, data, output, runtime, args.tta)
+    low, high = report["accuracy_interval"]
+    print(f"accuracy {report['accuracy']:.2%} [{low:.2%}, {high:.2%}] of {report['images']:,} images")
+    for name, share in report["per_class"].items():
+        print(f"  {name:12} {share:.1%}")
+    print(f"expected calibration error {report['calibration']['expected_error']:.3f}")
+    print(f"wrote {output}/report.json, {', '.join(report['figures'])}")
+
+
+if __name__ == "__main__":
+    errors.run(main)

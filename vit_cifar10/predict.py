@@ -1,0 +1,48 @@
+"""Class and probability for image files of any size.
+
+python -m vit_cifar10.predict --checkpoint checkpoints/vit/last.pth cat.jpg photos/
+"""
+
+import argparse
+import json
+
+import torch
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from kit import device, errors
+from vit_cifar10.dataset import find_images, read_image
+from vit_cifar10.pretrained import load_pretrained
+from vit_cifar10.report import predict_probabilities
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    show = " (default: %(default)s)"
+    flag = argparse.BooleanOptionalAction
+    parser.add_argument("images", nargs="+", metavar="PATH", help="image files, and folders of them")
+    parser.add_argument("--checkpoint", required=True, help="last.pth or best_model.pth of a run")
+    parser.add_argument("--top", type=int, default=3, help="classes shown for each image" + show)
+    parser.add_argument("--tta", action=flag, default=False, help="average over the mirrored image" + show)
+    parser.add_argument("--json", action=flag, default=False, help="one JSON object per line" + show)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    runtime = device.start(args.device, 0, "fp32")
+    loaded = load_pretrained(args.checkpoint, runtime.device)
+    paths = find_images(args.images)
+    squares = [loaded.preprocess.resize(pil_to_tensor(read_image(path))) for path in paths]
+    probabilities = predict_probabilities(loaded.model, loaded.preprocess, torch.stack(squares), runtime, args.tta)
+    values, indices = probabilities.topk(min(max(1, args.top), len(loaded.classes)))
+    for path, row, places in zip(paths, values.tolist(), indices.tolist()):
+        named = {loaded.classes[place]: value for place, value in zip(places, row)}
+        if args.json:
+            print(json.dumps({"image": str(path), "probabilities": named}))
+        else:
+            print(f"{path}  " + "  ".join(f"{name} {value:.1%}" for name, value in named.items()))
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,41 @@
+"""A checkpoint ready for use: network, preprocessing and the names of the classes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kit.checkpoint import load_checkpoint, load_weights
+from kit.errors import UserError
+from vit_cifar10.augment import Preprocess
+from vit_cifar10.model import VisionTransformer
+
+ARCHITECTURE = ("img_size", "patch_size", "dim", "depth", "heads", "pool", "mlp_ratio", "dropout", "drop_path")
+NEEDED = ("model_state_dict", "ema_state_dict", "config", "classes", "mean", "std")
+
+
+@dataclass
+class Pretrained:
+    """`model` in evaluation mode on its device; `preprocess` makes its input; `classes` names its outputs."""
+
+    model: VisionTransformer
+    preprocess: Preprocess
+    classes: list[str]
+    path: Path
+
+
+def build_model(config: dict, num_classes: int) -> VisionTransformer:
+    """The network that the arguments of a run describe."""
+    return VisionTransformer(num_classes=num_classes, **{name: config[name] for name in ARCHITECTURE})
+
+
+def load_pretrained(path: str | Path, device: torch.device, ema: bool = True) -> Pretrained:
+    """Load a checkpoint of `train`, by default its averaged weights. Raises UserError for any other file."""
+    saved = load_checkpoint(path, NEEDED)
+    try:
+        model = build_model(saved["config"], len(saved["classes"]))
+        preprocess = Preprocess(saved["config"]["img_size"], saved["mean"], saved["std"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is no checkpoint of vit_cifar10.train: its config lacks {error}") from error
+    load_weights(model, saved["ema_state_dict"] if ema else saved["model_state_dict"], path)
+    return Pretrained(model.to(device).eval(), preprocess, list(saved["classes"]), Path(path))

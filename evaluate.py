@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
 
-from dataset import Chunks, collate, open_chunks
+from dataset import collate
 from diffusion import SAMPLERS, Diffusion
 from kit import device, errors
+from kit.chunks import Chunks, open_chunks
 from kit.errors import UserError
 from kit.runlog import environment, progress_bar, write_json
 from palette import to_pixels
@@ -85,7 +86,7 @@ def main() -> None:
         val_fraction=0.0,
         seed=args.seed,
     )
-    chunks.check(loaded.config["img_size"], loaded.tokenizer.vocab_size)
+    chunks.check(loaded.capacity, loaded.tokenizer.vocab_size, "--img_size")
     held_out = HeldOut(chunks, loaded, args, runtime)
 
     half = held_out.sigma_at(0.5)

@@ -21,11 +21,12 @@ import torch
 from PIL import Image
 
 from dataset import collate
-from diffusion import SAMPLERS, sigma_of, t_of
+from diffusion import SAMPLERS
 from kit import device, errors
 from kit.corpus import documents, find_sources
 from kit.errors import UserError
 from kit.runlog import progress_bar, write_json
+from kit.times import sigma_of, t_of
 from palette import load_picture, save_png, to_pixels
 from pretrained import Pretrained, load_pretrained
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusion import Diffusion, TimeSampler
+from diffusion import Diffusion
 from kit.checkpoint import load_checkpoint
 from kit.errors import UserError
+from kit.times import TimeSampler
 from kit.tokenizer import Tokenizer
 from model import model_from_checkpoint
 from palette import Canvas, Palette

@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dataset import Chunks, LengthBuckets, batches, is_built, open_built, open_chunks
-from diffusion import OBJECTIVES, TIME_SAMPLERS, Diffusion, TimeSampler
+from dataset import batches
+from diffusion import OBJECTIVES, Diffusion
 from kit import device, errors
 from kit.checkpoint import BEST, LAST, load_checkpoint, load_weights, resume_path, save_checkpoint
+from kit.chunks import Chunks, LengthBuckets, is_built, open_built, open_chunks
 from kit.ema import EMA
 from kit.errors import UserError
 from kit.interrupt import Interrupt
@@ -30,6 +31,7 @@ from kit.losses import Losses
 from kit.randomness import step_seed
 from kit.runlog import RunLog, progress_bar
 from kit.schedule import SCHEDULES, lr_at
+from kit.times import TIME_SAMPLERS, TimeSampler
 from kit.tokenizer import Tokenizer
 from model import build_jit_model
 from palette import PALETTES, SCANS, Canvas, Palette, build_palette
@@ -146,7 +148,7 @@ def main() -> None:
     train, val, tokenizer = open_data(args, output, tokenizer, runtime)
     vocab_size = tokenizer.vocab_size
     for chunks in (train, val):
-        chunks.check(args.img_size, vocab_size)
+        chunks.check(args.img_size**2, vocab_size, "--img_size")
     counts, pairs = train.statistics(vocab_size)
     palette = (
         Palette.from_state(saved["palette"])

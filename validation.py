@@ -5,9 +5,11 @@ import math
 import numpy as np
 import torch
 
-from dataset import Chunks, collate
-from diffusion import Diffusion, t_of
+from dataset import collate
+from diffusion import Diffusion
+from kit.chunks import Chunks
 from kit.device import Runtime
+from kit.times import t_of
 
 LOWEST_SIGMA, HIGHEST_SIGMA = 0.02, 4.0
 

@@ -51,9 +51,9 @@ def test_a_short_run_beats_the_unigram_posterior(trained, data):
 
 def train_untrained(trained, data):
     """Validation loss of step 0."""
-    from dataset import open_built
     from diffusion import Diffusion
     from kit import device
+    from kit.chunks import open_built
     from palette import Canvas, Palette
     from validation import Validation
 

@@ -1,0 +1,188 @@
+"""Chunks of token ids on disk, and which of them make which batch.
+
+`open_chunks` takes what the data builder wrote (read through Hugging Face `datasets`, memory-mapped), or any raw text, which
+it builds on the spot. `LengthBuckets` says which chunks make which batch, as a pure function of seed and epoch, so that a
+resumed run goes on where the killed one stopped.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute
+import torch
+from torch.utils.data import Dataset
+
+from kit.builder import BuildSettings, build
+from kit.errors import UserError
+from kit.tokenizer import Tokenizer, load_tokenizer
+
+
+class Chunks(Dataset):
+    """Chunks of token ids. Item i is a long tensor (n,); `lengths` (num_chunks,) holds every n."""
+
+    def __init__(self, table, origin: Path):
+        self.table = table.with_format("numpy", columns=["tokens"])
+        self.origin = origin
+        column = table.data.column("tokens")
+        self.lengths = np.concatenate([pyarrow.compute.list_value_length(c).to_numpy() for c in column.chunks])
+        if not len(self.lengths):
+            raise UserError(f"{origin} holds no chunks")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(self.table[int(index)]["tokens"], dtype=np.int64))
+
+    def check(self, capacity: int, vocab_size: int, flag: str) -> None:
+        """Raises UserError if a chunk is longer than `capacity`, which `flag` sets, or an id outside the vocabulary."""
+        if self.lengths.max() > capacity:
+            raise UserError(
+                f"{self.origin} has chunks of up to {self.lengths.max()} tokens, but only {capacity} fit: "
+                f"raise {flag}, or rebuild the data with --max_tokens {capacity}"
+            )
+        for part in self.table.data.column("tokens").chunks:
+            extremes = pyarrow.compute.min_max(part.flatten())
+            if extremes["max"].is_valid and not 0 <= extremes["min"].as_py() <= extremes["max"].as_py() < vocab_size:
+                raise UserError(
+                    f"{self.origin} holds token id {extremes['max']}, outside the vocabulary of {vocab_size}: "
+                    "another tokenizer made it"
+                )
+
+    def statistics(self, vocab_size: int, limit: int = 20_000_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Counts (V,) and pairs of neighbors (n, 2), for palettes and the unigram posterior.
+
+        Read off Arrow's own buffers, stretch by stretch in random order, until `limit` tokens were seen.
+        """
+        parts = [part for part in self.table.data.column("tokens").chunks if len(part.flatten())]
+        counts, pairs, seen = np.zeros(vocab_size, dtype=np.int64), [], 0
+        for index in np.random.default_rng(seed).permutation(len(parts)):
+            if seen >= limit:
+                break
+            tokens = parts[index].flatten().to_numpy()
+            counts += np.bincount(tokens, minlength=vocab_size)
+            offsets = parts[index].offsets.to_numpy()
+            inside = np.ones(len(tokens) - 1, dtype=bool)
+            inside[offsets[1:-1] - offsets[0] - 1] = False  # the last token of a chunk has no neighbor
+            pairs.append(np.stack([tokens[:-1], tokens[1:]], axis=1)[inside])
+            seen += len(tokens)
+        return counts, np.concatenate(pairs)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From a path to chunks
+
+
+def is_built(path: Path) -> bool:
+    """Whether `path` holds Parquet shards with a `tokens` column."""
+    files = [path] if path.suffix == ".parquet" else sorted(path.glob("*.parquet"))
+    if not files or not files[0].is_file():
+        return False
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return "tokens" in parquet.read_schema(files[0]).names
+    except ArrowException as error:
+        raise UserError(f"{files[0]} is no readable Parquet file: {error}") from error
+
+
+def open_built(path: Path) -> Chunks:
+    """Chunks from a folder of shards, or one shard, of the data builder."""
+    from datasets import disable_progress_bars, load_dataset
+
+    files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
+    disable_progress_bars()
+    try:
+        return Chunks(load_dataset("parquet", data_files=[str(f) for f in files], split="train"), path)
+    except UserError:
+        raise
+    except Exception as error:  # datasets wraps whatever Arrow raised in an error of its own
+        raise UserError(f"cannot read the Parquet shards under {path}: {error.__cause__ or error}") from error
+
+
+def open_chunks(
+    data_path: str, build_dir: Path, tokenizer: Tokenizer | None = None, **settings
+) -> tuple[Chunks, Chunks | None, Tokenizer]:
+    """Training chunks, validation chunks (None if there are none beside) and the tokenizer of any `data_path`.
+
+    Built data is opened as it is: `data`, `data/train` or a shard. Raw text (.txt, .jsonl, .parquet, folders of them) is
+    first built into `build_dir` under `settings` (of BuildSettings), with `tokenizer` if given; a finished build there is
+    used again. Raises UserError for a path that is missing or holds no text.
+    """
+    path = Path(data_path)
+    if not path.exists():
+        raise UserError(f"no data at {data_path}: run build_pretrain_data.py first, or name a file or folder of text")
+    if path.is_dir() and is_built(path / "train"):
+        path = path / "train"
+    if not is_built(path):
+        if path.is_dir() and (path.name in ("train", "val")) and not any(path.iterdir()):
+            raise UserError(f"{path} is empty: run build_pretrain_data.py")
+        tokenizer = _build_raw(build_dir, BuildSettings(input=[str(path)], **settings), tokenizer)
+        path = build_dir / "train"
+    elif path.name in ("train", "val") and not (path.parent / "stats.json").exists():
+        raise UserError(f"{path.parent} holds an unfinished build (no stats.json): run build_pretrain_data.py again")
+    else:
+        beside = (path if path.is_dir() else path.parent).parent / "tokenizer.json"
+        tokenizer = tokenizer or load_tokenizer(settings.get("tokenizer_path") or beside)
+        if beside.exists() and not tokenizer.speaks_like(load_tokenizer(beside)):
+            raise UserError(f"{path} was tokenized by another tokenizer ({beside}) than the one in use")
+    beside = path.parent / "val"
+    val = open_built(beside) if path.name == "train" and is_built(beside) else None
+    return open_built(path), val, tokenizer
+
+
+def _build_raw(build_dir: Path, settings: BuildSettings, given: Tokenizer | None) -> Tokenizer:
+    """Build into `build_dir` unless just that was done already; returns the tokenizer used."""
+    stats = build_dir / "stats.json"
+    if not stats.exists():
+        build(settings, build_dir, tokenizer=given)
+    elif json.loads(stats.read_text(encoding="utf-8"))["settings"] != asdict(settings):
+        raise UserError(f"{build_dir} was built from other text or settings: remove it, or choose another --output_dir")
+    built = load_tokenizer(build_dir / "tokenizer.json")
+    if given and not given.speaks_like(built):
+        raise UserError(f"{build_dir} was built with another tokenizer: remove it, or choose another --output_dir")
+    return built
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From chunks to batches
+
+
+class LengthBuckets:
+    """Batches of chunks of similar length, so that little is computed on padding.
+
+    Per epoch: chunks are permuted, sorted by length within windows of 64 batches, cut into batches, and the batches
+    permuted; rank r takes every world_size-th. Every rank gets the same number of full batches. A pure function of
+    (seed, epoch). Raises UserError if there are fewer chunks than one batch per rank.
+    """
+
+    WINDOW = 64
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+        self.lengths, self.batch_size, self.seed, self.rank, self.world_size = (
+            lengths,
+            batch_size,
+            seed,
+            rank,
+            world_size,
+        )
+        self.batches_per_epoch = len(lengths) // (batch_size * world_size)
+        if not self.batches_per_epoch:
+            raise UserError(
+                f"{len(lengths)} chunks are fewer than one batch of {batch_size} on {world_size} device(s): lower --batch_size"
+            )
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[list[int]]:
+        """The batches of epoch `number` (indices into the chunks), from batch `start` on."""
+        rng = np.random.default_rng([self.seed % 2**63, number])
+        order = rng.permutation(len(self.lengths))
+        window = self.WINDOW * self.batch_size
+        parts = [order[i : i + window] for i in range(0, len(order), window)]
+        order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in parts])
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order) - self.batch_size + 1, self.batch_size)]
+        chosen = rng.permutation(len(batches))[: self.batches_per_epoch * self.world_size]
+        for index in chosen[self.rank :: self.world_size][start:]:
+            yield batches[index].tolist()

@@ -1,0 +1,129 @@
+"""Time and noise: t in [0, 1] with 1 = clean, sigma = (1 - t) / t, and where training and samplers put their noise."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from kit.device import Runtime
+from kit.errors import UserError
+
+TIME_SAMPLERS = ("fitted", "logit_normal", "uniform")
+MIN_SIGMA, MAX_SIGMA = 1e-3, 20.0
+
+
+def sigma_of(t: torch.Tensor) -> torch.Tensor:
+    """Noise level (1 - t) / t, kept within the range the samplers use."""
+    return ((1 - t) / t.clamp_min(1e-6)).clamp(MIN_SIGMA, 1e6)
+
+
+def t_of(sigma: torch.Tensor) -> torch.Tensor:
+    return 1 / (1 + sigma)
+
+
+class TimeSampler:
+    """Draws training times, and lays out the steps of a sampler.
+
+    uniform       t uniform in [0, 1], the seeds'
+    logit_normal  log(t / (1-t)) = -log sigma normal with `mean` and `std`; JiT's default is -0.8 and 0.8
+    fitted        starts as logit_normal; then density proportional to d loss / d log sigma, measured while training, so
+                  that every stretch of time teaches as much (CDCD's time warping), beside a share of the start
+    """
+
+    BINS, LOW, HIGH = 64, math.log(0.01), math.log(MAX_SIGMA)
+    FLOOR = 0.2  # share of the starting distribution that `fitted` keeps
+    MEMORY = 0.9  # what a refit keeps of older measurements
+
+    def __init__(self, name: str, mean: float = -0.8, std: float = 0.8, device="cpu"):
+        if name not in TIME_SAMPLERS:
+            raise UserError(f"unknown time sampling {name!r}; choose from {', '.join(TIME_SAMPLERS)}")
+        if std <= 0:
+            raise UserError(f"--t_std {std}: need a positive spread")
+        self.name, self.mean, self.std = name, mean, std
+        self.loss_sum = torch.zeros(self.BINS, device=device)
+        self.weight = torch.zeros(self.BINS, device=device)
+        edges = torch.linspace(self.LOW, self.HIGH, self.BINS + 1, dtype=torch.float64)
+        normal = torch.special.ndtr((edges + mean) / std)
+        self.start = (normal.diff() + 1e-6) / (normal.diff() + 1e-6).sum()
+        self.edges, self.density = edges, self.start
+
+    def sample(self, u: torch.Tensor) -> torch.Tensor:
+        """Times (n,) from uniform numbers u (n,) in (0, 1)."""
+        if self.name == "uniform":
+            return u.clamp(1e-4, 1 - 1e-4)
+        if self.name == "logit_normal" or self.density is self.start:
+            return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))).float()
+        return t_of(self._quantile(u.double().cpu()).exp()).float().to(u.device)
+
+    def _quantile(self, u: torch.Tensor) -> torch.Tensor:
+        """log sigma at cumulative probability u under the current density."""
+        cumulative = F.pad(self.density.cumsum(0), (1, 0))
+        index = (torch.searchsorted(cumulative, u, right=True) - 1).clamp(0, self.BINS - 1)
+        inside = ((u - cumulative[index]) / self.density[index]).clamp(0, 1)
+        return self.edges[index] + inside * (self.edges[index + 1] - self.edges[index])
+
+    def observe(self, t: torch.Tensor, loss: torch.Tensor) -> None:
+        """Remember the mean loss (B,) of samples at times t (B,); non-finite ones are passed over."""
+        place = (sigma_of(t).log() - self.LOW) / (self.HIGH - self.LOW) * self.BINS
+        index = place.long().clamp(0, self.BINS - 1)
+        good = torch.isfinite(loss) & (place >= 0) & (place < self.BINS)
+        self.loss_sum.index_add_(0, index, torch.where(good, loss, 0).float())
+        self.weight.index_add_(0, index, good.float())
+
+    def refit(self, runtime: Runtime) -> None:
+        """Fit the density to what was observed since the start, old observations fading; the same on every rank."""
+        measured = runtime.sum(torch.stack([self.loss_sum, self.weight])).double().cpu() / runtime.world_size
+        self.loss_sum.copy_(measured[0] * self.MEMORY)
+        self.weight.copy_(measured[1] * self.MEMORY)
+        if self.name != "fitted":
+            return
+        curve = self.curve()
+        if curve is None:
+            return
+        gain = F.avg_pool1d(F.pad(curve[None, None], (2, 2), mode="replicate"), 4, stride=1)[0, 0].diff().clamp_min(0)
+        if gain.sum() > 0:
+            self.density = (1 - self.FLOOR) * gain / gain.sum() + self.FLOOR * self.start
+
+    def curve(self) -> torch.Tensor | None:
+        """Loss against log sigma at the bins' centers (BINS,), made non-decreasing; None before enough was seen."""
+        weight, total = self.weight.double().cpu(), self.loss_sum.double().cpu()
+        seen = (weight >= 4).nonzero().flatten()
+        if len(seen) < self.BINS // 4:
+            return None
+        mean = torch.from_numpy(np.interp(np.arange(self.BINS), seen.numpy(), (total[seen] / weight[seen]).numpy()))
+        return (mean.cummax(0).values + mean.flip(0).cummin(0).values.flip(0)) / 2
+
+    def grid(self, num_steps: int, t_start: float | None = None, lowest: float = 0.02) -> torch.Tensor:
+        """Times (num_steps,) for a sampler, ascending from t_start (None = pure noise) to noise `lowest` or a quarter of the start's.
+
+        Half of the steps follow what is learned where (the training density), half are even in log sigma.
+        """
+        start = MAX_SIGMA if t_start is None else min(MAX_SIGMA, float(sigma_of(torch.tensor(t_start))))
+        low, high = math.log(min(lowest, start / 4)), math.log(start)
+        fine = torch.linspace(low, high, 1001, dtype=torch.float64)
+        density = F.pad(self.density, (1, 1), mode="constant")[
+            ((fine - self.LOW) / (self.HIGH - self.LOW) * self.BINS + 1).long().clamp(0, self.BINS + 1)
+        ]
+        density = density / density.mean().clamp_min(1e-12) + 1
+        cumulative = F.pad((density[1:] + density[:-1]).cumsum(0), (1, 0))
+        at = torch.linspace(1, 0, num_steps, dtype=torch.float64) * cumulative[-1]
+        index = torch.searchsorted(cumulative, at).clamp(0, 1000)
+        times = t_of(fine[index].exp()).float()
+        return times
+
+    def state_dict(self) -> dict:
+        return {
+            "name": self.name, "mean": self.mean, "std": self.std,
+            "loss_sum": self.loss_sum.cpu(), "weight": self.weight.cpu(),
+            "density": None if self.density is self.start else self.density,
+        }  # fmt: skip
+
+    @classmethod
+    def from_state(cls, state: dict, device="cpu") -> "TimeSampler":
+        sampler = cls(state["name"], state["mean"], state["std"], device)
+        sampler.loss_sum.copy_(state["loss_sum"])
+        sampler.weight.copy_(state["weight"])
+        if state["density"] is not None:
+            sampler.density = state["density"]
+        return sampler

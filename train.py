@@ -265,7 +265,7 @@ def main() -> None:
             optimizer.zero_grad(set_to_none=True)
             ema.update(network)
             step += 1
-            losses.add(step, loss, norm, lr)
+            losses.add(step, lr, loss=loss, grad_norm=norm)
             bar.update()
 
             done = step == total_steps

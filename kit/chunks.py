@@ -120,7 +120,7 @@ def open_chunks(
     if not is_built(path):
         if path.is_dir() and (path.name in ("train", "val")) and not any(path.iterdir()):
             raise UserError(f"{path} is empty: run build_pretrain_data.py")
-        tokenizer = _build_raw(build_dir, BuildSettings(input=[str(path)], **settings), tokenizer)
+        tokenizer = build_once(build_dir, BuildSettings(input=[str(path)], **settings), tokenizer)
         path = build_dir / "train"
     elif path.name in ("train", "val") and not (path.parent / "stats.json").exists():
         raise UserError(f"{path.parent} holds an unfinished build (no stats.json): run build_pretrain_data.py again")
@@ -134,8 +134,11 @@ def open_chunks(
     return open_built(path), val, tokenizer
 
 
-def _build_raw(build_dir: Path, settings: BuildSettings, given: Tokenizer | None) -> Tokenizer:
-    """Build into `build_dir` unless just that was done already; returns the tokenizer used."""
+def build_once(build_dir: Path, settings: BuildSettings, given: Tokenizer | None = None) -> Tokenizer:
+    """Build into `build_dir` unless just that was done already; returns the tokenizer used.
+
+    Raises UserError if the folder holds another build.
+    """
     stats = build_dir / "stats.json"
     if not stats.exists():
         build(settings, build_dir, tokenizer=given)

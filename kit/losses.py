@@ -12,30 +12,32 @@ from kit.runlog import RunLog
 
 
 class Losses:
-    """Loss, gradient norm and learning rate of the steps since the last `write`."""
+    """Numbers of the steps since the last `write`: "loss" and "grad_norm" at least."""
 
     def __init__(self, log: RunLog, runtime: Runtime, output_dir: Path):
         self.log, self.runtime, self.output_dir = log, runtime, output_dir
-        self._pending = []
+        self._pending: list[tuple[int, float, dict]] = []
 
-    def add(self, step: int, loss: torch.Tensor, norm: torch.Tensor, lr: float) -> None:
-        """Note a step's loss and gradient norm (tensors of one number, not read yet)."""
-        self._pending.append((step, loss, norm, lr))
+    def add(self, step: int, lr: float, **values: torch.Tensor) -> None:
+        """Note a step's numbers (tensors of one number each, not read yet; every step the same names)."""
+        self._pending.append((step, lr, values))
 
     def write(self, **values) -> float:
-        """Log the pending steps, each with `values`; returns their mean loss over all ranks.
+        """Log the pending steps, means over all ranks, each with `values`; returns their mean loss.
 
         Raises UserError on every rank if one loss or gradient norm is not finite.
         """
-        numbers = torch.stack([torch.stack([loss, norm]) for _, loss, norm, _ in self._pending]).float()
-        numbers = (self.runtime.sum(numbers) / self.runtime.world_size).tolist()
-        for (step, _, _, lr), (loss, norm) in zip(self._pending, numbers):
-            self.log.log(step, loss=loss, grad_norm=norm, lr=lr, **values)
-            if not math.isfinite(loss) or not math.isfinite(norm):
+        names = list(self._pending[0][2])
+        table = torch.stack([torch.stack([step[name] for name in names]).float() for _, _, step in self._pending])
+        rows = [dict(zip(names, row)) for row in (self.runtime.sum(table) / self.runtime.world_size).tolist()]
+        for (step, lr, _), row in zip(self._pending, rows):
+            self.log.log(step, **row, lr=lr, **values)
+            if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
                 last = self.output_dir / LAST
                 kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
                 raise UserError(
-                    f"loss {loss}, gradient norm {norm} at step {step}; {kept}; lower --lr or --grad_clip, or use --precision fp32"
+                    f"loss {row['loss']}, gradient norm {row['grad_norm']} at step {step}; {kept}; "
+                    "lower --lr or --grad_clip, or use --precision fp32"
                 )
         self._pending = []
-        return sum(loss for loss, _ in numbers) / len(numbers)
+        return sum(row["loss"] for row in rows) / len(rows)

@@ -253,7 +253,7 @@ def main() -> None:
                 optimizer.zero_grad(set_to_none=True)
             ema.update(model)
             step += 1
-            losses.add(step, loss, norm, lr)
+            losses.add(step, lr, loss=loss, grad_norm=norm)
             total_steps = bar.total = budget.total_steps(step, planned, runtime)
             bar.update()
 

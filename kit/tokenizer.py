@@ -110,7 +110,7 @@ def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
         except Exception as error:  # the Rust side raises a bare Exception
             raise UserError(f"{file} is no tokenizer.json: {error}") from error
         return Tokenizer(backend, _configured_end_token(file.with_name("tokenizer_config.json")))
-    if path.exists() or str(name_or_path).startswith((".", "/", "~")):
+    if path.exists() or str(name_or_path).startswith((".", "/", "~")) or path.suffix == ".json":
         raise UserError(f"no tokenizer.json at {name_or_path}")
     from transformers import AutoTokenizer
 

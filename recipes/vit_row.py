@@ -8,12 +8,12 @@ reaches on the same device in the same precision.
 
 import argparse
 import json
-import shutil
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from kit import device
@@ -47,7 +47,8 @@ def main() -> None:
     folder = RESULTS / args.name
     folder.mkdir(parents=True, exist_ok=True)
     for figure in json.loads((Path(args.runs[0]) / "report" / "report.json").read_text())["figures"]:
-        shutil.copy(Path(args.runs[0]) / "report" / figure, folder / figure)
+        picture = Image.open(Path(args.runs[0]) / "report" / figure).convert("RGB")
+        picture.quantize(256).save(folder / figure, optimize=True)  # a third of the bytes
     write_json(RESULTS / f"{args.name}.json", result)
     print(json.dumps({key: result[key] for key in ("name", "accuracy_mean", "accuracy_std")}))
 

@@ -7,7 +7,6 @@ batch augmented beforehand, and of indexing and augmenting alone.
 """
 
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -74,8 +73,8 @@ def main() -> None:
             for name, values in times.items()
         },
         "real_over_fixed": statistics.median(a / b for a, b in zip(times["real"], times["fixed"])),
-        "config": vars(args),
-        "environment": {**environment(runtime), "argv": sys.argv[1:]},
+        "config": {name: value for name, value in vars(args).items() if name not in ("data_path", "output_dir")},
+        "environment": environment(runtime) | {"argv": None},
     }
     folder = Path(__file__).parent.parent / "results" / "vit_cifar10"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,22 @@
+"""A small trained TokCom, made once."""
+
+import pytest
+
+from tokcom import train
+
+SMALL = (
+    "--preset", "tiny", "--hidden_size", "48", "--num_hidden_layers", "2", "--num_attention_heads", "2",
+    "--num_key_value_heads", "1", "--intermediate_size", "96", "--latent_dim", "24", "--max_length", "64",
+    "--batch_size", "16", "--vocab_size", "300", "--device", "cpu", "--precision", "fp32", "--num_sample_steps", "4",
+)  # fmt: skip
+LEARNING = ("--vae_epochs", "6", "--diffusion_epochs", "6", "--vae_lr", "5e-3", "--diffusion_lr", "5e-3")
+
+
+@pytest.fixture(scope="session")
+def trained(data, tmp_path_factory):
+    """Both stages on the small texts: enough for chunks to come back."""
+    output = tmp_path_factory.mktemp("tokcom")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["train", "--data_path", str(data), *SMALL, *LEARNING, "--output_dir", str(output)])
+        train.main()
+    return output

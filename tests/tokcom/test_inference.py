@@ -1,0 +1,141 @@
+"""All modes work from a checkpoint alone, and what cannot work says so."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kit.tokenizer import Tokenizer
+from tests.conftest import sentences
+from tokcom import evaluate, inference
+from tokcom.inference import decode, denoise_reconstruct, encode, generate, load_checkpoint, reconstruct
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+    vae, denoiser, args, config = load_checkpoint(trained / "best_diffusion.pt")
+    return vae, denoiser, args, Tokenizer.from_json(config["tokenizer"])
+
+
+@pytest.fixture
+def run(call, trained, capsys):
+    def go(*options, checkpoint="best_diffusion.pt"):
+        capsys.readouterr()
+        assert call(inference, "--checkpoint", trained / checkpoint, "--device", "cpu", *options) == 0
+        return capsys.readouterr().out
+
+    return go
+
+
+@pytest.fixture
+def refuse(refused, trained):
+    def go(*options, checkpoint="best_diffusion.pt"):
+        return refused(inference, "--checkpoint", trained / checkpoint, "--device", "cpu", *options)
+
+    return go
+
+
+def ids_of(tokenizer, text):
+    return torch.from_numpy(tokenizer.encode(text).astype("int64"))[None]
+
+
+def test_the_python_interface_goes_round(loaded):
+    vae, denoiser, args, tokenizer = loaded
+    ids = ids_of(tokenizer, sentences(5, 6))[:, :62]
+    latents = encode(vae, ids)
+    assert latents.shape == (1, 16, args.latent_dim)
+    assert torch.equal(decode(vae, latents)[:, :62], reconstruct(vae, ids))
+    assert (reconstruct(vae, ids) == ids).float().mean() > 0.9
+    assert torch.equal(denoise_reconstruct(vae, denoiser, ids, 1.0), reconstruct(vae, ids))
+
+
+def test_more_noise_leaves_less(loaded):
+    vae, denoiser, _, tokenizer = loaded
+    ids = torch.cat([ids_of(tokenizer, sentences(seed, 9))[:, :64] for seed in range(30, 42)])
+    found = [
+        (denoise_reconstruct(vae, denoiser, ids, level, num_steps=8, generator=torch.Generator().manual_seed(0)) == ids)
+        .float().mean().item()
+        for level in (0.0, 0.3, 0.6, 0.95)
+    ]  # fmt: skip
+    assert found == sorted(found) and found[-1] > 0.9 and found[0] < 0.3
+
+
+def test_generation_repeats_itself_for_a_seed_and_keeps_prompts(loaded):
+    vae, denoiser, args, tokenizer = loaded
+    prompt = ids_of(tokenizer, sentences(3, 3))[0, :12]
+    runs = [
+        generate(vae, denoiser, 8, args.chunk_size, args.hidden_size, num_steps=4, batch_size=2, prompt_ids=prompt,
+                 generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    ]  # fmt: skip
+    assert runs[0].shape == (2, 44) and torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+    assert (runs[0][:, :12] == prompt).all()
+
+
+def test_a_book_of_any_length_is_encoded_and_read_back(run, tmp_path):
+    text = sentences(77, 900)
+    (tmp_path / "book.txt").write_text(text)
+    said = run("--mode", "encode", "--input_file", tmp_path / "book.txt", "--output_file", tmp_path / "latents.pt")
+    assert "vectors of 24" in said
+    run("--mode", "decode", "--latents", tmp_path / "latents.pt", "--output_file", tmp_path / "back.txt")
+    back = (tmp_path / "back.txt").read_text()
+    reconstructed = run("--mode", "reconstruct", "--input_file", tmp_path / "book.txt").split("\n", 1)
+    assert reconstructed[1] == back + "\n" and float(reconstructed[0].split("%")[0]) > 90
+    again = run("--mode", "reconstruct", "--input_file", tmp_path / "book.txt", checkpoint="best_vae.pt")
+    assert again.split("\n", 1)[1] == back + "\n"
+
+
+def test_the_writing_modes_write(run):
+    assert "tokens recovered" in run(
+        "--mode", "denoise_reconstruct", "--input_text", sentences(1, 40), "--num_steps", 3
+    )
+    assert len(run("--mode", "generate", "--num_chunks", 8, "--num_steps", 3, "--batch_size", 2).strip()) > 8
+    prompt = "The color of a token is home."
+    said = run(
+        "--mode", "conditional", "--prompt", prompt, "--num_generate_chunks", 4, "--num_steps", 3, "--guidance", 2
+    )
+    assert prompt[-12:] in said
+
+
+def test_what_cannot_work_says_so(refuse, trained, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    state = {"latents": torch.zeros(2, 24), "num_tokens": 8, "vae": "0" * 16}
+    torch.save(state, tmp_path / "foreign.pt")
+    torch.save({"latents": torch.zeros(2, 24)}, tmp_path / "bare.pt")
+    assert "holds a VAE only" in refuse("--mode", "generate", checkpoint="best_vae.pt")
+    assert "needs --input_text or --input_file" in refuse("--mode", "reconstruct")
+    assert "input text is empty" in refuse("--mode", "encode", "--input_text", "")
+    assert "not UTF-8" in refuse("--mode", "encode", "--input_file", tmp_path / "latin.txt")
+    assert "cannot read" in refuse("--mode", "encode", "--input_file", tmp_path / "absent.txt")
+    assert "at least 4, one whole chunk" in refuse("--mode", "conditional", "--prompt", "")
+    assert "window holds 1 to 16" in refuse("--mode", "generate", "--num_chunks", 17)
+    assert "window holds 1 to 16" in refuse(
+        "--mode", "conditional", "--prompt", sentences(1, 2), "--num_generate_chunks", 16
+    )
+    assert "need 0 (pure noise)" in refuse(
+        "--mode", "denoise_reconstruct", "--input_text", "a b c d", "--noise_level", 2
+    )
+    assert "needs --latents" in refuse("--mode", "decode")
+    assert "another model" in refuse("--mode", "decode", "--latents", tmp_path / "foreign.pt")
+    assert "lacks num_tokens" in refuse("--mode", "decode", "--latents", tmp_path / "bare.pt")
+
+
+def test_a_report_has_every_number_and_figure(call, refused, data, trained, tmp_path):
+    options = ("--data_path", data / "val", "--output_dir", tmp_path, "--device", "cpu", "--precision", "fp32")
+    options = (*options, "--num_samples", 12, "--num_prompts", 16, "--num_steps", 4)
+    assert call(evaluate, "--checkpoint", trained / "best_diffusion.pt", *options) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["reconstruction"] > 0.9 and report["reconstruction_at_noise"].keys() >= {"0.1", "0.3"}
+    accuracies = list(report["reconstruction_at_noise"].values())
+    assert accuracies[0] >= accuracies[-1]
+    assert [row["noise_level"] for row in report["denoise"]] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    half = report["denoise"][4]
+    assert half["model"] > half["direct"] + 0.05
+    assert [row["calls"] for row in report["calls"]] == [1, 2, 4, 8, 16, 32, 64]
+    assert 0 < report["active_dims"] <= report["latent_dim"] == 24
+    assert report["nll"] == pytest.approx(sum(report["bound"][part] for part in ("reconstruction", "flow", "prior")))
+    for name in ("reconstruction", "calls", "schedule", "map"):
+        assert np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")).std() > 5
+    assert "holds a VAE only" in refused(evaluate, "--checkpoint", trained / "best_vae.pt", *options)

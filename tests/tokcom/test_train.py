@@ -1,0 +1,140 @@
+"""Both stages learn, and go on exactly where they were stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from kit.runlog import read_log
+from tests.conftest import ROOT
+from tests.tokcom.conftest import SMALL
+from tokcom import train
+
+MODULE = [sys.executable, "-m", "tokcom.train"]
+
+
+def rows(folder, key):
+    return {row["step"]: row[key] for row in read_log(folder / "log.jsonl") if key in row}
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_both_stages_learn(trained):
+    vae = list(rows(trained, "vae/val_accuracy").values())
+    assert vae[0] < 0.5 and vae[-1] > 0.95
+    losses = list(rows(trained, "diffusion/val_loss").values())
+    assert losses[-1] < 0.96 * losses[0]
+    for name in ("vae/batch_loss", "diffusion/batch_ce_loss", "diffusion/batch_mse_loss"):
+        assert len(rows(trained, name)) > 10
+    assert {p.name for p in trained.iterdir()} >= {
+        "best_vae.pt", "best_diffusion.pt", "last.pth", "config.json", "env.json", "log.jsonl", "samples.jsonl",
+    }  # fmt: skip
+
+
+def test_checkpoints_hold_what_the_seed_says(trained):
+    keys = {"epoch", "stage", "val_loss", "model_args", "config", "vae_model_state_dict", "denoised_model_state_dict"}
+    for name in ("vae", "diffusion"):
+        state = load(trained / f"best_{name}.pt")
+        assert keys <= state.keys() and state["stage"] == name
+        assert state["model_args"]["vocab_size"] == state["model_args"]["omni_token_id"] == 300
+        assert state["val_loss"] == min(rows(trained, f"{name}/val_loss").values())
+
+
+def test_latents_are_normalized_over_the_training_set(trained):
+    state = load(trained / "best_diffusion.pt")["vae_model_state_dict"]
+    assert (state["latent_std"] != 1).all() and (state["latent_std"] > 0).all()
+
+
+OPTIONS = ("--vae_epochs", "2", "--diffusion_epochs", "2", "--save_steps", "4", "--log_interval", "3")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted")
+    command = [*MODULE, "--data_path", data, *SMALL, *OPTIONS, "--output_dir", output]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return output
+
+
+@pytest.mark.parametrize(
+    ("sign", "stage", "after"),
+    [(signal.SIGKILL, "vae", 12), (signal.SIGKILL, "diffusion", 12), (signal.SIGTERM, "diffusion", 20)],
+)
+def test_a_stage_that_was_stopped_goes_on_bit_for_bit(data, uninterrupted, tmp_path, sign, stage, after):
+    command = [*MODULE, "--data_path", data, *SMALL, *OPTIONS, "--output_dir", tmp_path]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    log = tmp_path / "log.jsonl"
+    while not (log.exists() and log.read_text().count(f"{stage}/batch") >= after):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, sign)
+    output, _ = process.communicate()
+    if sign == signal.SIGTERM:
+        assert process.returncode == 0 and "--resume auto" in output
+    assert load(tmp_path / "last.pth")["stage"] == stage
+    subprocess.run([*command, "--resume", "auto"], cwd=ROOT, check=True, capture_output=True)
+    for key in ("loss", "vae/val_loss", "diffusion/val_loss", "diffusion/batch_mse_loss"):
+        assert rows(uninterrupted, key) == rows(tmp_path, key)
+    a, b = load(uninterrupted / "last.pth"), load(tmp_path / "last.pth")
+    for part in ("vae_model_state_dict", "denoised_model_state_dict"):
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+    for part in ("weights", "ema"):
+        assert all(torch.equal(a["training"][part][name], b["training"][part][name]) for name in a["training"][part])
+
+
+def test_stage_two_alone_starts_from_a_vae(call, refused, data, trained, tmp_path):
+    options = (*SMALL, "--stage", "diffusion", "--diffusion_epochs", 1)
+    assert "no VAE at" in refused(train, "--data_path", data, *options, "--output_dir", tmp_path / "x")
+    options = (*options, "--vae_checkpoint", trained / "best_vae.pt", "--output_dir", tmp_path)
+    assert call(train, "--data_path", data, *options) == 0
+    first, second = (load(f / "best_diffusion.pt")["vae_model_state_dict"] for f in (trained, tmp_path))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_time_budget_covers_both_stages(call, data, tmp_path):
+    start = time.monotonic()
+    assert call(train, "--data_path", data, *SMALL, "--time_budget", "10s", "--output_dir", tmp_path) == 0
+    assert time.monotonic() - start < 40
+    assert rows(tmp_path, "vae/val_loss") and rows(tmp_path, "diffusion/val_loss")
+
+
+def test_raw_text_and_local_datasets_train_without_a_separate_build(call, text_folder, tmp_path):
+    short = ("--vae_epochs", 1, "--diffusion_epochs", 1)
+    assert (
+        call(train, "--data_path", text_folder, *SMALL, *short, "--stage", "vae", "--output_dir", tmp_path / "a") == 0
+    )
+    assert (
+        call(train, "--dataset_name", text_folder, *SMALL, *short, "--stage", "vae", "--output_dir", tmp_path / "b")
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data_path", "absent"], "no data at absent"),
+        (["--chunk_size", "1"], "need 2 to 16"),
+        (["--max_length", "30"], "no multiple of --chunk_size"),
+        (["--max_length", "32"], "rebuild the data with --max_tokens 32"),
+        (["--batch_size", "5000"], "lower --batch_size"),
+        (["--vae_lr", "0"], "positive number"),
+        (["--token_dropout", "2"], "share from 0 to 1"),
+        (["--time_budget", "soon"], "for example 10m"),
+        (["--resume", "auto"], "there is no"),
+        (["--tokenizer_path", "nowhere.json"], "no tokenizer.json at nowhere.json"),
+    ],
+)
+def test_bad_input_is_one_line(refused, data, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(train, "--data_path", data, *SMALL, "--output_dir", "out", *options)
+
+
+def test_a_checkpoint_of_another_size_is_refused(refused, data, trained, tmp_path):
+    given = ("--data_path", data, *SMALL, "--latent_dim", 12, "--output_dir", trained, "--resume", "auto")
+    assert "--latent_dim 24, not 12" in refused(train, *given)

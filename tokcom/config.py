@@ -1,0 +1,118 @@
+"""Every setting of a model and of its training, as plain dataclasses that go to JSON and come back."""
+
+from dataclasses import asdict, dataclass, fields
+
+from kit.errors import UserError
+
+
+@dataclass
+class ModelArgs:
+    """Architecture. The names are those that checkpoints of the public TokCom v5.2 carry, where it has the thing."""
+
+    hidden_size: int = 896
+    num_hidden_layers: int = 24  # of the denoiser
+    vae_num_hidden_layers: int = 24  # of the VAE: half in its encoder, half in its decoder
+    num_attention_heads: int = 14
+    num_key_value_heads: int = 2
+    intermediate_size: int = 4864
+    latent_dim: int = 128
+    chunk_size: int = 4  # tokens per vector
+    max_length: int = 1024  # tokens per sequence
+    vocab_size: int = 0  # the tokenizer's; set when the data is known
+    omni_token_id: int = (
+        0  # what the decoder reads in place of the tokens it has to find: the first id after the vocabulary
+    )
+
+    @property
+    def max_chunks(self) -> int:
+        return self.max_length // self.chunk_size
+
+    def check(self) -> None:
+        """Raises UserError for sizes that do not fit each other."""
+        if not 2 <= self.chunk_size <= 16:
+            raise UserError(f"--chunk_size {self.chunk_size}: need 2 to 16")
+        if self.max_length < self.chunk_size or self.max_length % self.chunk_size:
+            raise UserError(f"--max_length {self.max_length} is no multiple of --chunk_size {self.chunk_size}")
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise UserError(
+                f"--hidden_size {self.hidden_size} does not give {self.num_attention_heads} heads an even width"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"--num_attention_heads {self.num_attention_heads} is no multiple of --num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.vae_num_hidden_layers < 2 or self.num_hidden_layers < 1 or self.latent_dim < 1:
+            raise UserError("the VAE needs at least 2 layers, the denoiser 1, a latent 1 dimension")
+
+
+@dataclass
+class TrainConfig:
+    """Training. Learning rates are peaks; shares and probabilities lie in [0, 1]."""
+
+    batch_size: int = 8
+    vae_epochs: int = 5
+    vae_lr: float = 1e-4
+    diffusion_epochs: int = 10
+    diffusion_lr: float = 3e-5
+    warmup_share: float = 0.05  # of a stage's steps
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    ema_decay: float = 0.999
+    kl_weight: float = 1e-3
+    kl_floor: float = 0.5  # nats per dimension below which the KL term does not press (CALM, arXiv 2510.27688)
+    token_dropout: float = 0.1  # tokens hidden from the encoder
+    latent_noise: float = 0.3  # standard deviations of a latent, added before decoding
+    noise_std: float = 1.0  # of x0; latents are normalized to a standard deviation of 1
+    mse_weight: float = 1.0  # of the flow's own loss beside the cross-entropy
+    time_sampling: str = "fitted"
+    t_mean: float = 0.0  # of log(t / (1 - t)) before times are fitted
+    t_std: float = 1.5
+    self_cond_prob: float = 0.5
+    prompt_prob: float = 0.3  # sequences with a prefix given clean
+    vae_share: float = 0.35  # of --time_budget
+    sample_every: int = 1  # epochs between sample tables
+    num_sample_steps: int = 50
+    num_samples: int = 2
+
+    def check(self) -> None:
+        """Raises UserError for values out of range."""
+        for name in ("batch_size", "vae_epochs", "diffusion_epochs", "sample_every", "num_sample_steps", "num_samples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: need at least 1")
+        for name in ("warmup_share", "ema_decay", "token_dropout", "self_cond_prob", "prompt_prob", "vae_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name} {getattr(self, name)}: need a share from 0 to 1")
+        for name in ("vae_lr", "diffusion_lr", "grad_clip", "noise_std", "t_std"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"--{name} {getattr(self, name)}: need a positive number")
+        for name in ("kl_weight", "kl_floor", "latent_noise", "mse_weight", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"--{name} {getattr(self, name)}: need 0 or more")
+
+
+PRESETS = {
+    # The sizes of the public TokCom v5.2.
+    "v5.2": {},
+    # About a hundred million parameters, for one GPU.
+    "base": {
+        "hidden_size": 512, "num_hidden_layers": 16, "vae_num_hidden_layers": 6, "num_attention_heads": 8,
+        "num_key_value_heads": 8, "intermediate_size": 1408, "batch_size": 32, "vae_lr": 5e-4, "diffusion_lr": 4e-4,
+        "vae_epochs": 10, "diffusion_epochs": 60,
+    },
+    # Minutes on two CPU cores.
+    "tiny": {
+        "hidden_size": 192, "num_hidden_layers": 6, "vae_num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "intermediate_size": 512, "latent_dim": 64, "max_length": 256, "batch_size": 16,
+        "vae_lr": 3e-3, "diffusion_lr": 2e-3, "vae_epochs": 1, "diffusion_epochs": 2, "token_dropout": 0.05, "vae_share": 0.15,
+    },
+}  # fmt: skip
+
+
+def from_dict(kind: type, values: dict):
+    """A `kind` from the values that concern it; the others are passed over."""
+    return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
+
+
+def to_dict(*parts) -> dict:
+    """The values of several dataclasses in one flat dict."""
+    return {name: value for part in parts for name, value in asdict(part).items()}

@@ -1,0 +1,55 @@
+"""Text -> sequences of tokens, padded to whole chunks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from kit.builder import BuildSettings
+from kit.chunks import Chunks, build_once, open_built, open_chunks
+from kit.errors import UserError
+from kit.tokenizer import Tokenizer
+
+
+def open_data(
+    data_path: str | None, build_dir: Path, tokenizer: Tokenizer | None, **settings
+) -> tuple[Chunks, Chunks, Tokenizer]:
+    """Training and validation sequences and the tokenizer.
+
+    `data_path`: a folder of the data builder, or any text it accepts; None: the dataset that `settings` (of
+    BuildSettings) name, or the text every Python carries. Raises UserError for a path without text.
+    """
+    if data_path is None:
+        tokenizer = build_once(build_dir, BuildSettings(**settings), tokenizer)
+        train, val = open_built(build_dir / "train"), open_built(build_dir / "val")
+    else:
+        settings = {name: value for name, value in settings.items() if not name.startswith("dataset_")}
+        train, val, tokenizer = open_chunks(data_path, build_dir, tokenizer, **settings)
+    if val is None:
+        raise UserError(f"no validation sequences beside {data_path}: build it with --val_fraction above 0")
+    return train, val, tokenizer
+
+
+def collate(items: list[torch.Tensor], chunk_size: int) -> dict:
+    """tokens (B, N) long and mask (B, N) bool, True = real token; N is the longest length, rounded up to whole chunks."""
+    lengths = torch.tensor([len(item) for item in items])
+    padded = -(-int(lengths.max()) // chunk_size) * chunk_size
+    tokens = torch.zeros(len(items), padded, dtype=torch.long)
+    for row, item in zip(tokens, items):
+        row[: len(item)] = item
+    return {"tokens": tokens, "mask": torch.arange(padded) < lengths[:, None]}
+
+
+def batches(chunks: Chunks, order: Iterator[list[int]], chunk_size: int, num_workers: int = 0) -> DataLoader:
+    """A loader that reads the batches that `order` names."""
+    return DataLoader(
+        chunks, batch_sampler=order, num_workers=num_workers, pin_memory=torch.cuda.is_available(),
+        collate_fn=lambda items: collate(items, chunk_size),
+    )  # fmt: skip
+
+
+def in_order(chunks: Chunks, count: int, batch_size: int, chunk_size: int) -> Iterator[dict]:
+    """The first `count` sequences, in batches, as they lie on disk."""
+    for start in range(0, min(count, len(chunks)), batch_size):
+        yield collate([chunks[i] for i in range(start, min(start + batch_size, count, len(chunks)))], chunk_size)

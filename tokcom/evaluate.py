@@ -1,0 +1,344 @@
+"""Measure a trained TokCom on held-out text: report.json and figures.
+
+    python -m tokcom.evaluate --checkpoint RUN/best_diffusion.pt --data_path RUN/data/val --output_dir RUN/report
+
+Padding and prompts count nowhere. Accuracies are shares of held-out tokens. `nll` is the variational bound of the whole model
+in nats per token (Kingma et al., arXiv 2107.00630): what the decoder misses at the least noise, plus half the squared error of
+the denoiser integrated over the signal-to-noise ratio. `brier_lm` is CALM's (arXiv 2510.27688): two independent continuations of
+real prompts, n-grams of one chunk against the true one, geometric mean over n = 1 to 4.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+
+from kit import device, errors
+from kit.chunks import Chunks, open_chunks
+from kit.errors import UserError
+from kit.runlog import environment, write_json
+from kit.times import TimeSampler
+from kit.tokenizer import Tokenizer
+from tokcom.dataset import in_order
+from tokcom.flow import Flow, token_nll
+from tokcom.inference import decode, encode, load_checkpoint
+from tokcom.stages import to_device
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+LATENT_NOISES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+NOISE_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+CALLS = (1, 2, 4, 8, 16, 32, 64)
+ACTIVE_VARIANCE = 0.01  # of a dimension's posterior mean (Burda et al., arXiv 1509.00519)
+MIN_SIGMA, MAX_SIGMA, NLL_LEVELS = 0.1, 20.0, 24  # of the bound's integral
+MAP_CHUNKS = 3000
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    show = " (default: %(default)s)"
+    parser.add_argument("--checkpoint", required=True, help="best_diffusion.pt of a run")
+    parser.add_argument("--data_path", required=True, help="held-out text: data/val of a run, or any raw text")
+    parser.add_argument("--output_dir", required=True, help="folder for report.json and the figures")
+    parser.add_argument("--num_samples", type=int, default=128, help="sequences measured" + show)
+    parser.add_argument("--num_prompts", type=int, default=512, help="prompts continued for BrierLM" + show)
+    parser.add_argument("--num_steps", type=int, default=16, help="denoising steps of denoise and brier_lm" + show)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise" + show)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
+    parser.add_argument("--precision", default="auto", choices=device.PRECISIONS, help="of matrix products" + show)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    for name in ("num_samples", "num_prompts", "num_steps"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
+    runtime = device.start(args.device, args.seed, args.precision)
+    vae, denoiser, model_args, config = load_checkpoint(args.checkpoint, runtime.device)
+    if denoiser is None:
+        raise UserError(f"{args.checkpoint} holds a VAE only; evaluate best_diffusion.pt")
+    tokenizer = Tokenizer.from_json(config["tokenizer"])
+    output = Path(args.output_dir)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create --output_dir {output}: {error.strerror}") from error
+    chunks, _, _ = open_chunks(
+        args.data_path, output / "data", tokenizer, min_tokens=min(64, model_args.max_length),
+        max_tokens=model_args.max_length, val_fraction=0.0, seed=args.seed,
+    )  # fmt: skip
+    chunks.check(model_args.max_length, tokenizer.vocab_size, "--max_length")
+    flow = Flow(vae, denoiser, config["noise_std"])
+    held_out = HeldOut(flow, denoiser.times, chunks, args, runtime)
+
+    with torch.no_grad(), runtime.autocast():
+        recovery = {str(noise): held_out.reconstruction(noise) for noise in LATENT_NOISES}
+        denoise = [held_out.denoise(level) for level in NOISE_LEVELS]
+        bound = held_out.bound()
+        calls = [{"calls": count, "brier_lm": held_out.brier_lm(count)} for count in CALLS]
+        encode_speed, decode_speed = held_out.speed()
+    variance = held_out.variance()
+    report = {
+        "checkpoint": str(args.checkpoint), "data": str(args.data_path), "num_sequences": held_out.count,
+        "num_tokens": held_out.num_tokens, "vocab_size": tokenizer.vocab_size, "chunk_size": model_args.chunk_size,
+        "reconstruction": recovery["0.0"], "reconstruction_at_noise": {k: v for k, v in recovery.items() if k != "0.0"},
+        "active_dims": int((variance > ACTIVE_VARIANCE).sum()), "latent_dim": model_args.latent_dim,
+        "denoise": denoise, "num_steps": args.num_steps, "brier_lm": held_out.brier_lm(args.num_steps), "nll": bound["nll"],
+        "bound": bound, "calls": calls, "encode_tokens_per_second": encode_speed, "decode_tokens_per_second": decode_speed,
+        "environment": environment(runtime),
+    }  # fmt: skip
+    plot_reconstruction(report, output / "reconstruction.png")
+    plot_calls(report, output / "calls.png")
+    plot_schedule(denoiser.times, output / "schedule.png")
+    plot_map(held_out, tokenizer, output / "map.png")
+    write_json(output / "report.json", report)
+    print(f"reconstruction {report['reconstruction']:.2%}, at noise 0.3 {recovery['0.3']:.2%}")
+    half = denoise[NOISE_LEVELS.index(0.5)]
+    print(f"denoised from noise_level 0.5: {half['model']:.2%}, decoded directly {half['direct']:.2%}")
+    print(
+        f"{report['active_dims']} of {report['latent_dim']} dimensions active, bound {report['nll']:.3f} nats per token, BrierLM {report['brier_lm']:.4f}"
+    )
+    print(f"wrote {output}/report.json, reconstruction.png, calls.png, schedule.png, map.png")
+
+
+class HeldOut:
+    """Held-out sequences and everything measured on them; noise depends on the seed and what is measured alone."""
+
+    def __init__(
+        self, flow: Flow, times: TimeSampler, chunks: Chunks, args: argparse.Namespace, runtime: device.Runtime
+    ):
+        self.flow, self.vae, self.times, self.args, self.runtime = flow, flow.vae, times, args, runtime
+        self.K = self.vae.args.chunk_size
+        self.chunks = chunks
+        self.count = min(args.num_samples, len(chunks))
+        self.batches = [to_device(b, runtime) for b in in_order(chunks, self.count, 16, self.K)]
+        self.num_tokens = sum(int(b["mask"].sum()) for b in self.batches)
+
+    def noise(self, shape, salt: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.args.seed * 1000 + salt)
+        return torch.randn(shape, generator=generator).to(self.runtime.device)
+
+    def accuracy(self, guess) -> float:
+        """Share of real tokens that guess(number, batch) -> token ids finds."""
+        right = 0
+        for number, batch in enumerate(self.batches):
+            right += int(((guess(number, batch) == batch["tokens"]) & batch["mask"]).sum())
+        return right / self.num_tokens
+
+    def reconstruction(self, noise: float) -> float:
+        """Tokens recovered from latents with `noise` standard deviations of noise."""
+
+        def guess(number, batch):
+            latents = self.vae.encode(batch["tokens"], batch["mask"])
+            return decode(self.vae, latents + noise * self.noise(latents.shape, number))
+
+        return self.accuracy(guess)
+
+    def denoise(self, level: float) -> dict:
+        """Tokens recovered from x_t at t = level, by the flow and by decoding x_t / t directly."""
+        t = torch.tensor([level], device=self.runtime.device)
+
+        def noisy(number, batch):
+            latents = self.vae.encode(batch["tokens"], batch["mask"])
+            return self.flow.add_noise(latents, t, self.noise(latents.shape, number))
+
+        def model(number, batch):
+            mask = batch["mask"].view(len(batch["mask"]), -1, self.K).any(-1)
+            grid = self.times.grid(self.args.num_steps, level)
+            return self.flow.sample(mask, grid, x=noisy(number, batch)).logits.argmax(-1)
+
+        direct = self.accuracy(lambda number, batch: decode(self.vae, noisy(number, batch) / level))
+        return {"noise_level": level, "model": self.accuracy(model), "direct": direct}
+
+    def bound(self) -> dict:
+        """The variational bound in nats per token and its parts."""
+        sigmas = torch.logspace(math.log10(MIN_SIGMA), math.log10(MAX_SIGMA), NLL_LEVELS).tolist()
+        errors_at, reconstruction, prior = [], 0.0, 0.0
+        for level, sigma in enumerate(sigmas):
+            total = 0.0
+            for number, batch in enumerate(self.batches):
+                mask = batch["mask"].view(len(batch["mask"]), -1, self.K).any(-1)
+                x1 = self.vae.encode(batch["tokens"], batch["mask"])
+                y = x1 + sigma * self.noise(x1.shape, 100 * level + number)
+                guess = self.flow.predict(y, torch.full((len(y),), sigma, device=y.device), mask)
+                total += float(((guess.x1 - x1).square().sum(-1) * mask).sum())
+                if level == 0:
+                    reconstruction += float((token_nll(self.vae.decode(y), batch["tokens"]) * batch["mask"]).sum())
+                if level == len(sigmas) - 1:
+                    prior += float(0.5 * (x1.square().sum(-1) * mask).sum() / sigma**2)
+            errors_at.append(total / self.num_tokens)
+        ratio = np.array([sigma**-2 for sigma in sigmas])
+        flow = float(0.5 * np.trapezoid(errors_at[::-1], ratio[::-1]))
+        parts = {"reconstruction": reconstruction / self.num_tokens, "flow": flow, "prior": prior / self.num_tokens}
+        return {"nll": sum(parts.values()), **parts, "sigmas": sigmas, "squared_error": errors_at}
+
+    def brier_lm(self, steps: int) -> float:
+        """BrierLM of the chunk after real prompts of a quarter of the window, with `steps` calls of the network."""
+        given = max(1, self.vae.args.max_chunks // 4)
+        length = (given + 1) * self.K
+        rows = [self.chunks[i][:length] for i in range(len(self.chunks)) if self.chunks.lengths[i] >= length]
+        rows = torch.stack(rows[: self.args.num_prompts]).to(self.runtime.device)
+        truth = rows[:, -self.K :]
+        samples = []
+        for salt in (1, 2):
+            generator = torch.Generator(self.runtime.device).manual_seed(self.args.seed * 1000 + salt)
+            parts = []
+            for part in rows.split(64):
+                clean = self.vae.encode(part, torch.ones_like(part, dtype=torch.bool))
+                known = torch.arange(given + 1, device=part.device).expand(len(part), -1) < given
+                mask = torch.ones_like(known)
+                grid = self.times.grid(steps)
+                found = self.flow.sample(mask, grid, "stochastic", known=known, clean=clean, generator=generator)
+                parts.append(found.logits[:, -self.K :].argmax(-1))
+            samples.append(torch.cat(parts))
+        scores = []
+        for n in range(1, min(4, self.K) + 1):
+            first, second = ((sample[:, :n] == truth[:, :n]).all(1).float() for sample in samples)
+            same = (samples[0][:, :n] == samples[1][:, :n]).all(1).float()
+            scores.append(float((first + second - same).mean()))
+        return math.prod(max(score, 0.0) for score in scores) ** (1 / len(scores))
+
+    def variance(self) -> torch.Tensor:
+        """Variance (latent_dim,) of the posterior means over the sequences, in the encoder's own units."""
+        return (torch.cat(self.latents()) * self.vae.latent_std).var(0)
+
+    def latents(self) -> list[torch.Tensor]:
+        """Normalized latents of every real chunk, a tensor (n, latent_dim) for each batch."""
+        found = []
+        with torch.no_grad():
+            for batch in self.batches:
+                mask = batch["mask"].view(len(batch["mask"]), -1, self.K).any(-1)
+                found.append(self.vae.encode(batch["tokens"], batch["mask"])[mask])
+        return found
+
+    def speed(self) -> tuple[float, float]:
+        """Tokens per second of encoding and of decoding one long text."""
+        tokens = torch.cat([batch["tokens"][batch["mask"]] for batch in self.batches])[None]
+        encode(self.vae, tokens[:, : 64 * self.K])
+        marks = [time.perf_counter()]
+        latents = encode(self.vae, tokens)
+        latents.sum().item()
+        marks.append(time.perf_counter())
+        decode(self.vae, latents).sum().item()
+        marks.append(time.perf_counter())
+        return tokens.shape[1] / (marks[1] - marks[0]), tokens.shape[1] / (marks[2] - marks[1])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def plot_reconstruction(report: dict, path: Path) -> None:
+    """Left: tokens recovered against noise on the latents. Right: against where the flow starts."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.9), dpi=150, layout="constrained", sharey=True)
+    noises = [0.0, *map(float, report["reconstruction_at_noise"])]
+    left.plot(
+        noises,
+        [report["reconstruction"], *report["reconstruction_at_noise"].values()],
+        "o-",
+        color="#1f5fa8",
+        markersize=4,
+    )
+    left.set_xlabel("noise on the latents, standard deviations")
+    left.set_ylabel("share of held-out tokens recovered")
+    left.set_title(f"VAE alone, {report['chunk_size']} tokens in {report['latent_dim']} numbers", fontsize=10)
+    levels = [row["noise_level"] for row in report["denoise"]]
+    right.plot(
+        levels, [row["model"] for row in report["denoise"]], "o-", color="#1f5fa8", markersize=4, label="denoised"
+    )
+    right.plot(
+        levels,
+        [row["direct"] for row in report["denoise"]],
+        "o-",
+        color="#999999",
+        markersize=4,
+        label="decoded directly",
+    )
+    right.set_xlabel("noise_level (0 = pure noise, 1 = none)")
+    right.set_title(f"flow, {report['num_steps']} steps", fontsize=10)
+    right.legend(frameon=False, loc="lower right")
+    for axis in (left, right):
+        _tidy(axis)
+        axis.set_ylim(0, 1.02)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def plot_calls(report: dict, path: Path) -> None:
+    """Quality against calls of the network."""
+    figure, axis = plt.subplots(figsize=(5.2, 3.9), dpi=150, layout="constrained")
+    calls = [row["calls"] for row in report["calls"]]
+    axis.plot(calls, [row["brier_lm"] for row in report["calls"]], "o-", color="#1f5fa8", markersize=4)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(calls, calls)
+    axis.set_xlabel("calls of the network for a chunk")
+    axis.set_ylabel("BrierLM of the chunk after a real prompt")
+    axis.set_ylim(bottom=0)
+    _tidy(axis)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def plot_schedule(times: TimeSampler, path: Path) -> None:
+    """Cross-entropy against noise as measured in training, and where the times were drawn before and after fitting."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(5.6, 4.8), dpi=150, layout="constrained", sharex=True)
+    sigma = ((times.edges[1:] + times.edges[:-1]) / 2).exp().numpy()
+    curve = times.curve()
+    if curve is not None:
+        above.plot(sigma, curve.numpy(), color="#1f5fa8")
+    above.set_ylabel("cross-entropy, nats per token")
+    below.plot(sigma, times.start.numpy(), color="#999999", label="before fitting")
+    below.plot(sigma, times.density.numpy(), color="#1f5fa8", label="fitted")
+    below.set_xscale("log")
+    below.set_ylabel("share of training times")
+    below.set_xlabel("noise σ = (1 − t) / t")
+    below.legend(frameon=False)
+    for axis in (above, below):
+        _tidy(axis)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def plot_map(held_out: HeldOut, tokenizer: Tokenizer, path: Path) -> None:
+    """The two directions in which latents vary most, with real chunks written where they lie."""
+    latents = torch.cat(held_out.latents())[:MAP_CHUNKS].float().cpu()
+    texts = []
+    for batch in held_out.batches:
+        mask = batch["mask"].view(len(batch["mask"]), -1, held_out.K)
+        texts += [
+            tokenizer.decode(row[m])
+            for row, m in zip(batch["tokens"].view(mask.shape)[mask.any(-1)].cpu(), mask[mask.any(-1)].cpu())
+        ]
+    _, _, directions = torch.pca_lowrank(latents, q=2, niter=4)
+    points = ((latents - latents.mean(0)) @ directions).numpy()
+    figure, axis = plt.subplots(figsize=(9, 7), dpi=150, layout="constrained")
+    axis.scatter(*points.T, s=3, color="#c9d6e6")
+    taken: list[np.ndarray] = []
+    span = points.max(0) - points.min(0)
+    for index in np.random.default_rng(0).permutation(len(points)):
+        place = points[index] / span * (9, 22)
+        text = texts[index].replace("\n", "⏎").replace("$", r"\$").strip()
+        if text and all((np.abs(place - other) > 1).any() for other in taken):
+            taken.append(place)
+            axis.annotate(text, points[index], fontsize=7, ha="center", va="center", color="#223")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+    axis.set_title("held-out chunks along the two main directions of their vectors", fontsize=10)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _tidy(axis) -> None:
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+if __name__ == "__main__":
+    errors.run(main)

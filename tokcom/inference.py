@@ -1,0 +1,317 @@
+"""Use a trained TokCom: generate, reconstruct, denoise_reconstruct, encode, decode, conditional.
+
+    python -m tokcom.inference --checkpoint RUN/best_diffusion.pt --mode generate --num_chunks 64
+    python -m tokcom.inference --checkpoint RUN/best_diffusion.pt --mode reconstruct --input_text "..."
+    python -m tokcom.inference --checkpoint RUN/best_diffusion.pt --mode denoise_reconstruct --input_text "..." --noise_level 0.5
+    python -m tokcom.inference --checkpoint RUN/best_diffusion.pt --mode encode --input_file book.txt --output_file latents.pt
+    python -m tokcom.inference --checkpoint RUN/best_diffusion.pt --mode decode --latents latents.pt --output_file book.txt
+    python -m tokcom.inference --checkpoint RUN/best_diffusion.pt --mode conditional --prompt "The family of four was "
+
+The checkpoint is all it takes. From Python: load_checkpoint, generate, reconstruct, denoise_reconstruct, encode, decode.
+"""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import torch
+
+from kit import device as devices
+from kit import errors
+from kit.checkpoint import load_checkpoint as load_file
+from kit.checkpoint import load_weights, save_checkpoint
+from kit.errors import UserError
+from kit.times import TimeSampler
+from kit.tokenizer import Tokenizer
+from tokcom.config import ModelArgs, from_dict
+from tokcom.flow import SAMPLERS, Flow
+from tokcom.model import DenoisedModel, TokComVAE
+
+MODES = ("generate", "reconstruct", "denoise_reconstruct", "encode", "decode", "conditional")
+NEEDS_DIFFUSION = ("generate", "denoise_reconstruct", "conditional")
+NEEDED = ("stage", "model_args", "config", "tokenizer", "vae_model_state_dict", "denoised_model_state_dict")
+CHUNKS_AT_ONCE = 1024  # that the VAE reads or writes in one batch
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The Python interface
+
+
+def load_checkpoint(
+    path: str | Path, device: str | torch.device = "cpu"
+) -> tuple[TokComVAE, DenoisedModel | None, ModelArgs, dict]:
+    """(vae_model, denoised_model, model_args, config) of a checkpoint; a checkpoint of stage one has no denoised_model.
+
+    `config` also holds the tokenizer's JSON (`config["tokenizer"]`, for `kit.tokenizer.Tokenizer.from_json`). Raises
+    UserError for a file that is missing, damaged or of another kind.
+    """
+    saved = load_file(path, NEEDED)
+    model_args = from_dict(ModelArgs, saved["model_args"])
+    vae = TokComVAE(model_args)
+    load_weights(vae, saved["vae_model_state_dict"], path)
+    denoiser = None
+    if saved["stage"] == "diffusion":
+        denoiser = DenoisedModel(model_args)
+        load_weights(denoiser, saved["denoised_model_state_dict"], path)
+        denoiser.times = TimeSampler.from_state(saved["times"])
+        denoiser.to(device).eval()
+    config = saved["config"] | {"tokenizer": saved["tokenizer"], "stage": saved["stage"]}
+    return vae.to(device).eval(), denoiser, model_args, config
+
+
+@torch.no_grad()
+def encode(vae_model: TokComVAE, token_ids: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, latent_dim) of token ids (B, N) of any length; a last chunk that is not full is padded."""
+    K = vae_model.args.chunk_size
+    device = vae_model.latent_mean.device
+    count = token_ids.shape[1]
+    tokens = torch.zeros(len(token_ids), -(-count // K) * K, dtype=torch.long, device=device)
+    tokens[:, :count] = token_ids
+    mask = torch.arange(tokens.shape[1], device=device).expand_as(tokens) < count
+    chunks, masks = tokens.view(-1, 1, K), mask.view(-1, 1, K)
+    parts = [
+        vae_model.encode(t[:, 0], m[:, 0]) for t, m in zip(chunks.split(CHUNKS_AT_ONCE), masks.split(CHUNKS_AT_ONCE))
+    ]
+    return torch.cat(parts).view(len(tokens), -1, vae_model.args.latent_dim)
+
+
+@torch.no_grad()
+def decode(vae_model: TokComVAE, latents: torch.Tensor) -> torch.Tensor:
+    """Token ids (B, C * chunk_size) of latents (B, C, latent_dim), the likeliest at each place."""
+    device = vae_model.latent_mean.device
+    flat = latents.to(device).view(-1, 1, latents.shape[-1])
+    parts = [vae_model.decode(part).argmax(-1) for part in flat.split(CHUNKS_AT_ONCE)]
+    return torch.cat(parts).view(len(latents), -1)
+
+
+def reconstruct(vae_model: TokComVAE, token_ids: torch.Tensor) -> torch.Tensor:
+    """Token ids (B, N) encoded and decoded again: (B, N)."""
+    return decode(vae_model, encode(vae_model, token_ids))[:, : token_ids.shape[1]]
+
+
+@torch.no_grad()
+def denoise_reconstruct(
+    vae_model: TokComVAE,
+    denoised_model: DenoisedModel,
+    token_ids: torch.Tensor,
+    noise_level: float = 0.5,
+    noise_std: float = 1.0,
+    num_steps: int = 50,
+    sampler: str = "euler",
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Token ids (B, N) encoded, mixed with noise, denoised and decoded: (B, N).
+
+    `noise_level` is the time t the mixture starts from: 0 = pure noise, 1 = none (then `reconstruct`). Raises UserError
+    for a level outside [0, 1] or sequences longer than the model's window.
+    """  # fmt: skip
+    if not 0 <= noise_level <= 1:
+        raise UserError(f"--noise_level {noise_level}: need 0 (pure noise) to 1 (none)")
+    if noise_level == 1:
+        return reconstruct(vae_model, token_ids)
+    latents = encode(vae_model, token_ids)
+    _check_window(denoised_model, latents.shape[1])
+    flow = Flow(vae_model, denoised_model, noise_std)
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
+    if noise_level == 0:
+        grid, start = denoised_model.times.grid(num_steps), None
+    else:
+        grid = denoised_model.times.grid(num_steps, noise_level)
+        start = flow.add_noise(latents, grid[:1].to(latents.device), noise)
+    found = flow.sample(mask, grid, sampler, x=start, generator=generator)
+    return found.logits.argmax(-1)[:, : token_ids.shape[1]]
+
+
+@torch.no_grad()
+def generate(
+    vae_model: TokComVAE,
+    denoised_model: DenoisedModel,
+    num_chunks: int = 256,
+    chunk_size: int | None = None,
+    hidden_size: int | None = None,
+    noise_std: float = 1.0,
+    num_steps: int = 50,
+    batch_size: int = 1,
+    device: str | torch.device | None = None,
+    prompt_ids: torch.Tensor | None = None,
+    sampler: str = "stochastic",
+    guidance: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Token ids (batch_size, num_chunks * chunk_size) out of noise, after `prompt_ids` (P,) if given.
+
+    A prompt takes whole chunks: P is a multiple of the chunk size, and its chunks come on top of `num_chunks`; they stay as
+    they are. `chunk_size`, `hidden_size` and `device`, where given, must be the model's. Raises UserError where they are not,
+    and for more chunks than the model's window.
+    """  # fmt: skip
+    args = denoised_model.args
+    for name, value in (("chunk_size", chunk_size), ("hidden_size", hidden_size)):
+        if value is not None and value != getattr(args, name):
+            raise UserError(f"{name} {value}: this model has {getattr(args, name)}")
+    place = vae_model.latent_mean.device
+    if device is not None and torch.device(device).type != place.type:
+        raise UserError(f"device {device}: the model is on {place}")
+    given = 0 if prompt_ids is None else len(prompt_ids) // args.chunk_size
+    _check_window(denoised_model, given + num_chunks)
+    shape = batch_size, given + num_chunks
+    mask = torch.ones(shape, dtype=torch.bool, device=place)
+    known = clean = None
+    if given:
+        known = (torch.arange(shape[1], device=place) < given).expand(shape)
+        clean = torch.zeros(*shape, args.latent_dim, device=place)
+        clean[:, :given] = encode(vae_model, prompt_ids[None])
+    grid = denoised_model.times.grid(num_steps)
+    x = (1 - grid[0]) * noise_std * torch.randn(*shape, args.latent_dim, generator=generator).to(place)
+    found = Flow(vae_model, denoised_model, noise_std).sample(
+        mask, grid, sampler, x=x, known=known, clean=clean, guidance=guidance, generator=generator
+    )
+    tokens = found.logits.argmax(-1)
+    if given:
+        tokens[:, : len(prompt_ids)] = prompt_ids.to(place)
+    return tokens
+
+
+def _check_window(model: DenoisedModel, chunks: int) -> None:
+    if not 1 <= chunks <= model.args.max_chunks:
+        raise UserError(
+            f"{chunks} chunks: this model's window holds 1 to {model.args.max_chunks} ({model.args.max_length} tokens)"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    show = " (default: %(default)s)"
+    parser.add_argument(
+        "--checkpoint", required=True, help="best_diffusion.pt, or best_vae.pt for what the VAE does alone"
+    )
+    parser.add_argument("--mode", default="generate", choices=MODES, help="what to do" + show)
+    parser.add_argument("--input_text", help="text for reconstruct, denoise_reconstruct, encode")
+    parser.add_argument("--input_file", help="the same from a UTF-8 file")
+    parser.add_argument("--latents", help="file that encode wrote, for decode")
+    parser.add_argument("--prompt", help="text to continue, for conditional")
+    parser.add_argument("--num_chunks", type=int, help="vectors to generate (default: the model's window)")
+    parser.add_argument("--num_generate_chunks", type=int, default=64, help="vectors after the prompt" + show)
+    parser.add_argument("--num_steps", type=int, default=50, help="denoising steps" + show)
+    parser.add_argument("--noise_level", type=float, default=0.5, help="0 = pure noise, 1 = none" + show)
+    parser.add_argument("--sampler", choices=SAMPLERS, help="(default: stochastic to write, euler to denoise)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="above 1 leans on the prompt" + show)
+    parser.add_argument("--batch_size", type=int, default=1, help="texts to generate" + show)
+    parser.add_argument("--output_file", help="write the result here too")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise" + show)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    for name in ("num_generate_chunks", "num_steps", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
+    runtime = devices.start(args.device, args.seed, "fp32")
+    vae, denoiser, model_args, config = load_checkpoint(args.checkpoint, runtime.device)
+    if args.mode in NEEDS_DIFFUSION and denoiser is None:
+        raise UserError(f"{args.checkpoint} holds a VAE only; --mode {args.mode} needs best_diffusion.pt")
+    tokenizer = Tokenizer.from_json(config["tokenizer"])
+    generator = torch.Generator().manual_seed(args.seed)
+    options = {"noise_std": config["noise_std"], "num_steps": args.num_steps, "generator": generator}
+    if args.mode == "encode":
+        write_latents(args, vae, tokenizer)
+        return
+    if args.mode == "decode":
+        texts = [tokenizer.decode(read_latents(args, vae))]
+    elif args.mode == "generate":
+        count = model_args.max_chunks if args.num_chunks is None else args.num_chunks
+        ids = generate(
+            vae, denoiser, count, batch_size=args.batch_size, sampler=args.sampler or "stochastic", **options
+        )
+        texts = [tokenizer.decode(row) for row in ids]
+    elif args.mode == "conditional":
+        prompt = whole_chunks(tokenizer, args.prompt, model_args.chunk_size)
+        ids = generate(
+            vae, denoiser, args.num_generate_chunks, batch_size=args.batch_size, prompt_ids=prompt,
+            sampler=args.sampler or "stochastic", guidance=args.guidance, **options,
+        )  # fmt: skip
+        texts = [tokenizer.decode(row) for row in ids]
+    else:
+        ids = read_ids(args, tokenizer)
+        if args.mode == "reconstruct":
+            found = reconstruct(vae, ids[None])
+        else:
+            windows = ids.split(model_args.max_length)
+            options["sampler"] = args.sampler or "euler"
+            found = torch.cat(
+                [denoise_reconstruct(vae, denoiser, w[None], args.noise_level, **options) for w in windows], 1
+            )
+        right = (found[0].cpu() == ids).float().mean().item()
+        print(f"{right:.2%} of {len(ids)} tokens recovered", flush=True)
+        texts = [tokenizer.decode(found[0])]
+    for text in texts:
+        print(text)
+    if args.output_file:
+        write_text(args.output_file, "\n\n".join(texts))
+
+
+def read_text(args: argparse.Namespace) -> str:
+    if (args.input_text is None) == (args.input_file is None):
+        raise UserError(f"--mode {args.mode} needs --input_text or --input_file")
+    if args.input_text is not None:
+        return args.input_text
+    try:
+        return Path(args.input_file).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {args.input_file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{args.input_file} is not UTF-8 text ({error.reason})") from error
+
+
+def read_ids(args: argparse.Namespace, tokenizer: Tokenizer) -> torch.Tensor:
+    ids = torch.from_numpy(tokenizer.encode(read_text(args)).astype("int64"))
+    if not len(ids):
+        raise UserError("the input text is empty")
+    return ids
+
+
+def whole_chunks(tokenizer: Tokenizer, prompt: str | None, chunk_size: int) -> torch.Tensor:
+    """Ids of a prompt, its first tokens dropped so that whole chunks are left."""
+    ids = torch.from_numpy(tokenizer.encode(prompt or "").astype("int64"))
+    if len(ids) < chunk_size:
+        raise UserError(f"--prompt has {len(ids)} tokens: write at least {chunk_size}, one whole chunk")
+    return ids[len(ids) % chunk_size :]
+
+
+def fingerprint(vae: TokComVAE) -> str:
+    """A name for the VAE that wrote a latents file: latents of another one mean nothing here."""
+    return hashlib.sha256(vae.head.weight.detach().cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def write_latents(args: argparse.Namespace, vae: TokComVAE, tokenizer: Tokenizer) -> None:
+    ids = read_ids(args, tokenizer)
+    latents = encode(vae, ids[None])[0].cpu()
+    path = args.output_file or "latents.pt"
+    save_checkpoint(path, {"latents": latents, "num_tokens": len(ids), "vae": fingerprint(vae)})
+    print(f"{len(ids)} tokens in {len(latents)} vectors of {latents.shape[1]}: {path}")
+
+
+def read_latents(args: argparse.Namespace, vae: TokComVAE) -> torch.Tensor:
+    if not args.latents:
+        raise UserError("--mode decode needs --latents FILE, as encode writes it")
+    saved = load_file(args.latents, ("latents", "num_tokens", "vae"))
+    if saved["vae"] != fingerprint(vae):
+        raise UserError(f"{args.latents} was written by another model than {args.checkpoint}")
+    return decode(vae, saved["latents"][None])[0, : saved["num_tokens"]]
+
+
+def write_text(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,252 @@
+"""The two networks: a VAE between chunks of tokens and vectors, and a transformer that denoises sequences of vectors.
+
+Leaf to root: attention with grouped keys and values, SwiGLU, block, TokComVAE, DenoisedModel.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tokcom.config import ModelArgs
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Leaves
+
+
+def rope_angles(length: int, head_dim: int) -> torch.Tensor:
+    """Rotation angles (length, head_dim / 2) of rotary position embedding (arXiv 2104.09864)."""
+    return torch.arange(length)[:, None] * 10000.0 ** -(torch.arange(head_dim // 2) / (head_dim // 2))
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x (B, H, N, head_dim) turned by angles (N, head_dim / 2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """RMS normalization whose weight follows the dtype of its input, which keeps the fused kernel under autocast."""
+
+    def __init__(self, dim: int, affine: bool = True):
+        super().__init__()
+        self.dim = dim
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (self.dim,), None if self.weight is None else self.weight.to(x.dtype), eps=1e-6)
+
+
+class Attention(nn.Module):
+    """Attention of `heads` query heads over fewer key and value heads (arXiv 2305.13245), queries and keys normalized."""
+
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        dim, self.heads, self.kv_heads = args.hidden_size, args.num_attention_heads, args.num_key_value_heads
+        self.head_dim = dim // self.heads
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.kv = nn.Linear(dim, 2 * self.kv_heads * self.head_dim, bias=False)
+        self.q_norm = RMSNorm(self.head_dim)
+        self.k_norm = RMSNorm(self.head_dim)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: torch.Tensor, rope: tuple, attend: torch.Tensor | None) -> torch.Tensor:
+        B, N, D = x.shape
+        q = self.q(x).view(B, N, self.heads, self.head_dim).transpose(1, 2)
+        k, v = self.kv(x).view(B, N, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k = rotate(self.q_norm(q), *rope).to(v.dtype), rotate(self.k_norm(k), *rope).to(v.dtype)
+        if x.is_cuda:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, enable_gqa=True)
+        else:  # on CPUs the bf16 kernel's backward is several times slower than the fp32 one
+            with torch.autocast("cpu", enabled=False):
+                q, k, v = q.float(), k.float(), v.float()
+                x = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, enable_gqa=True)
+        return self.out(x.transpose(1, 2).reshape(B, N, D))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.gate_up = nn.Linear(args.hidden_size, 2 * args.intermediate_size, bias=False)
+        self.down = nn.Linear(args.intermediate_size, args.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block. With `conditioned`, adaLN-zero: shift, scale and gate come from a vector c (B, D)."""
+
+    def __init__(self, args: ModelArgs, conditioned: bool):
+        super().__init__()
+        self.norm1 = RMSNorm(args.hidden_size, affine=not conditioned)
+        self.attention = Attention(args)
+        self.norm2 = RMSNorm(args.hidden_size, affine=not conditioned)
+        self.mlp = SwiGLU(args)
+        self.modulation = nn.Linear(args.hidden_size, 6 * args.hidden_size) if conditioned else None
+
+    def forward(self, x, rope, attend=None, c=None):
+        if self.modulation is None:
+            x = x + self.attention(self.norm1(x), rope, attend)
+            return x + self.mlp(self.norm2(x))
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, dim=-1)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, rope, attend)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+def initialize(model: nn.Module) -> None:
+    """Xavier uniform for matrices, zero for biases and modulations, so that every conditioned block starts as the identity."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, Block) and module.modulation is not None:
+            nn.init.zeros_(module.modulation.weight)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Chunks <-> vectors
+
+
+class TokComVAE(nn.Module):
+    """A chunk of `chunk_size` tokens <-> one vector of `latent_dim` numbers.
+
+    The encoder reads the tokens and all its positions speak; the decoder reads one omni token for each position, to which
+    that position's own view of the vector is added, and finds all tokens at once. (The seed's encoder speaks from its last
+    position and its decoder reads the vector as one more token: then everything must pass through attention weights, and
+    few layers cannot do it.) `latent_mean` and `latent_std` (latent_dim,) are those of the posterior means over
+    the training set, once `set_statistics` was called; `encode` and `decode` work in units of them.
+    """
+
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.args = args
+        dim, K = args.hidden_size, args.chunk_size
+        encoder_layers = args.vae_num_hidden_layers // 2
+        decoder_layers = args.vae_num_hidden_layers - encoder_layers
+        self.embed = nn.Embedding(args.vocab_size + 2, dim)  # the vocabulary, the omni token, the hidden token
+        self.encoder = nn.ModuleList(Block(args, conditioned=False) for _ in range(encoder_layers))
+        self.encoder_norm = RMSNorm(dim)
+        self.to_latent = nn.Linear(K * dim, 2 * args.latent_dim)
+        self.from_latent = nn.Linear(args.latent_dim, K * dim)
+        self.decoder = nn.ModuleList(Block(args, conditioned=False) for _ in range(decoder_layers))
+        self.decoder_norm = RMSNorm(dim)
+        self.head = nn.Linear(dim, args.vocab_size)
+        self.register_buffer("latent_mean", torch.zeros(args.latent_dim))
+        self.register_buffer("latent_std", torch.ones(args.latent_dim))
+        angles = rope_angles(K, dim // args.num_attention_heads)
+        self.register_buffer("rope_cos", angles.cos(), persistent=False)
+        self.register_buffer("rope_sin", angles.sin(), persistent=False)
+        initialize(self)
+        nn.init.normal_(self.embed.weight, std=dim**-0.5)
+
+    def posterior(
+        self, tokens: torch.Tensor, mask: torch.Tensor, dropout: float = 0.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log variance (N, latent_dim), float32, of chunks (N, K) with mask (N, K) True = real token.
+
+        `dropout`: share of the tokens hidden from the encoder.
+        """
+        if dropout:
+            tokens = tokens.masked_fill(
+                torch.rand(tokens.shape, device=tokens.device) < dropout, self.args.vocab_size + 1
+            )
+        x = self.embed(tokens) * mask.unsqueeze(-1)
+        attend = (mask | ~mask.any(1, keepdim=True))[
+            :, None, None
+        ]  # a chunk of padding attends to itself, not to nothing
+        for block in self.encoder:
+            x = block(x, (self.rope_cos, self.rope_sin), attend)
+        x = self.encoder_norm(x) * mask.unsqueeze(-1)
+        mean, log_variance = self.to_latent(x.flatten(1)).float().chunk(2, dim=-1)
+        return mean, log_variance.clamp(-12, 4)
+
+    def hidden(self, latents: torch.Tensor) -> torch.Tensor:
+        """What the head reads, (N, K, D), of vectors (N, latent_dim) as the encoder gives them, not normalized."""
+        views = self.from_latent(latents).view(len(latents), self.args.chunk_size, -1)
+        x = self.embed.weight[self.args.omni_token_id] + views
+        for block in self.decoder:
+            x = block(x, (self.rope_cos, self.rope_sin))
+        return self.decoder_norm(x)
+
+    def decode_raw(self, latents: torch.Tensor) -> torch.Tensor:
+        """Logits (N, K, vocab_size) of vectors (N, latent_dim) as the encoder gives them, not normalized."""
+        return self.head(self.hidden(latents))
+
+    def encode(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Normalized vectors (B, C, latent_dim) of sequences (B, C K): zero mean, unit spread over the training set."""
+        shape = -1, self.args.chunk_size
+        mean, _ = self.posterior(tokens.reshape(shape), mask.reshape(shape))
+        return ((mean - self.latent_mean) / self.latent_std).view(len(tokens), -1, self.args.latent_dim)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Logits (B, C K, vocab_size) of normalized vectors (B, C, latent_dim)."""
+        raw = latents.flatten(0, 1) * self.latent_std + self.latent_mean
+        return self.decode_raw(raw).view(len(latents), -1, self.args.vocab_size)
+
+    def set_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Set what `encode` and `decode` normalize by."""
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sequences of vectors
+
+
+class NoiseEmbedding(nn.Module):
+    """log sigma (B,) to a vector (B, D)."""
+
+    def __init__(self, dim: int, features: int = 128):
+        super().__init__()
+        self.register_buffer("frequencies", torch.logspace(-1, 1, features // 2), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
+
+    def forward(self, log_sigma: torch.Tensor) -> torch.Tensor:
+        angle = log_sigma.float()[:, None] * self.frequencies
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
+
+
+class DenoisedModel(nn.Module):
+    """The trunk that looks at a noisy sequence of vectors, and the four small maps through which it speaks.
+
+    In: the noisy vectors, an earlier estimate, and `heard`, the embeddings of the tokens that the decoder hears in each noisy
+    vector by itself. Out: features (B, C, D). `say` adds them to what the decoder's head reads, after `trust` (one number from
+    the noise level) has scaled what the decoder heard; `mean` and `expect` make the conditional mean of the vector out of the
+    features and of the embeddings of the tokens now believed in. All four start so that nothing is added.
+    """
+
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.args = args
+        dim, K = args.hidden_size, args.chunk_size
+        self.embed = nn.Linear(2 * args.latent_dim + 1, dim)  # noisy vector, earlier estimate, "is given clean"
+        self.hear = nn.Linear(K * dim, dim)
+        self.noise_embed = NoiseEmbedding(dim)
+        self.blocks = nn.ModuleList(Block(args, conditioned=True) for _ in range(args.num_hidden_layers))
+        self.norm = RMSNorm(dim)
+        self.say = nn.Linear(dim, K * dim)
+        self.trust = nn.Linear(dim, 1)
+        self.mean = nn.Linear(dim, args.latent_dim)
+        self.expect = nn.Linear(K * dim, args.latent_dim)
+        angles = rope_angles(args.max_chunks, dim // args.num_attention_heads)
+        self.register_buffer("rope_cos", angles.cos(), persistent=False)
+        self.register_buffer("rope_sin", angles.sin(), persistent=False)
+        initialize(self)
+        for head in (self.say, self.trust, self.mean, self.expect):
+            nn.init.zeros_(head.weight)
+
+    def forward(self, x, heard, log_sigma, mask, known, x_prev) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (B, C, D) and the decoder's share (B, 1).
+
+        x and x_prev (B, C, latent_dim) of unit spread, heard (B, C, K D), log_sigma (B,), mask and known (B, C).
+        """
+        x = self.embed(torch.cat([x, x_prev, known.unsqueeze(-1).to(x.dtype)], dim=-1)) + self.hear(heard)
+        c = self.noise_embed(log_sigma)
+        rope = self.rope_cos[: x.shape[1]], self.rope_sin[: x.shape[1]]
+        attend = mask[:, None, None]
+        for block in self.blocks:
+            x = block(x, rope, attend, c)
+        return self.norm(x), self.trust(c).exp()

@@ -1,0 +1,205 @@
+"""The two stages of training, each with its loss, its validation on fixed noise and its samples."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kit.chunks import Chunks
+from kit.device import Runtime
+from kit.times import TimeSampler
+from kit.tokenizer import Tokenizer
+from tokcom.config import TrainConfig
+from tokcom.dataset import collate, in_order
+from tokcom.flow import Flow, token_nll
+from tokcom.model import DenoisedModel, TokComVAE
+
+VAL_SEQUENCES = 128
+STATISTICS_SEQUENCES = 2000  # training sequences from which the latents' mean and spread are taken
+VAL_SIGMAS = (0.1, 0.2, 0.35, 0.6, 1.0, 1.8, 3.0, 6.0)
+
+
+class VAELoss(nn.Module):
+    """The VAE's training loss, so that DDP can wrap it."""
+
+    def __init__(self, vae: TokComVAE, config: TrainConfig):
+        super().__init__()
+        self.vae, self.config = vae, config
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        """Cross-entropy in nats per real token of chunks (N, K), plus the KL term; and both apart.
+
+        The vector that is decoded carries the posterior's noise and, on top, `latent_noise` of the batch's own spread, so
+        that scaling the vectors up does not outrun it. Dimensions whose KL is below `kl_floor` are not pressed further.
+        """
+        real = mask.any(1)
+        tokens, mask = tokens[real], mask[real]
+        mean, log_variance = self.vae.posterior(tokens, mask, self.config.token_dropout)
+        spread = mean.detach().std(0)
+        noise = (log_variance.exp() + (self.config.latent_noise * spread).square()).sqrt()
+        logits = self.vae.decode_raw(mean + noise * torch.randn_like(mean))
+        ce = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), reduction="none")
+        ce = (ce * mask.flatten()).sum() / mask.sum()
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(0)
+        loss = ce + self.config.kl_weight * kl.clamp_min(self.config.kl_floor).sum()
+        return loss, {"ce": ce.detach(), "kl": kl.detach().sum()}
+
+
+class VAEStage:
+    """Stage one: chunks to vectors and back."""
+
+    name = "vae"
+
+    def __init__(self, vae: TokComVAE, config: TrainConfig, runtime: Runtime):
+        self.vae, self.config, self.runtime = vae, config, runtime
+        self.trained = vae  # what the optimizer and the average see
+        self.module = VAELoss(vae, config)
+        self.lr, self.epochs = config.vae_lr, config.vae_epochs
+
+    def step(self, module: nn.Module, batch: dict) -> tuple[torch.Tensor, dict]:
+        """Loss of a batch, and numbers for the log."""
+        shape = -1, self.vae.args.chunk_size
+        loss, parts = module(batch["tokens"].view(shape), batch["mask"].view(shape))
+        return loss, {"vae/batch_loss": parts["ce"], "vae/kl": parts["kl"]}
+
+    def refit(self) -> None:
+        """Nothing to fit while it trains."""
+
+    @torch.no_grad()
+    def validate(self, val: Chunks) -> dict:
+        """Cross-entropy under latent noise (the loss), and shares of tokens recovered without and with it."""
+        self.vae.eval()
+        total = torch.zeros(4, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(1)
+        for batch in validation_batches(val, self.config.batch_size, self.vae.args.chunk_size, self.runtime):
+            shape = -1, self.vae.args.chunk_size
+            tokens, mask = batch["tokens"].view(shape), batch["mask"].view(shape)
+            with self.runtime.autocast():
+                mean, _ = self.vae.posterior(tokens, mask)
+                spread = mean[mask.any(1)].std(0)
+                noise = torch.randn(mean.shape, generator=generator).to(mean.device) * spread * self.config.latent_noise
+                clean, noisy = self.vae.decode_raw(mean), self.vae.decode_raw(mean + noise)
+            ce = F.cross_entropy(noisy.flatten(0, 1).float(), tokens.flatten(), reduction="none").view(tokens.shape)
+            right, right_noisy = clean.argmax(-1) == tokens, noisy.argmax(-1) == tokens
+            total += torch.stack([(part * mask).sum() for part in (ce, right, right_noisy, mask)]).double().cpu()
+        self.vae.train()
+        ce, right, noisy, count = total.tolist()
+        return {"val_loss": ce / count, "val_accuracy": right / count, "val_accuracy_noisy": noisy / count}
+
+    @torch.no_grad()
+    def samples(self, val: Chunks, tokenizer: Tokenizer) -> list[dict]:
+        """Texts and what the VAE makes of them."""
+        rows = []
+        for index in range(min(self.config.num_samples, len(val))):
+            batch = to_device(collate([val[index]], self.vae.args.chunk_size), self.runtime)
+            shape = -1, self.vae.args.chunk_size
+            mean, _ = self.vae.posterior(batch["tokens"].view(shape), batch["mask"].view(shape))
+            found = self.vae.decode_raw(mean).argmax(-1).view(1, -1)[batch["mask"]]
+            rows.append(
+                {"text": tokenizer.decode(batch["tokens"][batch["mask"]]), "reconstructed": tokenizer.decode(found)}
+            )
+        return rows
+
+
+class DiffusionStage:
+    """Stage two: sequences of vectors out of noise, through the frozen VAE."""
+
+    name = "diffusion"
+
+    def __init__(
+        self, vae: TokComVAE, denoiser: DenoisedModel, times: TimeSampler, config: TrainConfig, runtime: Runtime
+    ):
+        self.vae, self.denoiser, self.times, self.config, self.runtime = vae, denoiser, times, config, runtime
+        vae.requires_grad_(False).eval()
+        self.trained = denoiser
+        self.module = Flow(vae, denoiser, config.noise_std, config.mse_weight)
+        self.lr, self.epochs = config.diffusion_lr, config.diffusion_epochs
+
+    def step(self, module: nn.Module, batch: dict) -> tuple[torch.Tensor, dict]:
+        """Loss of a batch, and numbers for the log. Draws times (stratified over the batch), noise and prompts."""
+        tokens, mask = batch["tokens"], batch["mask"]
+        B, C = len(tokens), tokens.shape[1] // self.vae.args.chunk_size
+        t = self.times.sample((torch.randperm(B) + torch.rand(B)) / B).to(tokens.device)
+        noise = torch.randn(B, C, self.vae.args.latent_dim, device=tokens.device)
+        counts = mask.view(B, C, -1).any(-1).sum(1).cpu()
+        prompts = (torch.rand(B) < self.config.prompt_prob) * (torch.rand(B) * counts).long()
+        known = (torch.arange(C) < prompts[:, None]).to(tokens.device)
+        twice = bool(torch.rand(()) < self.config.self_cond_prob)
+        loss, ce, mse = module(tokens, mask, t, noise, known, twice)
+        self.times.observe(t, torch.where(known.any(1), torch.nan, ce))
+        return loss, {"diffusion/batch_ce_loss": ce.mean(), "diffusion/batch_mse_loss": mse.mean()}
+
+    def refit(self) -> None:
+        """Put the times where cross-entropy changes most."""
+        self.times.refit(self.runtime)
+
+    @torch.no_grad()
+    def validate(self, val: Chunks) -> dict:
+        """Mean cross-entropy in nats per token over eight noise levels (the loss), and the share of tokens recovered."""
+        self.denoiser.eval()
+        flow, K = self.module, self.vae.args.chunk_size
+        total = torch.zeros(3, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(1)
+        for number, batch in enumerate(validation_batches(val, self.config.batch_size, K, self.runtime)):
+            tokens, mask = batch["tokens"], batch["mask"]
+            levels = torch.tensor(VAL_SIGMAS, device=tokens.device).roll(number)
+            sigma = levels[torch.arange(len(tokens), device=tokens.device) % len(levels)]
+            with self.runtime.autocast():
+                x1 = self.vae.encode(tokens, mask)
+                y = x1 + sigma.view(-1, 1, 1) * torch.randn(x1.shape, generator=generator).to(x1.device)
+                guess = flow.predict(y, sigma, mask.view(len(mask), -1, K).any(-1))
+            ce, right = token_nll(guess.logits, tokens), guess.logits.argmax(-1) == tokens
+            total += torch.stack([(part * mask).sum() for part in (ce, right, mask)]).double().cpu()
+        self.denoiser.train()
+        ce, right, count = total.tolist()
+        return {"val_loss": ce / count, "val_accuracy": right / count}
+
+    @torch.no_grad()
+    def samples(self, val: Chunks, tokenizer: Tokenizer) -> list[dict]:
+        """Texts out of nothing, and texts denoised from half-way."""
+        flow, config = self.module, self.config
+        self.denoiser.eval()
+        rows = []
+        for index in range(min(config.num_samples, len(val))):
+            batch = to_device(collate([val[index]], self.vae.args.chunk_size), self.runtime)
+            mask = batch["mask"].view(1, -1, self.vae.args.chunk_size).any(-1)
+            x1 = self.vae.encode(batch["tokens"], batch["mask"])
+            half = flow.add_noise(x1, torch.tensor([0.5], device=x1.device), torch.randn_like(x1))
+            again = flow.sample(mask, self.times.grid(config.num_sample_steps, 0.5), x=half)
+            fresh = flow.sample(mask, self.times.grid(config.num_sample_steps), sampler="stochastic")
+            found, made = (part.logits.argmax(-1)[batch["mask"]] for part in (again, fresh))
+            text = tokenizer.decode(batch["tokens"][batch["mask"]])
+            rows.append({"text": text, "denoised": tokenizer.decode(found), "generated": tokenizer.decode(made)})
+        self.denoiser.train()
+        return rows
+
+
+def to_device(batch: dict, runtime: Runtime) -> dict:
+    """A batch on the device that computes."""
+    return {name: value.to(runtime.device, non_blocking=True) for name, value in batch.items()}
+
+
+def validation_batches(val: Chunks, batch_size: int, chunk_size: int, runtime: Runtime) -> Iterator[dict]:
+    """The same sequences each time."""
+    for batch in in_order(val, VAL_SEQUENCES, batch_size, chunk_size):
+        yield to_device(batch, runtime)
+
+
+@torch.no_grad()
+def measure_latents(
+    vae: TokComVAE, train: Chunks, config: TrainConfig, runtime: Runtime
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (latent_dim,) of the posterior means over up to 2000 training sequences."""
+    vae.eval()
+    total = torch.zeros(3, vae.args.latent_dim, dtype=torch.float64, device=runtime.device)
+    for batch in in_order(train, STATISTICS_SEQUENCES, config.batch_size, vae.args.chunk_size):
+        shape = -1, vae.args.chunk_size
+        batch = to_device(batch, runtime)
+        tokens, mask = batch["tokens"].view(shape), batch["mask"].view(shape)
+        with runtime.autocast():
+            mean, _ = vae.posterior(tokens, mask)
+        mean = mean[mask.any(1)].double()
+        total += torch.stack([mean.sum(0), mean.square().sum(0), torch.full_like(mean[0], len(mean))])
+    mean = total[0] / total[2]
+    return mean.float(), (total[1] / total[2] - mean.square()).clamp_min(1e-12).sqrt().float()

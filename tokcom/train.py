@@ -1,0 +1,318 @@
+"""Train TokCom: first the VAE, then the flow on its vectors.
+
+    python -m tokcom.train --preset tiny --time_budget 10m --output_dir checkpoints/tokcom      # minutes, on a CPU
+    python -m tokcom.train --preset base --data_path novels/ --output_dir checkpoints/tokcom    # your own text, one GPU
+    torchrun --nproc_per_node 8 -m tokcom.train --preset v5.2 --dataset_name wikitext --dataset_config wikitext-2-raw-v1 \\
+        --tokenizer_path codellama/CodeLlama-7b-hf                                              # the seed's, on several
+    python -m tokcom.train --preset tiny --output_dir checkpoints/tokcom --resume auto          # go on where it stopped
+
+Writes best_vae.pt and best_diffusion.pt (by validation loss), last.pth, config.json, env.json, log.jsonl and samples.jsonl to
+--output_dir. Every random number of a step is drawn from (seed, step, rank): a resumed run repeats the one that was killed,
+bit for bit on a CPU.
+"""
+
+import argparse
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kit import device, errors
+from kit.budget import TimeBudget
+from kit.checkpoint import LAST, load_checkpoint, load_weights, resume_path, save_checkpoint
+from kit.chunks import LengthBuckets
+from kit.ema import EMA
+from kit.errors import UserError
+from kit.interrupt import Interrupt
+from kit.losses import Losses
+from kit.randomness import step_seed
+from kit.runlog import RunLog, progress_bar
+from kit.schedule import lr_at
+from kit.times import TIME_SAMPLERS, TimeSampler
+from kit.tokenizer import Tokenizer
+from tokcom.config import PRESETS, ModelArgs, TrainConfig, from_dict, to_dict
+from tokcom.dataset import batches, open_data
+from tokcom.model import DenoisedModel, TokComVAE
+from tokcom.stages import DiffusionStage, VAEStage, measure_latents, to_device
+
+BEST = {"vae": "best_vae.pt", "diffusion": "best_diffusion.pt"}
+RESUMED = (
+    "stage",
+    "model_args",
+    "config",
+    "tokenizer",
+    "vae_model_state_dict",
+    "denoised_model_state_dict",
+    "training",
+)
+REFIT_STEPS = 50  # how often the times are fitted again
+VALIDATIONS = 10  # in a stage that has fewer epochs
+
+HELP = {
+    "hidden_size": "width", "num_hidden_layers": "blocks of the denoiser", "vae_num_hidden_layers": "blocks of the VAE, half of them its encoder's",
+    "num_attention_heads": "query heads", "num_key_value_heads": "key and value heads", "intermediate_size": "width inside the MLP",
+    "latent_dim": "numbers in a vector", "chunk_size": "tokens in a vector, 2 to 16", "max_length": "longest sequence, in tokens",
+    "batch_size": "sequences per device and step", "vae_epochs": "passes of stage one", "vae_lr": "its peak learning rate",
+    "diffusion_epochs": "passes of stage two", "diffusion_lr": "its peak learning rate", "warmup_share": "share of a stage with a rising rate",
+    "weight_decay": "AdamW's", "grad_clip": "largest gradient norm", "ema_decay": "of the averaged weights, ramped up",
+    "kl_weight": "of the KL term", "kl_floor": "nats per dimension that the KL term leaves alone", "token_dropout": "share of tokens hidden from the encoder",
+    "latent_noise": "noise on vectors in training, in their standard deviations", "noise_std": "of x0, in the vectors' standard deviations",
+    "mse_weight": "of the squared error beside the cross-entropy", "time_sampling": "distribution of training times",
+    "t_mean": "mean of log(t/(1-t)) before times are fitted", "t_std": "its spread", "self_cond_prob": "share of steps that look twice",
+    "prompt_prob": "share of sequences with a prefix given clean", "vae_share": "stage one's share of --time_budget",
+    "sample_every": "epochs between sample tables", "num_sample_steps": "denoising steps of a sample", "num_samples": "rows of a sample table",
+}  # fmt: skip
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    show = " (default: %(default)s)"
+    flag = argparse.BooleanOptionalAction
+    best = "base" if torch.cuda.is_available() else "tiny"
+    parser.add_argument(
+        "--preset", default=best, choices=PRESETS, help="sizes and rates that the defaults come from" + show
+    )
+    parser.add_argument("--stage", default="both", choices=("both", *BEST), help="which to train" + show)
+    data = parser.add_argument_group("data; with none named, the text every Python carries")
+    data.add_argument("--data_path", help="folder of the data builder, or any raw text")
+    data.add_argument("--dataset_name", help="a Hugging Face dataset, such as wikitext")
+    data.add_argument("--dataset_config", help="its configuration, such as wikitext-2-raw-v1")
+    data.add_argument("--tokenizer_path", help="tokenizer.json, folder or Hugging Face name (default: train a BPE)")
+    data.add_argument("--vocab_size", type=int, default=512, help="size of that BPE" + show)
+    data.add_argument("--num_workers", type=int, default=0, help="loader processes" + show)
+    for title, kind, left_out in (("model", ModelArgs, ("vocab_size", "omni_token_id")), ("training", TrainConfig, ())):
+        group = parser.add_argument_group(title)
+        for field in fields(kind):
+            if field.name not in left_out:
+                choices = TIME_SAMPLERS if field.name == "time_sampling" else None
+                group.add_argument(
+                    f"--{field.name}",
+                    type=field.type,
+                    default=field.default,
+                    choices=choices,
+                    help=HELP[field.name] + show,
+                )
+    run = parser.add_argument_group("run")
+    run.add_argument("--time_budget", help="train so long instead of by epochs, e.g. 90s, 10m, 2h")
+    run.add_argument("--vae_checkpoint", help="VAE for --stage diffusion (default: best_vae.pt of --output_dir)")
+    run.add_argument("--output_dir", default="checkpoints/tokcom", help="run folder" + show)
+    run.add_argument("--resume", metavar="PATH|auto", help="continue from a checkpoint, or last.pth of --output_dir")
+    run.add_argument("--save_steps", type=int, default=500, help="write last.pth every so many steps" + show)
+    run.add_argument("--log_interval", type=int, default=20, help="write the log every so many steps" + show)
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
+    run.add_argument(
+        "--precision", default="auto", choices=device.PRECISIONS, help="bf16 where the hardware has it" + show
+    )
+    run.add_argument("--compile", action=flag, default=False, help="torch.compile the networks" + show)
+    run.add_argument("--seed", type=int, default=0, help="of everything" + show)
+    run.add_argument("--wandb_project", help="also log to Weights & Biases, offline without a network")
+    chosen, _ = parser.parse_known_args()
+    parser.set_defaults(**PRESETS[chosen.preset])
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    model_args, config = from_dict(ModelArgs, vars(args)), from_dict(TrainConfig, vars(args))
+    model_args.check()
+    config.check()
+    if args.save_steps < 1 or args.log_interval < 1:
+        raise UserError("--save_steps and --log_interval need at least 1")
+    runtime = device.start(args.device, args.seed, args.precision)
+    output = Path(args.output_dir)
+    resumed = resume_path(args.resume, output)
+    saved = load_checkpoint(resumed, RESUMED) if resumed else None
+    start = load_start(args, output) if args.stage == "diffusion" and not saved else saved
+    if start:
+        compare(model_args, start["model_args"])
+
+    # data
+    train, val, tokenizer = open_data(
+        args.data_path, output / "data", Tokenizer.from_json(start["tokenizer"]) if start else None,
+        dataset_name=args.dataset_name, dataset_config=args.dataset_config, tokenizer_path=args.tokenizer_path,
+        vocab_size=args.vocab_size, min_tokens=max(1, model_args.max_length // 4), max_tokens=model_args.max_length,
+        seed=args.seed,
+    )  # fmt: skip
+    for chunks in (train, val):
+        chunks.check(model_args.max_length, tokenizer.vocab_size, "--max_length")
+    model_args.vocab_size = model_args.omni_token_id = tokenizer.vocab_size
+    order = LengthBuckets(train.lengths, config.batch_size, args.seed, runtime.rank, runtime.world_size)
+
+    # models
+    vae, denoiser = TokComVAE(model_args).to(runtime.device), DenoisedModel(model_args).to(runtime.device)
+    if start:
+        load_weights(vae, start["vae_model_state_dict"], resumed or args.vae_checkpoint or output)
+    if runtime.is_main:
+        sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (vae, denoiser)]
+        print(f"{args.preset}: VAE {sizes[0]:.1f}M, denoiser {sizes[1]:.1f}M parameters, {tokenizer.vocab_size} tokens")
+        print(
+            f"{len(train):,} sequences, {order.batches_per_epoch} steps per epoch, {runtime.device} {runtime.dtype}; writing {output}"
+        )
+    record = {**vars(args), "vocab_size": tokenizer.vocab_size}
+    steps_so_far = saved["training"]["offset"] + saved["training"]["step"] if saved else None
+    log = RunLog(output, record, runtime, steps_so_far, args.wandb_project)
+    keep = Keeper(args, model_args, config, tokenizer, vae, denoiser, output, runtime)
+    interrupt = Interrupt()
+
+    # stage one
+    offset, finished = 0, True
+    if args.stage != "diffusion" and not (saved and saved["stage"] == "diffusion"):
+        offset, finished = fit(VAEStage(vae, config, runtime), args, train, val, order, log, keep, interrupt, saved, 0)
+        saved = None
+        if finished:
+            best = load_checkpoint(output / BEST["vae"], RESUMED[:-1])
+            load_weights(vae, best["vae_model_state_dict"], output / BEST["vae"])
+
+    # stage two
+    if args.stage != "vae" and finished:
+        if saved:
+            offset = saved["training"]["offset"]
+            times = TimeSampler.from_state(saved["training"]["times"], runtime.device)
+        else:
+            vae.set_statistics(*measure_latents(vae, train, config, runtime))
+            times = TimeSampler(config.time_sampling, config.t_mean, config.t_std, runtime.device)
+        keep.times = times
+        stage = DiffusionStage(vae, denoiser, times, config, runtime)
+        _, finished = fit(stage, args, train, val, order, log, keep, interrupt, saved, offset)
+
+    # finish
+    log.close()
+    if runtime.is_main and not finished:
+        print(f"stopped early; continue with --output_dir {output} --resume auto")
+    elif runtime.is_main:
+        print(f"checkpoint  {output / BEST['vae' if args.stage == 'vae' else 'diffusion']}")
+    runtime.finish()
+
+
+def fit(stage, args, train, val, order, log, keep, interrupt, saved, offset) -> tuple[int, bool]:
+    """Train one stage; returns the steps of the run at its end, and False if a signal came first."""
+    config, runtime = stage.config, stage.runtime
+    optimizer = torch.optim.AdamW(
+        stage.trained.parameters(), stage.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+    )
+    ema = EMA(stage.trained, config.ema_decay)
+    step, best, spent = 0, math.inf, 0.0
+    if saved:
+        state = saved["training"]
+        load_weights(stage.trained, state["weights"], args.resume)
+        ema.load_state_dict(state["ema"], state["step"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, best, spent = state["step"], state["best"], state["seconds"]
+    budget = TimeBudget(args.time_budget, spent, config.vae_share if stage.name == "vae" else 1 - config.vae_share)
+    planned = order.batches_per_epoch * (stage.epochs if budget.limit is None else 10**6)
+    total_steps = budget.total_steps(step, planned, runtime)
+    if args.compile:
+        stage.module.compile()
+    module = stage.module
+    if runtime.world_size > 1:
+        ids = [runtime.device.index] if runtime.device.type == "cuda" else None
+        module = nn.parallel.DistributedDataParallel(stage.module, device_ids=ids)
+    losses = Losses(log, runtime, keep.output)
+    bar = progress_bar(total_steps, stage.name, initial=step, active=runtime.is_main)
+    stops = False
+
+    while step < total_steps and not stops:
+        epoch, inside = divmod(step, order.batches_per_epoch)
+        loader = iter(batches(train, order.epoch(epoch, inside), keep.model_args.chunk_size, args.num_workers))
+        while step < min(total_steps, (epoch + 1) * order.batches_per_epoch) and not stops:
+            lr = lr_at(step, stage.lr, round(config.warmup_share * total_steps), total_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            batch = to_device(next(loader), runtime)
+            torch.manual_seed(step_seed(args.seed, offset + step, 0, 1 + runtime.rank))
+            with runtime.autocast():
+                loss, values = stage.step(module, batch)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(stage.trained.parameters(), config.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ema.update(stage.trained)
+            step += 1
+            losses.add(offset + step, lr, loss=loss.detach(), grad_norm=norm, **values)
+            total_steps = bar.total = budget.total_steps(step, planned, runtime)
+            bar.update()
+
+            done = step >= total_steps
+            epoch_ends = step % order.batches_per_epoch == 0
+            validates = done or epoch_ends or step % max(1, min(total_steps, planned) // VALIDATIONS) == 0
+            saves = done or epoch_ends or step % args.save_steps == 0
+            reads = validates or saves or step % args.log_interval == 0
+            stops = interrupt.received if runtime.world_size == 1 else reads and runtime.any(interrupt.received)
+            if reads or stops:
+                bar.set_postfix_str(f"loss {losses.write():.3f}")
+            if step % REFIT_STEPS == 0:
+                stage.refit()
+            if validates:
+                with ema.applied(stage.trained):
+                    result = stage.validate(val)
+                    log.log(offset + step, **{f"{stage.name}/{name}": value for name, value in result.items()})
+                    if result["val_loss"] < best:
+                        best = result["val_loss"]
+                        keep.save(BEST[stage.name], stage.name, epoch, best, None)
+                    if done or (epoch_ends and (epoch + 1) % config.sample_every == 0):
+                        keep.write_samples(stage.name, offset + step, stage.samples(val, keep.tokenizer))
+                bar.write(
+                    f"{stage.name} step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in result.items())
+                )
+            if saves or stops:
+                state = {
+                    "weights": {name: value.clone() for name, value in stage.trained.state_dict().items()},
+                    "ema": ema.state_dict(), "optimizer": optimizer.state_dict(),
+                    "step": step, "offset": offset, "best": best, "seconds": budget.spent,
+                }  # fmt: skip
+                with ema.applied(stage.trained):
+                    keep.save(LAST, stage.name, epoch, best, state)
+    bar.close()
+    return offset + step, not (stops and step < total_steps)
+
+
+class Keeper:
+    """Writes checkpoints and sample tables."""
+
+    def __init__(self, args, model_args, config, tokenizer, vae, denoiser, output, runtime):
+        self.args, self.model_args, self.config, self.tokenizer = args, model_args, config, tokenizer
+        self.vae, self.denoiser, self.output, self.runtime = vae, denoiser, output, runtime
+        self.times: TimeSampler | None = None
+
+    def save(self, name: str, stage: str, epoch: int, val_loss: float, training: dict | None) -> None:
+        """One file with both networks as they are now, and with `training` what it takes to go on."""
+        if self.runtime.is_main:
+            state = {
+                "epoch": epoch, "stage": stage, "val_loss": val_loss, "model_args": to_dict(self.model_args),
+                "config": {**vars(self.args), **to_dict(self.config)}, "tokenizer": self.tokenizer.to_json(),
+                "vae_model_state_dict": self.vae.state_dict(), "denoised_model_state_dict": self.denoiser.state_dict(),
+                "times": self.times.state_dict() if self.times else None,
+            }  # fmt: skip
+            if training:
+                state["training"] = training | {"times": state["times"]}
+            save_checkpoint(self.output / name, state)
+        self.runtime.wait()
+
+    def write_samples(self, stage: str, step: int, rows: list[dict]) -> None:
+        """Append a sample table to samples.jsonl."""
+        if self.runtime.is_main:
+            with open(self.output / "samples.jsonl", "a", encoding="utf-8") as file:
+                for row in rows:
+                    file.write(json.dumps({"stage": stage, "step": step, **row}, ensure_ascii=False) + "\n")
+
+
+def load_start(args: argparse.Namespace, output: Path) -> dict:
+    """The VAE that stage two alone starts from."""
+    path = Path(args.vae_checkpoint) if args.vae_checkpoint else output / BEST["vae"]
+    if not path.is_file():
+        raise UserError(f"no VAE at {path}: train one with --stage vae, or name it with --vae_checkpoint")
+    return load_checkpoint(path, RESUMED[:-1])
+
+
+def compare(model_args: ModelArgs, saved: dict) -> None:
+    """Refuse a checkpoint of another architecture."""
+    for name, value in to_dict(model_args).items():
+        if name not in ("vocab_size", "omni_token_id") and saved.get(name) != value:
+            raise UserError(f"the checkpoint was trained with --{name} {saved.get(name)}, not {value}; pass the same")
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -32,6 +32,7 @@ def main() -> None:
     rows = [describe(Path(run)) for run in args.runs]
     accuracies = [row["accuracy"] for row in rows]
     environment = json.loads((Path(args.runs[0]) / "env.json").read_text())
+    config = json.loads((Path(args.runs[0]) / "config.json").read_text())
     result = {
         "name": args.name,
         "device": environment["device"],
@@ -39,7 +40,7 @@ def main() -> None:
         "threads": environment["threads"],
         "torch": environment["torch"],
         "commit": environment["commit"],
-        "config": json.loads((Path(args.runs[0]) / "config.json").read_text()),
+        "config": {name: value for name, value in config.items() if name not in ("data_path", "output_dir", "seed")},
         "accuracy_mean": statistics.mean(accuracies),
         "accuracy_std": statistics.stdev(accuracies) if len(rows) > 1 else None,
         "runs": rows,

@@ -9,4 +9,5 @@ case " $* " in
   *" -m "*) ;;
   *) set -- -m "not slow and not gpu" "$@" ;;
 esac
-"$PYTHON" -m pytest "$@"
+# two files at a time, a thread each: small tensors gain nothing from more
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadfile "$@"

@@ -38,6 +38,7 @@ from kit.tokenizer import Tokenizer, load_tokenizer, train_bpe
 BATCH_PIECES = 32  # pieces of 65,536 characters that are tokenized at once; two batches are in flight
 SHARD_TOKENS = 1 << 24
 BPE_TRAINING_BYTES = 16 << 20  # more changes little, and a trainer holds every distinct word
+BPE_WIDE_BYTE = 2.5  # what a byte beyond ASCII counts: text without spaces is all distinct words
 LISTED_SOURCES = 1000
 
 
@@ -155,7 +156,7 @@ def choose_tokenizer(settings: BuildSettings, corpus: Corpus) -> Tokenizer:
     """The tokenizer that --tokenizer_path names, or a BPE trained on an even sample of the corpus."""
     if settings.tokenizer_path:
         return load_tokenizer(settings.tokenizer_path)
-    share = min(1.0, BPE_TRAINING_BYTES / max(1, corpus.bytes))
+    share = BPE_TRAINING_BYTES / max(1, corpus.bytes)
 
     def sample() -> Iterator[str]:
         taken, due = 0, 0.0
@@ -165,12 +166,17 @@ def choose_tokenizer(settings: BuildSettings, corpus: Corpus) -> Tokenizer:
                     size = len(piece.encode())
                     due += size * share
                     if taken < due and taken < BPE_TRAINING_BYTES:
-                        taken += size
+                        taken += size + (BPE_WIDE_BYTE - 1) * _wide_bytes(piece, size)
                         yield piece
                 if corpus.hub and taken >= BPE_TRAINING_BYTES:
                     return
 
     return train_bpe(sample(), settings.vocab_size)
+
+
+def _wide_bytes(text: str, size: int) -> int:
+    """How many of the `size` UTF-8 bytes of `text` belong to characters beyond ASCII."""
+    return 0 if size == len(text) else size - len(text.encode("ascii", "ignore"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from diffusion import SAMPLERS, Diffusion
 from kit import device, errors
 from kit.chunks import Chunks, open_chunks
 from kit.errors import UserError
-from kit.runlog import environment, progress_bar, write_json
+from kit.runlog import environment, make_folder, progress_bar, write_json
 from palette import to_pixels
 from pretrained import Pretrained, load_pretrained
 
@@ -72,11 +72,7 @@ def main() -> None:
         raise UserError("--t: give times between 0 (pure noise) and 1 (clean), both excluded")
     runtime = device.start(args.device, args.seed, args.precision)
     loaded = load_pretrained(args.checkpoint, runtime.device, args.img_size, args.ema)
-    output = Path(args.output_dir)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create --output_dir {output}: {error.strerror}") from error
+    output = make_folder(args.output_dir)
     chunks, _, _ = open_chunks(
         args.data_path,
         output / "data",

@@ -25,7 +25,7 @@ from diffusion import SAMPLERS
 from kit import device, errors
 from kit.corpus import documents, find_sources
 from kit.errors import UserError
-from kit.runlog import progress_bar, write_json
+from kit.runlog import make_folder, progress_bar, write_json
 from kit.times import sigma_of, t_of
 from palette import load_picture, save_png, to_pixels
 from pretrained import Pretrained, load_pretrained
@@ -98,11 +98,7 @@ def main() -> None:
     check(args)
     runtime = device.start(args.device, args.seed, args.precision)
     loaded = load_pretrained(args.checkpoint, runtime.device, args.img_size, args.ema)
-    output = Path(args.output_dir)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create --output_dir {output}: {error.strerror}") from error
+    output = make_folder(args.output_dir)
     mode = {"generate": generate, "reconstruct": reconstruct, "infill": infill, "encode": encode, "decode": decode}[
         args.mode
     ]

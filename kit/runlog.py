@@ -31,11 +31,7 @@ class RunLog:
         self._wandb = None
         if not self.active:
             return
-        self.folder = Path(output_dir)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot create --output_dir {output_dir}: {error.strerror}") from error
+        self.folder = make_folder(output_dir)
         write_json(self.folder / "config.json", config)
         write_json(self.folder / "env.json", environment(runtime))
         path = self.folder / "log.jsonl"
@@ -84,6 +80,16 @@ def progress_bar(
 def read_log(path: str | Path) -> list[dict]:
     """The objects of a log.jsonl, without a last line that a killed run left half-written."""
     return [json.loads(line) for line in _lines_up_to(Path(path), math.inf)]
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder `path`, made if it is not there. Raises UserError if that cannot be."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create --output_dir {path}: {error.strerror}") from error
+    return path
 
 
 def write_json(path: str | Path, value) -> None:

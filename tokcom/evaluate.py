@@ -20,7 +20,7 @@ import torch
 from kit import device, errors
 from kit.chunks import Chunks, open_chunks
 from kit.errors import UserError
-from kit.runlog import environment, write_json
+from kit.runlog import environment, make_folder, write_json
 from kit.times import TimeSampler
 from kit.tokenizer import Tokenizer
 from tokcom.dataset import in_order
@@ -64,11 +64,7 @@ def main() -> None:
     if denoiser is None:
         raise UserError(f"{args.checkpoint} holds a VAE only; evaluate best_diffusion.pt")
     tokenizer = Tokenizer.from_json(config["tokenizer"])
-    output = Path(args.output_dir)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create --output_dir {output}: {error.strerror}") from error
+    output = make_folder(args.output_dir)
     chunks, _, _ = open_chunks(
         args.data_path, output / "data", tokenizer, min_tokens=min(64, model_args.max_length),
         max_tokens=model_args.max_length, val_fraction=0.0, seed=args.seed,

@@ -14,7 +14,7 @@ from torch import nn
 
 from kit import errors
 from kit.errors import UserError
-from kit.runlog import write_json
+from kit.runlog import make_folder, write_json
 from vit_cifar10.pretrained import Pretrained, load_pretrained
 
 TOLERANCE = 1e-4  # largest difference of a logit from the original's
@@ -46,8 +46,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     loaded = load_pretrained(args.checkpoint, torch.device("cpu"))
-    output = Path(args.output_dir) if args.output_dir else loaded.path.parent / "export"
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(args.output_dir or loaded.path.parent / "export")
     deployed = Deployed(loaded).eval()
     side = loaded.preprocess.img_size
     program = torch.export.export(

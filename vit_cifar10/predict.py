@@ -6,11 +6,8 @@ python -m vit_cifar10.predict --checkpoint checkpoints/vit/last.pth cat.jpg phot
 import argparse
 import json
 
-import torch
-from torchvision.transforms.v2.functional import pil_to_tensor
-
 from kit import device, errors
-from vit_cifar10.dataset import find_images, read_image
+from vit_cifar10.dataset import find_images
 from vit_cifar10.pretrained import load_pretrained
 from vit_cifar10.report import predict_probabilities
 
@@ -33,8 +30,7 @@ def main() -> None:
     runtime = device.start(args.device, 0, "fp32")
     loaded = load_pretrained(args.checkpoint, runtime.device)
     paths = find_images(args.images)
-    squares = [loaded.preprocess.resize(pil_to_tensor(read_image(path))) for path in paths]
-    probabilities = predict_probabilities(loaded.model, loaded.preprocess, torch.stack(squares), runtime, args.tta)
+    probabilities = predict_probabilities(loaded.model, loaded.preprocess, loaded.read(paths), runtime, args.tta)
     values, indices = probabilities.topk(min(max(1, args.top), len(loaded.classes)))
     for path, row, places in zip(paths, values.tolist(), indices.tolist()):
         named = {loaded.classes[place]: value for place, value in zip(places, row)}

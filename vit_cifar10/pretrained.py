@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from kit.checkpoint import load_checkpoint, load_weights
 from kit.errors import UserError
 from vit_cifar10.augment import Preprocess
+from vit_cifar10.dataset import read_image
 from vit_cifar10.model import VisionTransformer
 
 ARCHITECTURE = ("img_size", "patch_size", "dim", "depth", "heads", "pool", "mlp_ratio", "dropout", "drop_path")
@@ -22,6 +24,10 @@ class Pretrained:
     preprocess: Preprocess
     classes: list[str]
     path: Path
+
+    def read(self, paths: list[Path]) -> torch.Tensor:
+        """Image files of any size as uint8 squares (N, 3, img_size, img_size). Raises UserError for what is no image."""
+        return torch.stack([self.preprocess.resize(pil_to_tensor(read_image(path))) for path in paths])
 
 
 def build_model(config: dict, num_classes: int) -> VisionTransformer:

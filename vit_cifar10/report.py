@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from kit.device import Runtime
-from kit.runlog import write_json
+from kit.runlog import make_folder, write_json
 from vit_cifar10.attention import draw_attention
 from vit_cifar10.augment import Preprocess
 from vit_cifar10.dataset import Images
@@ -84,7 +84,7 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> list[float]:
 
 def write_report(loaded: Pretrained, data: Images, output_dir: Path, runtime: Runtime, tta: bool = False) -> dict:
     """Measure `loaded` on `data`; write report.json and the figures to `output_dir`; return the report."""
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(output_dir)
     probabilities = predict_probabilities(loaded.model, loaded.preprocess, data.images, runtime, tta)
     report = {"checkpoint": str(loaded.path), "tta": tta, **measure(probabilities, data.labels, data.classes)}
     report["figures"] = ["confusion.png", "calibration.png", "mistakes.png", "attention.png"]

@@ -4,15 +4,11 @@ python -m vit_cifar10.visualize_attention --checkpoint checkpoints/vit/last.pth 
 """
 
 import argparse
-from pathlib import Path
-
-import torch
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from kit import device, errors
-from kit.errors import UserError
+from kit.runlog import make_folder
 from vit_cifar10.attention import draw_attention, draw_heads
-from vit_cifar10.dataset import find_images, read_image
+from vit_cifar10.dataset import find_images
 from vit_cifar10.pretrained import load_pretrained
 
 ROWS = 8  # images on one picture
@@ -34,13 +30,8 @@ def main() -> None:
     args = parse_args()
     runtime = device.start(args.device, 0, "fp32")
     loaded = load_pretrained(args.checkpoint, runtime.device)
-    paths = find_images(args.images)
-    squares = torch.stack([loaded.preprocess.resize(pil_to_tensor(read_image(path))) for path in paths])
-    output = Path(args.output_dir)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create --output_dir {output}: {error.strerror}") from error
+    squares = loaded.read(find_images(args.images))
+    output = make_folder(args.output_dir)
     for number, part in enumerate(squares.split(ROWS)):
         draw_attention(loaded, part, output / f"attention_{number:03d}.png")
         print(output / f"attention_{number:03d}.png")

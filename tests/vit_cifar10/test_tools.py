@@ -133,4 +133,7 @@ def test_wrong_checkpoints_and_classes_are_refused(refused, trained, images, cla
     assert "classes differ: ant, bee, cow" in refused(
         evaluate, "--checkpoint", trained / "last.pth", "--data_path", class_folders
     )
+    taken = ("--checkpoint", trained / "last.pth", "--output_dir", tmp_path / "torn.pth")
+    assert "cannot create --output_dir" in refused(evaluate, *taken, "--data_path", images)
+    assert "cannot create --output_dir" in refused(export, *taken)
     assert "name the weights" in refused(finetune, "--data_path", images)

@@ -1,0 +1,29 @@
+"""Four ways to carry a text: `text`, `render`, `codebook`, `qr`, and two baselines, `truncate` and `pool`.
+
+Each `encode`s a text, `decode`s images and counts `visual_tokens`.
+"""
+
+from dataclasses import fields
+
+from image_context.codecs.baselines import PoolCodec, TruncateCodec
+from image_context.codecs.codebook import CodebookCodec
+from image_context.codecs.encoded import DamagedCode, Encoded
+from image_context.codecs.qr import QRCodec
+from image_context.codecs.render import RenderCodec
+from image_context.codecs.text import TextCodec
+from kit.errors import UserError
+
+CODECS = {codec.name: codec for codec in (TextCodec, RenderCodec, CodebookCodec, QRCodec, TruncateCodec, PoolCodec)}
+
+__all__ = ["CODECS", "DamagedCode", "Encoded", "build_codec"]
+
+
+def build_codec(name: str, **options):
+    """The codec `name` with `options`, its dataclass's fields. Raises UserError for an unknown name, option or value."""
+    if name not in CODECS:
+        raise UserError(f"unknown codec {name!r}; choose from {', '.join(CODECS)}")
+    known = [field.name for field in fields(CODECS[name])]
+    for option in options:
+        if option not in known:
+            raise UserError(f"codec {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    return CODECS[name](**options)

@@ -1,0 +1,93 @@
+"""Colors of cells out of pixels that a camera, a scaler or a JPEG has been at.
+
+A first reading compares each cell's center with the calibration. Later readings fit a linear equalizer, a window of pixels
+around a cell -> the cell's color, to the earlier reading's own decisions (decision-directed equalization, as in modems), which
+undoes blur, color bleeding and shifts of a part of a pixel. The decisions need only be mostly right.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+BLOCK = 28
+ROUNDS = 4
+FIT_CELLS = 20_000  # that an equalizer is fitted on
+RIDGE = 1e-3
+
+
+def cell_centers(blocks: np.ndarray, cell: int) -> np.ndarray:
+    """Mean colors (n, cells, 3) of the inner half of the cells of blocks (n, 28, 28, 3)."""
+    side = BLOCK // cell
+    trim = cell // 4
+    cells = blocks.reshape(len(blocks), side, cell, side, cell, 3)
+    return cells[:, :, trim : cell - trim, :, trim : cell - trim].mean((2, 4)).reshape(len(blocks), -1, 3)
+
+
+def read_colors(
+    pixels: np.ndarray, calibration: np.ndarray, known: np.ndarray, data: np.ndarray, cell: int, palette: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Color numbers (len(data), cells), reading after reading.
+
+    pixels (H, W, 3); `calibration` and `data` are numbers of blocks in reading order; the first show the colors `known`
+    (blocks, 49) in 4-pixel cells.
+    """
+    height, width = pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK
+    pixels = pixels.astype(np.float32) / 255
+    target = palette.astype(np.float32) / 255
+    blocks = pixels.reshape(height, BLOCK, width, BLOCK, 3).swapaxes(1, 2).reshape(-1, BLOCK, BLOCK, 3)
+
+    # first reading: colors straightened by the calibration
+    seen = cell_centers(blocks[calibration], 4).reshape(-1, 3)
+    fit = ridge(bend(seen), target[known.reshape(-1)])
+    cells = nearest(bend(cell_centers(blocks[data], cell)) @ fit, target)
+    yield cells
+
+    # later readings: an equalizer of the pixels around each cell
+    windows = cell_windows(pixels, data, cell)
+    flat = windows.reshape(-1, windows.shape[-1])
+    chosen = np.linspace(0, len(flat) - 1, min(len(flat), FIT_CELLS)).astype(int)
+    for _ in range(ROUNDS):
+        fit = ridge(flat[chosen], target[cells.reshape(-1)[chosen]])
+        again = nearest(flat @ fit, target).reshape(cells.shape)
+        if (again == cells).all():
+            return
+        cells = again
+        yield cells
+
+
+def bend(colors: np.ndarray) -> np.ndarray:
+    """Features (..., 7) of colors (..., 3): enough to undo a change of brightness, contrast, white balance and gamma."""
+    return np.concatenate([np.ones_like(colors[..., :1]), colors, colors**2], axis=-1)
+
+
+def cell_windows(pixels: np.ndarray, data: np.ndarray, cell: int) -> np.ndarray:
+    """Pixels around each cell (blocks, cells, features), with a 1 for the constant; large cells by the means of their parts."""
+    width = pixels.shape[1] // BLOCK
+    part = max(1, cell // 4)  # a window is made of parts of this many pixels
+    side, reach = cell // part if cell % part == 0 else math.ceil(cell / part), 2
+    padded = np.pad(pixels, ((reach * part,) * 2, (reach * part,) * 2, (0, 0)), mode="edge")
+    rows = (data // width * BLOCK)[:, None] + np.arange(0, BLOCK, cell)[None]
+    columns = (data % width * BLOCK)[:, None] + np.arange(0, BLOCK, cell)[None]
+    sums = np.pad(padded.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0), (0, 0)))
+    features = []
+    y, x = rows[:, :, None], columns[:, None, :]
+    for i in range(side + 2 * reach):
+        for j in range(side + 2 * reach):
+            top, left = y + i * part, x + j * part
+            box = sums[top + part, left + part] - sums[top, left + part] - sums[top + part, left] + sums[top, left]
+            features.append((box / part**2).astype(np.float32))
+    stacked = np.concatenate(features, axis=-1).reshape(len(data), (BLOCK // cell) ** 2, -1)
+    return np.concatenate([stacked, np.ones((*stacked.shape[:2], 1), np.float32)], axis=-1)
+
+
+def ridge(features: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Weights (f, 3) of a least-squares map from features (n, f) to colors (n, 3), kept small where data are few."""
+    features = features.reshape(-1, features.shape[-1]).astype(np.float64)
+    gram = features.T @ features + RIDGE * len(features) * np.eye(features.shape[1])
+    return np.linalg.solve(gram, features.T @ target).astype(np.float32)
+
+
+def nearest(colors: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Numbers (...) of the palette's colors (c, 3) nearest to colors (..., 3)."""
+    return (colors @ (-2 * palette.T) + (palette**2).sum(-1)).argmin(-1)

@@ -1,0 +1,131 @@
+"""What the YAML files may say. An unknown key, or a value out of range, is refused with its place in the file."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from image_context.augment import AUGMENTATIONS
+from image_context.codecs import CODECS, build_codec
+from image_context.tasks import TASKS
+from kit.errors import UserError
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelConfig(Section):
+    name: str = "Qwen/Qwen2-VL-2B-Instruct"  # a Hugging Face name, a folder, or tiny / small: built here
+    vocab_size: Annotated[int, Field(ge=300)] = 504  # of tiny's and small's tokenizer, special tokens not counted
+    max_pixels: Positive | None = None  # of an image, above which the processor scales it down
+    qlora: bool = False  # base in 4 bits
+
+
+class CodecConfig(Section):
+    codec: Literal[tuple(CODECS)]
+    options: dict = {}  # of the codec; `tokenizer: model` gives it the model's own
+    train: bool = True  # whether generate_train_data writes pairs for it
+
+
+class DataConfig(Section):
+    tasks: list[Literal[TASKS]] = ["json", "needle", "random"]
+    lengths: list[Positive] = [512, 1024, 2048, 4096]  # tokens of a document, by the model's tokenizer
+    languages: list[Literal["en", "zh"]] = ["en"]  # of the hay
+    samples: Positive = 20  # of each task, length and language, in evaluation
+    codecs: dict[str, CodecConfig] = {
+        "text": CodecConfig(codec="text"),
+        "render": CodecConfig(codec="render"),
+        "codebook": CodecConfig(codec="codebook"),
+        "qr": CodecConfig(codec="qr"),
+    }
+    augmentations: list[Literal[AUGMENTATIONS]] = ["clean"]
+    geometry: bool = False  # whether heavy also moves the page
+
+
+class GenerationConfig(Section):
+    num_samples_per_codec: Positive = 500
+    lengths: list[Positive] | None = None  # of training documents (default: those of data)
+    augmentations: list[Literal[AUGMENTATIONS]] | None = None
+
+
+class LoraConfig(Section):
+    r: Positive = 16
+    alpha: Positive = 32
+    dropout: Share = 0.05
+
+
+class TrainingConfig(Section):
+    num_epochs: Positive = 3
+    max_steps: Positive | None = None  # optimizer steps, instead of epochs
+    time_budget: str | None = None  # such as 6m, instead of epochs
+    batch_size: Positive = 1
+    gradient_accumulation_steps: Positive = 8
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    warmup_share: Share = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    save_steps: Positive = 200
+    log_interval: Positive = 10
+
+
+class EvaluationConfig(Section):
+    batch_size: Positive = 4
+    max_new_tokens: Positive | None = None  # (default: the answer's length and a little more)
+    backend: Literal["transformers", "vllm"] = "transformers"
+
+
+class Config(Section):
+    """A whole experiment: one file for data, training and evaluation."""
+
+    seed: int = 0
+    output_dir: str = "checkpoints/image_context"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    generation: GenerationConfig = GenerationConfig()
+    lora: LoraConfig = LoraConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that change with any value except `output_dir`."""
+        text = json.dumps(self.model_dump(exclude={"output_dir"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def codecs(self, vocabulary) -> dict:
+        """The codecs by the names they have in the file. `vocabulary`: the model's tokenizer, a kit Tokenizer."""
+        built = {}
+        for name, codec in self.data.codecs.items():
+            options = dict(codec.options)
+            if options.get("tokenizer") == "model" or codec.codec in ("truncate", "pool"):
+                options["tokenizer"] = vocabulary
+            if "fonts" in options:
+                options["fonts"] = tuple(options["fonts"])
+            built[name] = build_codec(codec.codec, **options)
+        return built
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a YAML file. Raises UserError for a missing file, for what is no YAML, and for keys or values that do not belong."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"cannot read --config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is no mapping of settings")
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        reason = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise UserError(f"{path}: {place}: {reason}") from error

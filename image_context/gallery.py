@@ -1,0 +1,81 @@
+"""One page that shows what each codec makes of the same text.
+
+    python -m image_context.gallery --output_dir gallery
+    python -m image_context.gallery --output_dir gallery --input_file poem.txt --fonts DejaVuSansMono.ttf DroidSansFallback.ttf
+
+Writes gallery.png and the images themselves, one pixel for one pixel.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+from image_context.augment import augment
+from image_context.codecs import build_codec
+from kit import errors
+from kit.errors import UserError
+from kit.runlog import make_folder
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+# (file name, title, codec, options, augmentation)
+SHOWN = (
+    ("render", "render: 9 pt", "render", {}, "clean"),
+    ("qr", "qr: version 40, level L, 2 pixels", "qr", {"version": 40, "level": "L", "module": 2}, "clean"),
+    ("codebook_2", "codebook: 2 colors, 4 pixels", "codebook", {"colors": 2, "cell": 4}, "clean"),
+    ("codebook_8", "codebook: 8 colors, 4 pixels", "codebook", {"colors": 8, "cell": 4}, "clean"),
+    ("codebook_64", "codebook: 64 colors, 2 pixels", "codebook", {"colors": 64, "cell": 2}, "clean"),
+    ("codebook_heavy", "codebook with fiducials and parity, heavy", "codebook",
+     {"colors": 8, "cell": 4, "frame": "fiducials", "parity": 48}, "heavy"),
+)  # fmt: skip
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    show = " (default: %(default)s)"
+    parser.add_argument("--output_dir", required=True, help="folder for the pictures")
+    parser.add_argument("--input_file", help="UTF-8 text (default: some of the text every Python carries)")
+    parser.add_argument(
+        "--fonts", nargs="+", default=["DejaVuSansMono.ttf"], help="fonts of render, first choice first" + show
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    text = read_text(args.input_file)
+    output = make_folder(args.output_dir)
+    figure, axes = plt.subplots(2, 3, figsize=(12, 8.4), dpi=100, layout="constrained")
+    for axis, (file, title, name, options, level) in zip(axes.flat, SHOWN):
+        codec = build_codec(name, **options, **({"fonts": tuple(args.fonts)} if name == "render" else {}))
+        encoded = codec.encode(text)
+        images = [augment(image, level, 3) for image in encoded.images]
+        for page, image in enumerate(images):
+            image.save(output / f"{file}{f'_{page}' if len(images) > 1 else ''}.png")
+        tokens, size = codec.visual_tokens(encoded), len(text.encode())
+        back = "" if name == "render" else ", reads back" if codec.decode(images) == text else ", DOES NOT READ BACK"
+        axis.imshow(images[0], interpolation="nearest")
+        pages = f", {len(images)} images" if len(images) > 1 else ""
+        axis.set_title(f"{title}\n{tokens} visual tokens{pages}, {size / tokens:.1f} bytes each{back}", fontsize=10)
+        axis.set_anchor("N")
+        axis.axis("off")
+    figure.savefig(output / "gallery.png")
+    plt.close(figure)
+    print(f"wrote {output}/gallery.png and the images it shows")
+
+
+def read_text(path: str | None) -> str:
+    if path is None:
+        from pydoc_data.topics import topics
+
+        return topics["assert"] + "\n" + topics["del"]
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read --input_file {path} as UTF-8 text: {error}") from error
+
+
+if __name__ == "__main__":
+    errors.run(main)

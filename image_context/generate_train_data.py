@@ -1,0 +1,79 @@
+"""Write training pairs (images, question, answer) for every codec of a config.
+
+    python -m image_context.generate_train_data --config image_context/configs/train.yaml --num_samples 500
+
+Writes records.jsonl, images/ and config.json to <output_dir>/train_data. Documents are of the training split: no evaluation
+document can be among them, whatever the seed.
+"""
+
+import argparse
+import random
+import shutil
+from pathlib import Path
+
+from image_context.augment import augment
+from image_context.config import Config, load_config
+from image_context.dataset import Record, write_record
+from image_context.reader import open_reader
+from image_context.tasks import make_sample
+from kit import device, errors
+from kit.errors import UserError
+from kit.runlog import make_folder, progress_bar, write_json
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="YAML file, such as image_context/configs/train.yaml")
+    parser.add_argument("--num_samples", type=int, help="pairs for each codec (default: the config's)")
+    parser.add_argument("--output_dir", help="run folder (default: the config's)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    config = load_config(args.config)
+    runtime = device.start("cpu", config.seed, "fp32")
+    if args.num_samples is not None and args.num_samples < 1:
+        raise UserError(f"--num_samples {args.num_samples}: need at least 1")
+    output = make_folder(args.output_dir or config.output_dir)
+    reader = open_reader(config.model, runtime, output)
+    count = args.num_samples or config.generation.num_samples_per_codec
+    write_data(config, reader, output / "train_data", count)
+    print(f"pairs  {output / 'train_data'}")
+
+
+def write_data(config: Config, reader, folder: Path, count: int) -> None:
+    """`count` records for each codec, beside each other and only then in place, so that no half of them is ever taken."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "images").mkdir(parents=True)
+    vocabulary, data = reader.vocabulary, config.data
+    lengths = config.generation.lengths or data.lengths
+    levels = config.generation.augmentations or data.augmentations
+    codecs = {name: codec for name, codec in config.codecs(vocabulary).items() if data.codecs[name].train}
+    if not codecs:
+        raise UserError("no codec of this config is to be trained: set train: true on one")
+    bar = progress_bar(count * len(codecs), "pairs", unit="pair")
+    with open(partial / "records.jsonl", "w", encoding="utf-8") as file:
+        for name, codec in codecs.items():
+            for index in range(count):
+                seed = config.seed * 1_000_000 + index
+                rng = random.Random(f"{name}/{seed}")
+                sample = make_sample(
+                    rng.choice(data.tasks), rng.choice(lengths), "train", seed, vocabulary, rng.choice(data.languages)
+                )
+                encoded, level = codec.encode(sample.document), rng.choice(levels)
+                paths = []
+                for page, image in enumerate(encoded.images):
+                    paths.append(f"images/{name}_{index}_{page}.png")
+                    augment(image, level, seed, data.geometry).save(partial / paths[-1], compress_level=1)
+                write_record(file, Record(f"{name}_{index}", name, level, sample, paths, encoded.text, encoded.pool))
+                bar.update()
+    bar.close()
+    write_json(partial / "config.json", {"hash": config.hash, **config.model_dump()})
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,94 @@
+"""What counts as right."""
+
+import json
+import math
+import string
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+
+WORDINESS = 80  # characters a reader may say around a needle's value; more is a dump of the context
+
+
+def score(task: str, prediction: str, answer: str, distractors: list[str], tokenize) -> dict:
+    """All metrics of one prediction. `tokenize(text) -> list` gives the tokens that error rates count."""
+    predicted, true = list(tokenize(prediction)), list(tokenize(answer))
+    values = {
+        "exact": float(prediction == answer),
+        "token_accuracy": token_accuracy(predicted, true),
+        "token_error_rate": error_rate(predicted, true),
+        "char_error_rate": error_rate(prediction, answer),
+    }
+    if task == "json":
+        values |= {"json_exact": float(json_exact(prediction, answer)), "json_f1": leaf_f1(prediction, answer)}
+    if task == "needle":
+        values["needle_hit"] = float(needle_hit(prediction, answer, distractors))
+    return values
+
+
+def token_accuracy(predicted: list, true: list) -> float:
+    """Share of the places of `true` (at least one) where `predicted` has the same; what is missing is wrong."""
+    return sum(a == b for a, b in zip(predicted, true)) / max(1, len(true))
+
+
+def error_rate(predicted, true) -> float:
+    """Insertions, deletions and substitutions per element of `true`; may exceed 1."""
+    return Levenshtein.distance(predicted, true) / max(1, len(true))
+
+
+def json_exact(prediction: str, answer: str) -> bool:
+    """Whether both are JSON with the same typed values at the same paths; the order of keys and white space are free."""
+    parsed, true = _parse(prediction), _parse(answer)
+    return parsed is not None and true is not None and sorted(leaves(parsed[0])) == sorted(leaves(true[0]))
+
+
+def leaf_f1(prediction: str, answer: str) -> float:
+    """F1 over typed leaves (path, type, value); 0 for what is no JSON."""
+    parsed, true = _parse(prediction), _parse(answer)
+    if parsed is None or true is None:
+        return 0.0
+    found, wanted = set(leaves(parsed[0])), set(leaves(true[0]))
+    shared = len(found & wanted)
+    return 2 * shared / (len(found) + len(wanted)) if shared else 0.0
+
+
+def leaves(value, path: tuple = ()) -> list[tuple[str, str, str]]:
+    """(path, type, value) of every leaf of a JSON value; an empty object or list is a leaf."""
+    if isinstance(value, dict) and value:
+        return [leaf for key, inner in value.items() for leaf in leaves(inner, (*path, key))]
+    if isinstance(value, list) and value:
+        return [leaf for index, inner in enumerate(value) for leaf in leaves(inner, (*path, index))]
+    return [(json.dumps(path), type(value).__name__, json.dumps(value))]
+
+
+def needle_hit(prediction: str, answer: str, distractors: list[str]) -> bool:
+    """Whether a short prediction holds the answer as a word of its own, and none of the other needles' values."""
+    if len(prediction) > len(answer) + WORDINESS:
+        return False
+    words = {word.strip(string.punctuation + "。，“”") for word in prediction.split()}
+    return answer in words and not any(other in prediction for other in distractors)
+
+
+def interval(values: list[float], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of `values`; Wilson's where every value is 0 or 1, which few samples need."""
+    values, n = np.asarray(values, float), len(values)
+    if n == 0:
+        return math.nan, math.nan
+    if np.isin(values, (0.0, 1.0)).all():
+        z, share = 1.959964, float(values.mean())
+        middle, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+        return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
+    draws = np.random.default_rng(seed).integers(0, n, (1000, n))
+    low, high = np.quantile(values[draws].mean(1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _parse(text: str) -> tuple | None:
+    """(value,) of a JSON text, as readers wrap it in code fences or not; None if it is none."""
+    text = text.strip()
+    if text.startswith("```"):
+        text = text.removeprefix("```json").strip("`").strip()
+    try:
+        return (json.loads(text),)
+    except ValueError:
+        return None

@@ -1,0 +1,216 @@
+"""Plots and a summary of what run_exp recorded.
+
+    python -m image_context.plot_results --input RUN/results/results.jsonl --output RUN/plots
+
+Writes cost_accuracy.png, ratio_accuracy.png, robustness.png, bits.png and summary.json: every point's mean, 95 % interval, number
+of questions and of failures. Questions that failed count as wrong.
+"""
+
+import argparse
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+
+from image_context.augment import AUGMENTATIONS
+from image_context.metrics import interval
+from image_context.run_exp import read_results
+from kit import errors
+from kit.errors import UserError
+from kit.runlog import make_folder, write_json
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+METRICS = {"json": "json_f1", "needle": "needle_hit", "random": "token_accuracy"}  # what a plot shows of each task
+LABELS = {
+    "json": "JSON: F1 of typed leaves", "needle": "needle: exact hits", "random": "random tokens restored"
+}  # fmt: skip
+COLORS = ("#1f5fa8", "#d1602b", "#3c8a4c", "#8a4fa3", "#777777", "#b08a1e", "#20808d", "#b03060")
+MARKS = "osD^vPX*"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", required=True, help="results.jsonl of run_exp")
+    parser.add_argument("--output", required=True, help="folder for the plots")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    records = read_results(Path(args.input))
+    if not records:
+        raise UserError(f"{args.input} holds no results yet")
+    output = make_folder(args.output)
+    points = summarize(records)
+    plot_against(points, "total_tokens", "tokens the model reads for one question", output / "cost_accuracy.png")
+    plot_against(points, "ratio_context", "text tokens per token that carries them", output / "ratio_accuracy.png")
+    plot_robustness(points, output / "robustness.png")
+    plot_bits(points, output / "bits.png")
+    write_json(
+        output / "summary.json",
+        {"reader": records[0]["reader"], "config_hash": records[0]["config_hash"], "points": points},
+    )
+    for point in points:
+        low, high = point["interval"]
+        print(
+            f"{point['codec']:12} {point['augmentation']:6} {point['task']:7} {point['length']:6} "
+            f"ratio {point['ratio_context']:6.2f}  {point['metric']} {point['mean']:.3f} [{low:.3f}, {high:.3f}]"
+        )
+    print(f"wrote {output}/cost_accuracy.png, ratio_accuracy.png, robustness.png, bits.png, summary.json")
+
+
+def summarize(records: list[dict]) -> list[dict]:
+    """One point for each codec, augmentation, task and length: means over its questions, failures counted as wrong."""
+    groups = defaultdict(list)
+    for record in records:
+        groups[record["codec"], record["augmentation"], record["task"], record["length"]].append(record)
+    points = []
+    for (codec, augmentation, task, length), group in sorted(groups.items()):
+        answered = [r for r in group if not r["error"]]
+        values = [r["metrics"][METRICS[task]] if not r["error"] else 0.0 for r in group]
+        names = {name for r in answered for name in r["metrics"]}
+        costs = {
+            name: mean([r["costs"][name] for r in answered]) for name in (answered[0]["costs"] if answered else ())
+        }
+        points.append({
+            "codec": codec, "augmentation": augmentation, "task": task, "length": length, "metric": METRICS[task],
+            "mean": mean(values), "interval": interval(values), "questions": len(group), "failures": len(group) - len(answered),
+            "metrics": {name: sum(r["metrics"][name] for r in answered) / len(group) for name in sorted(names)},
+            "total_tokens": math.nan, "ratio_context": math.nan, "ratio_total": math.nan, "visual_tokens": 0, **costs,
+            "answer_bits": mean([bits(r) for r in answered]),
+        })  # fmt: skip
+    return points
+
+
+def bits(record: dict) -> float:
+    """Bits of a document's UTF-8 text per token that carries it."""
+    return (
+        8
+        * len(record["answer"].encode())
+        * record["costs"]["ratio_context"]
+        / max(1, record["costs"]["context_tokens"])
+    )
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def plot_against(points: list[dict], quantity: str, label: str, path: Path) -> None:
+    """Accuracy of clean images against a quantity, a panel for each task, a line for each codec."""
+    figure, axes = panels(points)
+    for axis, task in axes:
+        for name, color, mark in styles(points):
+            mine = [p for p in points if (p["codec"], p["task"], p["augmentation"]) == (name, task, "clean")]
+            mine = sorted((p for p in mine if not math.isnan(p[quantity])), key=lambda p: p[quantity])
+            draw(axis, [p[quantity] for p in mine], mine, name, color, mark)
+        axis.set_xscale("log")
+        axis.set_xlabel(label)
+        ticks(axis, sorted({p[quantity] for p in points if p["task"] == task and not math.isnan(p[quantity])}))
+    finish(figure, axes, path)
+
+
+def plot_robustness(points: list[dict], path: Path) -> None:
+    """Accuracy against augmentation, averaged over lengths."""
+    figure, axes = panels(points)
+    levels = [level for level in AUGMENTATIONS if any(p["augmentation"] == level for p in points)]
+    for axis, task in axes:
+        for name, color, mark in styles(points):
+            found = [
+                [p for p in points if (p["codec"], p["task"], p["augmentation"]) == (name, task, level)]
+                for level in levels
+            ]
+            places = [i for i, group in enumerate(found) if group]
+            axis.plot(
+                places,
+                [mean([p["mean"] for p in found[i]]) for i in places],
+                mark + "-",
+                color=color,
+                markersize=5,
+                label=name,
+            )
+        axis.set_xticks(range(len(levels)), levels)
+        axis.set_xlim(-0.3, len(levels) - 0.7)
+        axis.set_xlabel("what happened to the image")
+    finish(figure, axes, path)
+
+
+def plot_bits(points: list[dict], path: Path) -> None:
+    """Share restored against the bits of text that each token has to carry."""
+    figure, axes = panels([p for p in points if p["task"] != "needle"] or points)
+    for axis, task in axes:
+        for name, color, mark in styles(points):
+            mine = [p for p in points if (p["codec"], p["task"], p["augmentation"]) == (name, task, "clean")]
+            mine = sorted((p for p in mine if not math.isnan(p["answer_bits"])), key=lambda p: p["answer_bits"])
+            draw(axis, [p["answer_bits"] for p in mine], mine, name, color, mark)
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("bits of text per token that carries it")
+    finish(figure, axes, path)
+
+
+def panels(points: list[dict]):
+    """A figure with a panel for each task that `points` has, and [(axis, task)]."""
+    tasks = [task for task in METRICS if any(p["task"] == task for p in points)]
+    figure, axes = plt.subplots(
+        1,
+        len(tasks),
+        figsize=(max(5.2, 4.1 * len(tasks)), 3.9),
+        dpi=150,
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
+    return figure, list(zip(axes[0], tasks))
+
+
+def styles(points: list[dict]) -> list[tuple[str, str, str]]:
+    """(codec, color, marker) of every codec, the same in all figures."""
+    names = sorted({p["codec"] for p in points})
+    return [(name, COLORS[i % len(COLORS)], MARKS[i % len(MARKS)]) for i, name in enumerate(names)]
+
+
+def draw(axis, x: list[float], points: list[dict], name: str, color: str, mark: str) -> None:
+    """A line with 95 % intervals."""
+    if points:
+        y = [p["mean"] for p in points]
+        error = [[m - p["interval"][0] for m, p in zip(y, points)], [p["interval"][1] - m for m, p in zip(y, points)]]
+        error = [[max(0.0, e) for e in side] for side in error]
+        axis.errorbar(x, y, error, fmt=mark + "-", color=color, markersize=5, capsize=2, linewidth=1.2, label=name)
+
+
+def ticks(axis, values: list[float]) -> None:
+    """Plain numbers on a logarithmic axis."""
+    axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    if len(values) and max(values) / min(values) < 10:
+        shown = [v for i, v in enumerate(values) if i == 0 or v / values[i - 1] > 1.25]
+        axis.set_xticks(shown, [f"{v:.3g}" for v in shown])
+        axis.set_xlim(min(values) * 0.85, max(values) * 1.18)
+
+
+def finish(figure, axes, path: Path) -> None:
+    for axis, task in axes:
+        axis.set_title(LABELS[task], fontsize=10)
+        axis.set_ylim(-0.03, 1.05)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("share right")
+    handles = {}
+    for axis, _ in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels()):
+            handles.setdefault(label, handle)
+    if handles:
+        figure.legend(handles.values(), handles, frameon=False, loc="outside right center", fontsize=9)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,64 @@
+"""The reader that a config names: loaded, or built here with a tokenizer trained on the text every Python carries."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from image_context.config import ModelConfig
+from image_context.model import BUILT, MAX_PIXELS, Reader, build_reader, load_reader
+from kit.corpus import documents, python_sources
+from kit.device import Runtime
+from kit.errors import UserError
+from kit.tokenizer import load_tokenizer, train_bpe
+
+SAMPLE_CHARACTERS = 2_000_000  # that the tokenizer is trained on
+
+
+def open_reader(config: ModelConfig, runtime: Runtime, folder: Path, lora_path: str | None = None) -> Reader:
+    """The reader of a run in `folder`, on the runtime's device.
+
+    `lora_path`: a folder that train_lora wrote, an adapter's or a whole model's. Without one, a model that is built here has
+    random weights and keeps its tokenizer in `folder`/tokenizer.json, where the next call finds it. Raises UserError for an
+    adapter of another base than the config's.
+    """
+    dtype = runtime.dtype if runtime.device.type == "cuda" else torch.float32
+    options = {"device": runtime.device, "dtype": dtype, "qlora": config.qlora, "max_pixels": config.max_pixels}
+    if lora_path is not None:
+        check_base(Path(lora_path), config.name)
+        return load_reader(lora_path, **options)
+    if config.name not in BUILT:
+        return load_reader(config.name, **options)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        train_bpe(python_text(), config.vocab_size).save(path)
+    reader = build_reader(config.name, load_tokenizer(path), config.max_pixels or MAX_PIXELS)
+    reader.model.to(runtime.device)
+    return reader
+
+
+def check_base(folder: Path, name: str) -> None:
+    """Raises UserError if `folder` holds no model or adapter, or an adapter for another base than `name`."""
+    if not folder.is_dir():
+        raise UserError(f"no folder at --lora_path {folder}: train one with train_lora")
+    path = folder / "adapter_config.json"
+    if path.is_file():
+        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if base != name:
+            raise UserError(
+                f"the adapter in {folder} is for {base}, and the config's model is {name}: change one of them"
+            )
+    elif not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds neither an adapter (adapter_config.json) nor a model (config.json)")
+
+
+def python_text():
+    """Some of the text that every Python carries."""
+    taken = 0
+    for source in python_sources():
+        for document in documents(source):
+            for piece in document.pieces():
+                yield piece
+                taken += len(piece)
+                if taken > SAMPLE_CHARACTERS:
+                    return

@@ -1,0 +1,219 @@
+"""Ask a reader every question of a config, through every codec and augmentation, and score what it says.
+
+    python -m image_context.run_exp --config image_context/configs/exp_sweep.yaml                          # as it comes
+    python -m image_context.run_exp --config image_context/configs/exp_sweep.yaml --lora_path RUN/final    # as trained
+
+Writes <output_dir>/results/results.jsonl, one record for each question, with prediction, answer, metrics, token costs, config hash
+and the paths of images and prompt. Run again, it goes on where it stopped; a question that fails is recorded with its error and
+counts as wrong. Decoding is greedy, documents are of the evaluation split.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from itertools import groupby, product
+from pathlib import Path
+
+import torch
+
+from image_context.augment import augment
+from image_context.codecs import Encoded
+from image_context.config import Config, load_config
+from image_context.dataset import costs, messages, prepare
+from image_context.metrics import score
+from image_context.model import Reader, answer
+from image_context.reader import open_reader
+from image_context.tasks import Sample, make_sample
+from kit import device, errors
+from kit.errors import UserError
+from kit.interrupt import Interrupt
+from kit.runlog import environment, make_folder, progress_bar, write_json
+
+SLACK = 8  # tokens that a reader may say beyond the answer's length
+
+
+@dataclass(frozen=True)
+class Question:
+    """One cell of the experiment's grid."""
+
+    codec: str
+    augmentation: str
+    task: str
+    length: int
+    language: str
+    index: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.codec}-{self.augmentation}-{self.task}-{self.length}-{self.language}-{self.index}"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    show = " (default: %(default)s)"
+    parser.add_argument("--config", required=True, help="YAML file, such as image_context/configs/exp_sweep.yaml")
+    parser.add_argument("--lora_path", help="what train_lora wrote: an adapter's folder, or a whole model's")
+    parser.add_argument("--output_dir", help="run folder (default: the config's)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
+    parser.add_argument(
+        "--precision", default="auto", choices=device.PRECISIONS, help="bf16 where the hardware has it" + show
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    config = load_config(args.config)
+    runtime = device.start(args.device, config.seed, args.precision)
+    output = make_folder(args.output_dir or config.output_dir)
+    folder = make_folder(output / "results")
+    reader_name = str(args.lora_path or config.model.name)
+    done = finished_ids(folder / "results.jsonl", config.hash, reader_name)
+    reader = open_reader(config.model, runtime, output, args.lora_path)
+    say = answer
+    if config.evaluation.backend == "vllm":
+        from image_context.backend_vllm import VLLM
+
+        say = VLLM(config, args.lora_path).answer
+    reader.model.eval()
+    write_json(folder / "config.json", {"hash": config.hash, "reader": reader_name, **config.model_dump()})
+    write_json(folder / "env.json", environment(runtime))
+
+    # ask
+    codecs, vocabulary, interrupt = config.codecs(reader.vocabulary), reader.vocabulary, Interrupt()
+    todo = [question for question in questions(config) if question.id not in done]
+    bar = progress_bar(len(done) + len(todo), "questions", initial=len(done), unit="question")
+    with open(folder / "results.jsonl", "a", encoding="utf-8", buffering=1) as file:
+        for _, group in groupby(todo, key=lambda q: (q.codec, q.augmentation, q.task, q.length)):
+            group = list(group)
+            for at in range(0, len(group), config.evaluation.batch_size):
+                if interrupt.received:
+                    break
+                batch = group[at : at + config.evaluation.batch_size]
+                for record in ask(batch, config, codecs, vocabulary, reader, runtime, folder, say):
+                    record = {**record, "config_hash": config.hash, "reader": reader_name}
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                bar.update(len(batch))
+    bar.close()
+    if interrupt.received:
+        print("stopped early; run the same command to go on")
+        return
+    failed = [r for r in read_results(folder / "results.jsonl") if r["error"]]
+    if failed:
+        print(f"{len(failed)} questions failed and count as wrong; the first: {failed[0]['id']}: {failed[0]['error']}")
+    print(f"results  {folder / 'results.jsonl'}")
+
+
+def questions(config: Config) -> list[Question]:
+    """The grid, so ordered that neighbors can share a batch."""
+    data = config.data
+    grid = product(data.codecs, data.augmentations, data.tasks, data.lengths, data.languages, range(data.samples))
+    return [
+        Question(*cell) for cell in grid if cell[2] == "needle" or cell[4] == data.languages[0]
+    ]  # only needles lie in hay that has a language
+
+
+def ask(
+    batch: list[Question],
+    config: Config,
+    codecs: dict,
+    vocabulary,
+    reader: Reader,
+    runtime: device.Runtime,
+    folder: Path,
+    say,
+) -> list[dict]:
+    """Records of a batch of questions; what goes wrong with one is in its record's `error`."""
+    records, ready = [], []
+    for question in batch:
+        record = {
+            "id": question.id, "codec": question.codec, "augmentation": question.augmentation, "task": question.task,
+            "length": question.length, "language": question.language, "error": None,
+        }  # fmt: skip
+        records.append(record)
+        try:
+            seed = config.seed * 1_000_000 + question.index
+            sample = make_sample(question.task, question.length, "eval", seed, vocabulary, question.language)
+            encoded = codecs[question.codec].encode(sample.document)
+            encoded.images = [augment(i, question.augmentation, seed, config.data.geometry) for i in encoded.images]
+            record |= {"seed": seed, "position": sample.position, "answer": sample.answer, "question": sample.question}
+            record |= keep(folder, question, encoded, sample, reader)
+            ready.append((record, encoded, sample))
+        except UserError as error:
+            record["error"] = str(error)
+    if not ready:
+        return records
+    try:
+        start = time.perf_counter()
+        inputs = prepare(reader, [e for _, e, _ in ready], [s.question for _, _, s in ready])
+        length = config.evaluation.max_new_tokens or max(reader.count(s.answer) for _, _, s in ready) + SLACK
+        inputs = {name: value.to(runtime.device) for name, value in inputs.items()}
+        with runtime.autocast():
+            predictions = say(reader, inputs, length)
+        seconds = (time.perf_counter() - start) / len(ready)
+    except (RuntimeError, ValueError, torch.OutOfMemoryError) as error:
+        for record, _, _ in ready:
+            record["error"] = (
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            )
+        return records
+    for row, ((record, encoded, sample), prediction) in enumerate(zip(ready, predictions)):
+        record |= {"prediction": prediction, "seconds": seconds, "costs": costs(reader, inputs, row, encoded, sample)}
+        record["metrics"] = score(
+            sample.task, prediction, sample.answer, sample.distractors, lambda text: vocabulary.encode(text).tolist()
+        )  # fmt: skip
+    return records
+
+
+def keep(folder: Path, question: Question, encoded: Encoded, sample: Sample, reader: Reader) -> dict:
+    """Write what the reader is about to see; returns where it lies, relative to `folder`."""
+    for name in ("images", "prompts"):
+        (folder / name).mkdir(exist_ok=True)
+    paths = [f"images/{question.id}-{page}.png" for page in range(len(encoded.images))]
+    for path, image in zip(paths, encoded.images):
+        image.save(folder / path, compress_level=1)
+    prompt = f"prompts/{question.id}.txt"
+    text = reader.processor.apply_chat_template(
+        messages(encoded, sample.question), tokenize=False, add_generation_prompt=True
+    )  # fmt: skip
+    (folder / prompt).write_text(text, encoding="utf-8")
+    return {"images": paths, "prompt": prompt}
+
+
+def read_results(path: Path) -> list[dict]:
+    """The records of a results.jsonl, each id once, without a last line that a killed run left half-written.
+
+    Raises UserError for a missing file.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; write it with run_exp") from error
+    found = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            found[record["id"]] = record
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines):
+                raise UserError(f"{path} line {number} is no result of run_exp") from error
+    return list(found.values())
+
+
+def finished_ids(path: Path, config_hash: str, reader: str) -> set[str]:
+    """Ids that need not be asked again. Raises UserError if the file holds results of another config or reader."""
+    if not path.exists():
+        return set()
+    records = read_results(path)
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    for record in records:
+        if (record["config_hash"], record["reader"]) != (config_hash, reader):
+            raise UserError(
+                f"{path} holds results of another config or reader ({record['reader']}): choose another --output_dir"
+            )
+    return {record["id"] for record in records}
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,164 @@
+"""Teach a reader to read what generate_train_data wrote: LoRA on a pretrained one, all weights of one that is built here.
+
+    python -m image_context.train_lora --config image_context/configs/train.yaml                   # Qwen2-VL-2B, one GPU
+    torchrun --nproc_per_node 8 -m image_context.train_lora --config image_context/configs/train.yaml
+    python -m image_context.train_lora --config image_context/configs/smoke_test.yaml              # tiny, on a CPU
+    python -m image_context.train_lora --config image_context/configs/train.yaml --resume auto     # go on where it stopped
+
+Reads <output_dir>/train_data; writes <output_dir>/final (an adapter with its base's name, or the whole model), last.pth,
+config.json, env.json and log.jsonl. Loss lies on the answer alone. Every random number of a step is drawn from (seed, step,
+rank): a resumed run repeats the one that was killed, bit for bit on a CPU.
+"""
+
+import argparse
+import random
+
+import torch
+from torch import nn
+
+from image_context.config import load_config
+from image_context.dataset import batches, read_records
+from image_context.model import BUILT, AnswerLoss, add_lora, trainable_share
+from image_context.reader import open_reader
+from kit import device, errors
+from kit.budget import TimeBudget
+from kit.checkpoint import LAST, load_checkpoint, load_weights, resume_path, save_checkpoint
+from kit.errors import UserError
+from kit.interrupt import Interrupt
+from kit.losses import Losses
+from kit.randomness import step_seed
+from kit.runlog import RunLog, make_folder, progress_bar
+from kit.schedule import lr_at
+
+SAVED = ("weights", "optimizer", "step", "seconds", "config")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    show = " (default: %(default)s)"
+    parser.add_argument("--config", required=True, help="YAML file, such as image_context/configs/train.yaml")
+    parser.add_argument("--output_dir", help="run folder (default: the config's)")
+    parser.add_argument("--resume", metavar="PATH|auto", help="continue from a last.pth, or the one of the run folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
+    parser.add_argument(
+        "--precision", default="auto", choices=device.PRECISIONS, help="bf16 where the hardware has it" + show
+    )
+    parser.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases, offline without a network")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    config = load_config(args.config)
+    settings, built = config.training, config.model.name in BUILT
+    runtime = device.start(args.device, config.seed, args.precision)
+    output = make_folder(args.output_dir or config.output_dir)
+    resumed = resume_path(args.resume, output)
+    saved = load_checkpoint(resumed, SAVED) if resumed else None
+    if saved and saved["config"] != config.hash:
+        raise UserError(f"{resumed} belongs to another config ({saved['config']}) than {args.config} ({config.hash})")
+
+    # data
+    records = read_records(output / "train_data" / "records.jsonl")
+    per_step = settings.batch_size * settings.gradient_accumulation_steps * runtime.world_size
+    if len(records) < per_step:
+        raise UserError(f"{len(records)} training pairs make no step of {per_step}: write more, or lower batch_size")
+    steps_per_epoch = len(records) // per_step
+
+    # model
+    reader = open_reader(config.model, runtime, output)
+    if not built:
+        add_lora(reader, config.lora.r, config.lora.alpha, config.lora.dropout, config.model.qlora)
+    model = reader.model
+    trained = nn.ParameterDict({name.replace(".", "/"): p for name, p in model.named_parameters() if p.requires_grad})
+    if runtime.is_main:
+        print(
+            f"{config.model.name}: {trainable_share(model)}; {len(records):,} pairs, {steps_per_epoch} steps an epoch"
+        )
+
+    # optimizer, resume
+    optimizer = torch.optim.AdamW(
+        trained.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True
+    )
+    step = 0
+    if saved:
+        load_weights(trained, saved["weights"], resumed)
+        optimizer.load_state_dict(saved["optimizer"])
+        step = saved["step"]
+    budget = TimeBudget(settings.time_budget, saved["seconds"] if saved else 0.0)
+    planned = settings.max_steps or settings.num_epochs * steps_per_epoch
+    if settings.time_budget:
+        planned = 10**9
+    total_steps = budget.total_steps(step, planned, runtime)
+    loss_module = AnswerLoss(model)
+    if runtime.world_size > 1:
+        ids = [runtime.device.index] if runtime.device.type == "cuda" else None
+        loss_module = nn.parallel.DistributedDataParallel(loss_module, device_ids=ids)
+    log = RunLog(output, config.model_dump(), runtime, step if saved else None, args.wandb)
+    losses = Losses(log, runtime, output)
+    interrupt = Interrupt()
+    bar = progress_bar(total_steps, "steps", initial=step, active=runtime.is_main)
+
+    # loop
+    model.train()
+    stops, loader = False, None
+    while step < total_steps and not stops:
+        lr = lr_at(step, settings.learning_rate, round(settings.warmup_share * total_steps), total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        epoch, inside = divmod(step, steps_per_epoch)
+        if loader is None or inside == 0:
+            order = shuffled(len(records), config.seed, epoch)[inside * per_step : steps_per_epoch * per_step]
+            mine = order[runtime.rank :: runtime.world_size]
+            loader = batches(records, output / "train_data", reader, settings.batch_size, mine)
+        torch.manual_seed(step_seed(config.seed, step, 0, 1 + runtime.rank))
+        total, right = 0.0, 0.0
+        for micro in range(settings.gradient_accumulation_steps):
+            batch = {name: value.to(runtime.device, non_blocking=True) for name, value in next(loader).items()}
+            last = micro == settings.gradient_accumulation_steps - 1
+            if runtime.world_size > 1:
+                loss_module.require_backward_grad_sync = last
+            with runtime.autocast():
+                loss, accuracy = loss_module(batch)
+            (loss / settings.gradient_accumulation_steps).backward()
+            total += loss.detach() / settings.gradient_accumulation_steps
+            right += accuracy / settings.gradient_accumulation_steps
+        norm = nn.utils.clip_grad_norm_(trained.parameters(), settings.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        losses.add(step, lr, loss=total, grad_norm=norm, accuracy=right)
+        total_steps = bar.total = budget.total_steps(step, planned, runtime)
+        bar.update()
+
+        saves = step >= total_steps or step % settings.save_steps == 0
+        reads = saves or step % settings.log_interval == 0
+        stops = interrupt.received if runtime.world_size == 1 else reads and runtime.any(interrupt.received)
+        if reads or stops:
+            bar.set_postfix_str(f"loss {losses.write():.3f}")
+        if (saves or stops) and runtime.is_main:
+            save_checkpoint(output / LAST, {
+                "weights": trained.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                "seconds": budget.spent, "config": config.hash,
+            })  # fmt: skip
+    bar.close()
+
+    # finish
+    finished = step >= total_steps
+    if finished and runtime.is_main:
+        reader.save(output / "final")
+    log.close()
+    if runtime.is_main:
+        print(f"reader  {output / 'final'}" if finished else f"stopped early; continue with --resume auto in {output}")
+    runtime.finish()
+
+
+def shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch."""
+    order = list(range(count))
+    random.Random(step_seed(seed, epoch, 0, 0)).shuffle(order)
+    return order
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,284 @@
+"""A text that a codec writes comes back to the letter, also from an image that something has happened to."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from image_context.augment import augment
+from image_context.codecs import DamagedCode, build_codec
+from image_context.codecs.codebook import CELLS, COLORS
+from image_context.codecs.encoded import BLOCK
+from kit.errors import UserError
+
+# any character that is one: everything but halves of surrogate pairs
+TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=300)
+QUICK = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+SAMPLE = 'The quick brown fox, 灵根育孕源流出，心性修持大道生。\n\t{"a": [1, null]}\r\n' * 12
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Round trips
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"frame": "fiducials", "parity": 24}, {"frame": "none"}, {"payload": "zstd"}, {"colors": 64, "cell": 2}, {"colors": 2, "cell": 7},
+], ids=str)  # fmt: skip
+@QUICK
+@given(text=TEXTS)
+@example(text="")
+@example(text="\0\ufeff\r\n\u2028e\u0301")
+def test_codebook_carries_any_text(options, text):
+    codec = build_codec("codebook", **options)
+    assert codec.decode(codec.encode(text).images) == text
+
+
+@QUICK
+@given(text=TEXTS)
+@example(text="")
+def test_qr_carries_any_text(text):
+    codec = build_codec("qr", version=12, level="Q", module=2)
+    assert codec.decode(codec.encode(text).images) == text
+
+
+@pytest.mark.parametrize("level", "LMQH")
+def test_every_qr_version_and_level_is_filled_and_read(level):
+    for version in range(1, 41):
+        if version < 3 and level in "QH":
+            continue
+        codec = build_codec("qr", version=version, level=level, module=2)
+        text = (SAMPLE * 30).encode().decode("ascii", "ignore")[: codec.capacity]  # one full symbol
+        encoded = codec.encode(text)
+        assert len(encoded.images) == 1 and codec.decode(encoded.images) == text, version
+
+
+@pytest.mark.parametrize("colors", COLORS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_palette_and_cell_size(colors, cell):
+    if (BLOCK // cell) ** 2 * (colors.bit_length() - 1) < 8:
+        with pytest.raises(UserError, match="no symbol of 8 bits"):
+            build_codec("codebook", colors=colors, cell=cell)
+    else:
+        codec = build_codec("codebook", colors=colors, cell=cell)
+        assert codec.decode(codec.encode(SAMPLE).images) == SAMPLE
+
+
+def test_token_ids_travel_k_to_a_block_in_reading_order(bpe):
+    codec = build_codec(
+        "codebook", payload="tokens", tokenizer=bpe, cell=7, colors=8, symbols_per_block=4, frame="none"
+    )
+    encoded = codec.encode(SAMPLE)
+    ids = [*bpe.encode(SAMPLE), bpe.vocab_size]
+    assert codec.visual_tokens(encoded) >= -(-len(ids) // 4)
+    page = np.asarray(encoded.images[0])
+    width = page.shape[1] // BLOCK
+    for block in (0, width + 1):  # a page of this one block says these four ids
+        y, x = block // width * BLOCK, block % width * BLOCK
+        part = np.zeros((2 * BLOCK, 2 * BLOCK, 3), np.uint8)
+        part[:BLOCK, :BLOCK] = page[y : y + BLOCK, x : x + BLOCK]
+        part[:BLOCK, BLOCK:] = np.asarray(codec.encode("").images[0])[:BLOCK, :BLOCK]  # the end symbol
+        assert codec.decode([Image.fromarray(part)]) == bpe.decode(ids[4 * block : 4 * block + 4])
+    assert codec.decode(encoded.images) == SAMPLE
+
+
+def test_long_texts_take_pages_that_may_come_in_any_order():
+    for codec in (build_codec("codebook", max_side=8, parity=16, frame="fiducials"), build_codec("qr", version=5)):
+        images = codec.encode(SAMPLE).images
+        assert len(images) > 1
+        assert codec.decode(images[::-1]) == SAMPLE
+
+
+def test_a_header_is_enough_to_read_a_page():
+    written = build_codec("codebook", colors=64, cell=2, parity=16, frame="fiducials", payload="zstd").encode(SAMPLE)
+    assert build_codec("codebook").decode(written.images) == SAMPLE
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Images that something has happened to
+
+
+@pytest.mark.parametrize("level", ["light", "heavy"])
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(text=st.text(st.characters(exclude_categories=("Cs",)), min_size=40, max_size=400), seed=st.integers(0, 999))
+def test_codebook_with_parity_survives_augmentation(level, text, seed):
+    codec = build_codec("codebook", parity=48, frame="fiducials")
+    images = [augment(image, level, seed) for image in codec.encode(text).images]
+    assert codec.decode(images) == text
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(text=TEXTS, seed=st.integers(0, 999))
+def test_qr_survives_a_scan(text, seed):
+    codec = build_codec("qr", version=10, module=4)
+    assert codec.decode([augment(image, "light", seed) for image in codec.encode(text).images]) == text
+
+
+@pytest.mark.parametrize("change", [
+    lambda image: image.resize((image.width * 3 // 2, image.height * 3 // 2), Image.BICUBIC),
+    lambda image: image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.BICUBIC),
+    lambda image: image.transpose(Image.ROTATE_90),
+    lambda image: image.rotate(180),
+], ids=["larger", "smaller", "quarter turn", "half turn"])  # fmt: skip
+@pytest.mark.parametrize("frame", ["header", "fiducials"])
+def test_a_page_is_found_scaled_and_turned(change, frame):
+    codec = build_codec("codebook", frame=frame, parity=32)
+    assert codec.decode([change(image) for image in codec.encode(SAMPLE).images]) == SAMPLE
+
+
+def test_a_turned_page_is_found_by_its_fiducials():
+    codec = build_codec("codebook", frame="fiducials", parity=32)
+    image = codec.encode(SAMPLE).images[0]
+    for angle in (-7, 4, 94):
+        turned = image.rotate(angle, Image.BICUBIC, expand=True, fillcolor="white")
+        assert codec.decode([turned]) == SAMPLE, angle
+
+
+def test_augmentations_are_seeded_and_clean_does_nothing():
+    image = build_codec("codebook").encode(SAMPLE).images[0]
+    assert augment(image, "clean", 3) is image
+    first, again, other = (np.asarray(augment(image, "heavy", seed)) for seed in (3, 3, 4))
+    assert np.array_equal(first, again) and (first.shape != other.shape or not np.array_equal(first, other))
+    with pytest.raises(UserError, match="unknown augmentation 'foggy'"):
+        augment(image, "foggy", 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Damage
+
+
+def spoil(image, share):
+    """The lowest rows of blocks painted over."""
+    pixels = np.asarray(image).copy()
+    rows = pixels.shape[0] // BLOCK
+    pixels[-max(1, round(rows * share)) * BLOCK :] = 128
+    return Image.fromarray(pixels)
+
+
+def test_parity_mends_what_is_painted_over():
+    codec = build_codec("codebook", parity=96)
+    image = codec.encode(SAMPLE * 3).images[0]
+    pixels = np.asarray(image).copy()
+    pixels[3 * BLOCK : 4 * BLOCK, : 5 * BLOCK] = 90
+    assert codec.decode([Image.fromarray(pixels)]) == SAMPLE * 3
+
+
+def test_damage_beyond_repair_says_how_much_is_lost_and_gives_the_rest():
+    codec = build_codec("codebook", max_side=8)
+    images = codec.encode(SAMPLE).images
+    with pytest.raises(DamagedCode, match=r"\d+ of \d+ symbols cannot be read") as raised:
+        codec.decode([images[0], spoil(images[1], 0.4), *images[2:]])
+    assert raised.value.lost > 0
+    start, rest = raised.value.text.split("\ufffd", 1)
+    assert len(start) > 100 and SAMPLE.startswith(start) and SAMPLE.endswith(rest.lstrip("\ufffd")[3:])
+
+
+def test_missing_pages_and_symbols_are_counted():
+    book, qr = build_codec("codebook", max_side=8), build_codec("qr", version=5)
+    pages, symbols = book.encode(SAMPLE).images, qr.encode(SAMPLE).images
+    with pytest.raises(DamagedCode, match=f"1 of {len(pages)} pages are missing"):
+        book.decode(pages[1:])
+    with pytest.raises(DamagedCode, match=f"2 of {len(symbols)} QR symbols cannot be read") as raised:
+        qr.decode(symbols[:-2])
+    assert SAMPLE.startswith(raised.value.text.rstrip("\ufffd")) and raised.value.text
+
+
+@pytest.mark.parametrize("name", ["codebook", "qr"])
+def test_an_image_without_code_is_refused(name):
+    noise = np.random.default_rng(0).integers(0, 256, (112, 140, 3), np.uint8)
+    for image in (Image.new("RGB", (112, 112), "white"), Image.fromarray(noise), Image.new("RGB", (3, 5))):
+        with pytest.raises(DamagedCode, match=r"no codebook page|no QR symbol"):
+            build_codec(name).decode([image])
+
+
+def test_pages_of_two_texts_are_not_mixed():
+    for codec in (build_codec("codebook"), build_codec("qr")):
+        with pytest.raises(DamagedCode, match=r"several texts|of 2 texts"):
+            codec.decode([*codec.encode("one").images, *codec.encode("two").images])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Drawn text
+
+
+FONTS = ("DejaVuSansMono.ttf", "DejaVuSans.ttf")
+
+
+def test_render_keeps_line_breaks_and_indentation():
+    text = "def f(x):\n    if x:\n\treturn 1\n\n" + "long line " * 40 + "\n  end"
+    codec = build_codec("render", fonts=FONTS)
+    lines = codec.lines(text)
+    assert any(line.wraps for line in lines)
+    assert "".join(line.text + "\n" * (not line.wraps) for line in lines) == text.expandtabs(4) + "\n"
+
+
+def test_render_draws_every_glyph_in_its_place():
+    text = "".join(map(chr, range(33, 127)))
+    codec = build_codec("render", fonts=FONTS, font_size=9)
+    full = np.asarray(codec.encode(text).images[0].convert("L"))
+    for at in range(len(text)):
+        without = np.asarray(codec.encode(text[:at] + " " + text[at + 1 :]).images[0].convert("L"))
+        changed = np.flatnonzero((full != without[:, : full.shape[1]]).any(0))
+        advance = codec._glyph("x")[1]
+        left = 10 + at * advance
+        assert len(changed) and changed.min() >= left - 2 and changed.max() <= left + advance + 2, text[at]
+
+
+def test_render_takes_pages_of_whole_blocks():
+    encoded = build_codec("render", fonts=FONTS).encode("word " * 6000)
+    assert len(encoded.images) > 1
+    assert all(side % BLOCK == 0 for image in encoded.images for side in image.size)
+    assert build_codec("render").visual_tokens(encoded) == sum(i.width * i.height for i in encoded.images) // BLOCK**2
+
+
+def test_render_draws_chinese(shared):
+    codec = build_codec("render", fonts=("DejaVuSansMono.ttf", shared / "fonts" / "DroidSansFallback.ttf"))
+    text = (shared / "zh_novels" / "xiyou_ji_simplified.txt").read_text(encoding="utf-8")[:3000]
+    assert np.asarray(codec.encode(text).images[0]).min() == 0
+
+
+def test_render_refuses_a_character_without_glyph_and_a_missing_font():
+    with pytest.raises(UserError, match=r"no glyph for .灵. \(U\+7075\) in DejaVuSansMono"):
+        build_codec("render").encode("灵")
+    with pytest.raises(UserError, match=r"no font at nowhere\.ttf"):
+        build_codec("render", fonts=("nowhere.ttf",)).encode("a")
+    with pytest.raises(UserError, match="render has no decoder"):
+        build_codec("render").decode([])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Mistakes
+
+
+@pytest.mark.parametrize("name, options, message", [
+    ("morse", {}, "unknown codec 'morse'; choose from text, render, codebook, qr"),
+    ("codebook", {"colours": 8}, "codec codebook has no option 'colours'"),
+    ("codebook", {"colors": 5}, "codebook colors 5: choose from 2, 4, 8, 16, 64"),
+    ("codebook", {"cell": 3}, "codebook cell 3"),
+    ("codebook", {"payload": "tokens"}, "needs a tokenizer"),
+    ("codebook", {"symbols_per_block": 99}, "18 symbols of 8 bits fit a block"),
+    ("codebook", {"parity": 300}, "need 0 to 128"),
+    ("codebook", {"max_side": 2}, "no room for data"),
+    ("qr", {"version": 41}, "no QR version 41"),
+    ("qr", {"version": 1, "level": "H"}, "no room beside"),
+    ("render", {"font_size": 0}, "need a positive number"),
+    ("render", {"margin": 400}, "leave no room"),
+])  # fmt: skip
+def test_options_that_make_no_sense_are_refused(name, options, message):
+    with pytest.raises(UserError, match=message.replace("(", "\\(")):
+        build_codec(name, **options)
+
+
+def test_half_a_surrogate_pair_is_refused():
+    for codec in (build_codec("codebook"), build_codec("qr")):
+        with pytest.raises(UserError, match="half a surrogate pair at character 2"):
+            codec.encode("ab\ud800")
+
+
+def test_a_tokenizer_that_loses_text_is_refused(bpe, shared):
+    lossy = build_codec("codebook", payload="tokens", tokenizer=shared / "tokenizers" / "qwen2.5")
+    with pytest.raises(UserError, match="does not give the text back exactly"):
+        lossy.encode("e\u0301")  # its normalizer composes
+    written = build_codec("codebook", payload="tokens", tokenizer=bpe).encode(SAMPLE)
+    with pytest.raises(UserError, match="ids of another tokenizer"):
+        lossy.decode(written.images)

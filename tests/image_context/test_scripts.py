@@ -1,0 +1,200 @@
+"""The four programs, one after the other, as a user runs them; and what they refuse."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from image_context import gallery, generate_train_data, plot_results, run_exp, train_lora
+from image_context.config import load_config
+from image_context.dataset import read_records
+from image_context.tasks import split_of
+from kit.runlog import read_log
+
+CODEBOOK = {
+    "codec": "codebook",
+    "options": {"payload": "tokens", "tokenizer": "model", "cell": 7, "symbols_per_block": 3, "frame": "none", "columns": 1},
+}  # fmt: skip
+
+
+def write_config(path, **changes):
+    values = {
+        "model": {"name": "tiny", "vocab_size": 300},
+        "data": {
+            "tasks": ["random"], "lengths": [6], "samples": 3,
+            "codecs": {"text": {"codec": "text"}, "codebook": CODEBOOK, "qr": {"codec": "qr", "options": {"version": 5, "module": 2}}},
+            "augmentations": ["clean", "light"],
+        },
+        "generation": {"num_samples_per_codec": 16},
+        "training": {"max_steps": 6, "batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "save_steps": 2, "log_interval": 1},
+    }  # fmt: skip
+    for name, value in changes.items():
+        values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+ON_CPU = ("--device", "cpu", "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder with data, a trained reader and results."""
+    import sys
+
+    folder = tmp_path_factory.mktemp("image_context")
+    config = write_config(folder / "config.yaml")
+    common = ["--config", str(config), "--output_dir", str(folder)]
+    previous = sys.argv
+    try:
+        for module, arguments in (
+            (generate_train_data, common), (train_lora, [*common, *ON_CPU]),
+            (run_exp, [*common, *ON_CPU, "--lora_path", str(folder / "final")]),
+            (plot_results, ["--input", str(folder / "results/results.jsonl"), "--output", str(folder / "plots")]),
+        ):  # fmt: skip
+            sys.argv = ["program", *arguments]
+            module.main()
+    finally:
+        sys.argv = previous
+    return folder
+
+
+def test_training_pairs_are_of_the_training_split(run):
+    records = read_records(run / "train_data" / "records.jsonl")
+    assert len(records) == 3 * 16 and all(split_of(r.sample.document) == "train" for r in records)
+    assert {r.codec for r in records} == {"text", "codebook", "qr"}
+    assert all(Image.open(run / "train_data" / path).width % 28 == 0 for r in records for path in r.images)
+
+
+def test_every_question_is_answered_once_and_its_evidence_kept(run):
+    rows = [json.loads(line) for line in (run / "results" / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == len({row["id"] for row in rows}) == 3 * 2 * 3
+    for row in rows:
+        assert row["error"] is None and row["config_hash"] == load_config(run / "config.yaml").hash
+        assert 0 <= row["metrics"]["token_accuracy"] <= 1 and split_of(row["answer"]) == "eval"
+        assert (run / "results" / row["prompt"]).read_text().endswith("<|im_start|>assistant\n")
+        assert all((run / "results" / path).is_file() for path in row["images"])
+        assert row["costs"]["context_tokens"] == 6 and (row["costs"]["visual_tokens"] > 0) == bool(row["images"])
+    assert len({row["answer"] for row in rows}) == 3
+
+
+def test_plots_show_a_point_for_every_codec(run):
+    summary = json.loads((run / "plots" / "summary.json").read_text())
+    assert {p["codec"] for p in summary["points"]} == {"text", "codebook", "qr"}
+    for name in ("cost_accuracy", "ratio_accuracy", "robustness", "bits"):
+        assert Image.open(run / "plots" / f"{name}.png").width > 400
+
+
+def test_an_experiment_goes_on_where_it_stopped(run, call, tmp_path):
+    target = tmp_path / "results"
+    target.mkdir()
+    lines = (run / "results" / "results.jsonl").read_text().splitlines(keepends=True)
+    (target / "results.jsonl").write_text("".join(lines[:7]) + lines[7][:40])  # killed while it wrote
+    common = ("--config", run / "config.yaml", "--output_dir", tmp_path, *ON_CPU)
+    assert call(run_exp, *common, "--lora_path", run / "final") == 0
+    rows = [json.loads(line) for line in (target / "results.jsonl").read_text().splitlines()]
+    whole = {json.loads(line)["id"]: json.loads(line) for line in lines}
+    assert len(rows) == len(whole)
+    assert all(row["prediction"] == whole[row["id"]]["prediction"] for row in rows)
+
+
+def test_a_failure_is_recorded_and_counts_as_wrong(run, call, tmp_path):
+    render = {"render": {"codec": "render", "options": {"page_width": 100, "margin": 20}}}
+    config = write_config(tmp_path / "c.yaml", data={
+        "tasks": ["needle"], "languages": ["zh"], "lengths": [400], "samples": 2, "codecs": render, "augmentations": ["clean"],
+    })  # fmt: skip
+    common = ("--config", config, "--output_dir", tmp_path, *ON_CPU)
+    assert call(run_exp, *common, "--lora_path", run / "final") == 0
+    rows = [json.loads(line) for line in (tmp_path / "results" / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all("no glyph for" in row["error"] for row in rows)
+    assert call(plot_results, "--input", tmp_path / "results/results.jsonl", "--output", tmp_path / "plots") == 0
+    point = json.loads((tmp_path / "plots" / "summary.json").read_text())["points"][0]
+    assert point["mean"] == 0 and point["failures"] == 2
+
+
+def test_resumed_training_repeats_the_uninterrupted_one(run, call, tmp_path):
+    (tmp_path / "train_data").symlink_to(run / "train_data")
+    (tmp_path / "tokenizer.json").write_bytes((run / "tokenizer.json").read_bytes())
+    common = ("--config", run / "config.yaml", "--output_dir", tmp_path, *ON_CPU)
+
+    def stop_after(steps):
+        count = 0
+
+        def note(self):
+            nonlocal count
+            count += 1
+            return count >= steps
+
+        return property(note, lambda self, value: None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_lora.Interrupt, "received", stop_after(3), raising=False)
+        assert call(train_lora, *common) == 0
+    assert not (tmp_path / "final").exists()
+    assert call(train_lora, *common, "--resume", "auto") == 0
+    straight, resumed = (read_log(folder / "log.jsonl") for folder in (run, tmp_path))
+    assert [row["loss"] for row in straight] == [row["loss"] for row in resumed]
+    weights = [torch.load(folder / "last.pth", weights_only=True)["weights"] for folder in (run, tmp_path)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_gallery_reads_back_what_it_shows(call, tmp_path, capsys):
+    assert call(gallery, "--output_dir", tmp_path) == 0
+    assert Image.open(tmp_path / "gallery.png").width > 800
+
+
+def test_the_configs_that_come_along_are_valid():
+    from pathlib import Path
+
+    import image_context
+
+    configs = Path(image_context.__file__).parent / "configs"
+    loaded = {path.stem: load_config(path) for path in configs.glob("*.yaml")}
+    assert set(loaded) == {"default", "exp_sweep", "smoke_test", "train"}
+    plain = load_config(configs / "default.yaml")
+    assert plain.hash == type(plain)().hash  # default.yaml tells the truth
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Mistakes
+
+
+def test_configs_that_make_no_sense_are_refused(refused, tmp_path):
+    def told(**changes):
+        return refused(
+            generate_train_data, "--config", write_config(tmp_path / "c.yaml", **changes), "--output_dir", tmp_path
+        )
+
+    assert "training.epochs: unknown key" in told(training={"epochs": 3})
+    assert "data.tasks.0" in told(data={"tasks": ["sing"]})
+    assert "has no option 'colour'" in told(data={"codecs": {"a": {"codec": "codebook", "options": {"colour": 3}}}})
+    assert "data.codecs.a.codec" in told(data={"codecs": {"a": {"codec": "morse"}}})
+    assert "no codec of this config is to be trained" in told(data={"codecs": {"a": {"codec": "text", "train": False}}})
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    assert "is no YAML" in refused(generate_train_data, "--config", tmp_path / "bad.yaml")
+    assert "cannot read --config" in refused(generate_train_data, "--config", tmp_path / "none.yaml")
+
+
+def test_wrong_folders_and_readers_are_refused(run, refused, tmp_path):
+    config = run / "config.yaml"
+    assert "write it with generate_train_data" in refused(
+        train_lora, "--config", config, "--output_dir", tmp_path, *ON_CPU
+    )
+    common = ("--config", config, "--output_dir", run, *ON_CPU)
+    assert "pass --resume auto" in refused(train_lora, *common)
+    assert "there is no" in refused(train_lora, *common, "--resume", tmp_path / "no.pth")
+    changed = write_config(tmp_path / "other.yaml", training={"max_steps": 7})
+    assert "belongs to another config" in refused(
+        train_lora, "--config", changed, "--output_dir", run, *ON_CPU, "--resume", "auto"
+    )
+    assert "results of another config or reader" in refused(run_exp, *common)
+    fresh = ("--config", config, "--output_dir", tmp_path / "new", *ON_CPU)
+    assert "no folder at --lora_path" in refused(run_exp, *fresh, "--lora_path", tmp_path / "nowhere")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "Qwen/Qwen2-VL-7B-Instruct"}'
+    )
+    assert "is for Qwen/Qwen2-VL-7B-Instruct" in refused(run_exp, *fresh, "--lora_path", tmp_path / "adapter")
+    assert "cannot read" in refused(plot_results, "--input", tmp_path / "no.jsonl", "--output", tmp_path)

@@ -31,7 +31,7 @@ class ModelConfig(Section):
 class CodecConfig(Section):
     codec: Literal[tuple(CODECS)]
     options: dict = {}  # of the codec; `tokenizer: model` gives it the model's own
-    train: bool = True  # whether generate_train_data writes pairs for it
+    train: Share = 1.0  # of num_samples_per_codec that generate_train_data writes for it
 
 
 class DataConfig(Section):

@@ -68,6 +68,13 @@ def messages(encoded: Encoded, question: str) -> list[dict]:
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
 
+def prompt_text(reader: Reader, encoded: Encoded, question: str) -> str:
+    """The conversation as the reader's chat template writes it, up to where the answer begins."""
+    return reader.processor.apply_chat_template(
+        messages(encoded, question), tokenize=False, add_generation_prompt=True
+    )  # fmt: skip
+
+
 def prepare(reader: Reader, encoded: list[Encoded], questions: list[str], answers: list[str] | None = None) -> dict:
     """A batch of tensors. With `answers` padded at the right and labeled, for training; without, at the left, to generate.
 
@@ -76,10 +83,7 @@ def prepare(reader: Reader, encoded: list[Encoded], questions: list[str], answer
     cut off: a sequence that is too long for the model is the model's error to raise.
     """
     processor, tokenizer = reader.processor, reader.tokenizer
-    prompts = [
-        processor.apply_chat_template(messages(e, q), tokenize=False, add_generation_prompt=True)
-        for e, q in zip(encoded, questions)
-    ]
+    prompts = [prompt_text(reader, e, question) for e, question in zip(encoded, questions)]
     pools = []
     for i, e in enumerate(encoded):
         if e.pool:

@@ -43,20 +43,21 @@ def main() -> None:
 
 
 def write_data(config: Config, reader, folder: Path, count: int) -> None:
-    """`count` records for each codec, beside each other and only then in place, so that no half of them is ever taken."""
+    """`count` records for each codec that trains in full, beside each other and only then in place, so that no half of them is ever taken."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "images").mkdir(parents=True)
     vocabulary, data = reader.vocabulary, config.data
     lengths = config.generation.lengths or data.lengths
     levels = config.generation.augmentations or data.augmentations
-    codecs = {name: codec for name, codec in config.codecs(vocabulary).items() if data.codecs[name].train}
-    if not codecs:
-        raise UserError("no codec of this config is to be trained: set train: true on one")
-    bar = progress_bar(count * len(codecs), "pairs", unit="pair")
+    codecs = config.codecs(vocabulary)
+    counts = {name: round(count * data.codecs[name].train) for name in codecs}
+    if not any(counts.values()):
+        raise UserError("no codec of this config is to be trained: set train above 0 on one")
+    bar = progress_bar(sum(counts.values()), "pairs", unit="pair")
     with open(partial / "records.jsonl", "w", encoding="utf-8") as file:
         for name, codec in codecs.items():
-            for index in range(count):
+            for index in range(counts[name]):
                 seed = config.seed * 1_000_000 + index
                 rng = random.Random(f"{name}/{seed}")
                 sample = make_sample(

@@ -250,7 +250,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def embed_pools(model: nn.Module, batch: dict) -> dict:
-    """The batch with the means of embeddings where their places are (a batch has them everywhere or nowhere)."""
+    """The batch with the means of embeddings where their places are."""
     if "pool_ids" not in batch:
         return batch
     batch = dict(batch)
@@ -258,7 +258,11 @@ def embed_pools(model: nn.Module, batch: dict) -> dict:
     given = (pools >= 0).unsqueeze(-1)
     means = (table(pools.clamp_min(0)) * given).sum(1) / given.sum(1)
     places = ids == unwrapped(model).config.pooled_token_id
-    batch.pop("mm_token_type_ids", None)
+    kinds = batch.pop("mm_token_type_ids")
+    if "image_grid_thw" in batch:  # rows with images beside rows with means: positions come from the ids
+        batch["position_ids"], _ = unwrapped(model).model.get_rope_index(
+            ids, kinds, batch["image_grid_thw"], attention_mask=batch["attention_mask"]
+        )
     batch["inputs_embeds"] = table(ids).masked_scatter(places.unsqueeze(-1), means)
     return batch
 

@@ -190,7 +190,10 @@ def ticks(axis, values: list[float]) -> None:
     axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
     axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     if len(values) and max(values) / min(values) < 10:
-        shown = [v for i, v in enumerate(values) if i == 0 or v / values[i - 1] > 1.25]
+        shown = values[:1]
+        for value in values:
+            if value > 1.25 * shown[-1]:
+                shown.append(value)
         axis.set_xticks(shown, [f"{v:.3g}" for v in shown])
         axis.set_xlim(min(values) * 0.85, max(values) * 1.18)
 

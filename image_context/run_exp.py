@@ -20,7 +20,7 @@ import torch
 from image_context.augment import augment
 from image_context.codecs import Encoded
 from image_context.config import Config, load_config
-from image_context.dataset import costs, messages, prepare
+from image_context.dataset import costs, prepare, prompt_text
 from image_context.metrics import score
 from image_context.model import Reader, answer
 from image_context.reader import open_reader
@@ -65,17 +65,23 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     config = load_config(args.config)
-    runtime = device.start(args.device, config.seed, args.precision)
+    local = config.evaluation.backend == "transformers"  # vLLM needs the memory of the GPU for itself
+    runtime = device.start(args.device if local else "cpu", config.seed, args.precision)
     output = make_folder(args.output_dir or config.output_dir)
     folder = make_folder(output / "results")
     reader_name = str(args.lora_path or config.model.name)
     done = finished_ids(folder / "results.jsonl", config.hash, reader_name)
     reader = open_reader(config.model, runtime, output, args.lora_path)
-    say = answer
-    if config.evaluation.backend == "vllm":
+    if not local:
         from image_context.backend_vllm import VLLM
 
-        say = VLLM(config, args.lora_path).answer
+        say = VLLM(config, reader, args.lora_path).answer
+    else:
+
+        def say(encoded, samples, inputs, length):
+            with runtime.autocast():
+                return answer(reader, {name: value.to(runtime.device) for name, value in inputs.items()}, length)
+
     reader.model.eval()
     write_json(folder / "config.json", {"hash": config.hash, "reader": reader_name, **config.model_dump()})
     write_json(folder / "env.json", environment(runtime))
@@ -91,7 +97,7 @@ def main() -> None:
                 if interrupt.received:
                     break
                 batch = group[at : at + config.evaluation.batch_size]
-                for record in ask(batch, config, codecs, vocabulary, reader, runtime, folder, say):
+                for record in ask(batch, config, codecs, vocabulary, reader, folder, say):
                     record = {**record, "config_hash": config.hash, "reader": reader_name}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 bar.update(len(batch))
@@ -120,7 +126,6 @@ def ask(
     codecs: dict,
     vocabulary,
     reader: Reader,
-    runtime: device.Runtime,
     folder: Path,
     say,
 ) -> list[dict]:
@@ -148,9 +153,7 @@ def ask(
         start = time.perf_counter()
         inputs = prepare(reader, [e for _, e, _ in ready], [s.question for _, _, s in ready])
         length = config.evaluation.max_new_tokens or max(reader.count(s.answer) for _, _, s in ready) + SLACK
-        inputs = {name: value.to(runtime.device) for name, value in inputs.items()}
-        with runtime.autocast():
-            predictions = say(reader, inputs, length)
+        predictions = say([e for _, e, _ in ready], [s for _, _, s in ready], inputs, length)
         seconds = (time.perf_counter() - start) / len(ready)
     except (RuntimeError, ValueError, torch.OutOfMemoryError) as error:
         for record, _, _ in ready:
@@ -174,10 +177,7 @@ def keep(folder: Path, question: Question, encoded: Encoded, sample: Sample, rea
     for path, image in zip(paths, encoded.images):
         image.save(folder / path, compress_level=1)
     prompt = f"prompts/{question.id}.txt"
-    text = reader.processor.apply_chat_template(
-        messages(encoded, sample.question), tokenize=False, add_generation_prompt=True
-    )  # fmt: skip
-    (folder / prompt).write_text(text, encoding="utf-8")
+    (folder / prompt).write_text(prompt_text(reader, encoded, sample.question), encoding="utf-8")
     return {"images": paths, "prompt": prompt}
 
 

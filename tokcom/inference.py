@@ -27,6 +27,7 @@ from tokcom.config import ModelArgs, from_dict
 from tokcom.flow import SAMPLERS, Flow
 from tokcom.model import DenoisedModel, TokComVAE
 
+POSTERIOR = "posterior"
 MODES = ("generate", "reconstruct", "denoise_reconstruct", "encode", "decode", "conditional")
 NEEDS_DIFFUSION = ("generate", "denoise_reconstruct", "conditional")
 NEEDED = ("stage", "model_args", "config", "tokenizer", "vae_model_state_dict", "denoised_model_state_dict")
@@ -97,13 +98,14 @@ def denoise_reconstruct(
     noise_level: float = 0.5,
     noise_std: float = 1.0,
     num_steps: int = 50,
-    sampler: str = "euler",
+    sampler: str = "posterior",
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Token ids (B, N) encoded, mixed with noise, denoised and decoded: (B, N).
 
-    `noise_level` is the time t the mixture starts from: 0 = pure noise, 1 = none (then `reconstruct`). Raises UserError
-    for a level outside [0, 1] or sequences longer than the model's window.
+    `noise_level` is the time t the mixture starts from: 0 = pure noise, 1 = none (then `reconstruct`). `posterior` looks once and
+    takes each token's likeliest, which no sampler can beat at recovering tokens; the samplers of the flow draw a whole text in
+    `num_steps`. Raises UserError for a level outside [0, 1] or sequences longer than the model's window.
     """  # fmt: skip
     if not 0 <= noise_level <= 1:
         raise UserError(f"--noise_level {noise_level}: need 0 (pure noise) to 1 (none)")
@@ -114,11 +116,10 @@ def denoise_reconstruct(
     flow = Flow(vae_model, denoised_model, noise_std)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
-    if noise_level == 0:
-        grid, start = denoised_model.times.grid(num_steps), None
-    else:
-        grid = denoised_model.times.grid(num_steps, noise_level)
-        start = flow.add_noise(latents, grid[:1].to(latents.device), noise)
+    grid = denoised_model.times.grid(num_steps, noise_level or None)
+    if sampler == POSTERIOR:
+        grid, sampler = grid[:1], SAMPLERS[0]
+    start = flow.add_noise(latents, grid[:1].to(latents.device), noise) if noise_level else None
     found = flow.sample(mask, grid, sampler, x=start, generator=generator)
     return found.logits.argmax(-1)[:, : token_ids.shape[1]]
 
@@ -198,7 +199,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_generate_chunks", type=int, default=64, help="vectors after the prompt" + show)
     parser.add_argument("--num_steps", type=int, default=50, help="denoising steps" + show)
     parser.add_argument("--noise_level", type=float, default=0.5, help="0 = pure noise, 1 = none" + show)
-    parser.add_argument("--sampler", choices=SAMPLERS, help="(default: stochastic to write, euler to denoise)")
+    parser.add_argument(
+        "--sampler", choices=(*SAMPLERS, POSTERIOR), help="(default: stochastic to write, posterior to denoise)"
+    )
     parser.add_argument("--guidance", type=float, default=1.0, help="above 1 leans on the prompt" + show)
     parser.add_argument("--batch_size", type=int, default=1, help="texts to generate" + show)
     parser.add_argument("--output_file", help="write the result here too")
@@ -243,7 +246,7 @@ def main() -> None:
             found = reconstruct(vae, ids[None])
         else:
             windows = ids.split(model_args.max_length)
-            options["sampler"] = args.sampler or "euler"
+            options["sampler"] = args.sampler or POSTERIOR
             found = torch.cat(
                 [denoise_reconstruct(vae, denoiser, w[None], args.noise_level, **options) for w in windows], 1
             )

@@ -238,8 +238,12 @@ class DenoisedModel(nn.Module):
         for head in (self.say, self.trust, self.mean, self.expect):
             nn.init.zeros_(head.weight)
 
-    def forward(self, x, heard, log_sigma, mask, known, x_prev) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (B, C, D) and the decoder's share (B, 1).
+    def trusted(self, log_sigma: torch.Tensor) -> torch.Tensor:
+        """How much of what the decoder hears by itself counts, (B, 1), at noise log_sigma (B,)."""
+        return self.trust(self.noise_embed(log_sigma)).exp()
+
+    def forward(self, x, heard, log_sigma, mask, known, x_prev) -> torch.Tensor:
+        """Features (B, C, D).
 
         x and x_prev (B, C, latent_dim) of unit spread, heard (B, C, K D), log_sigma (B,), mask and known (B, C).
         """
@@ -249,4 +253,4 @@ class DenoisedModel(nn.Module):
         attend = mask[:, None, None]
         for block in self.blocks:
             x = block(x, rope, attend, c)
-        return self.norm(x), self.trust(c).exp()
+        return self.norm(x)

@@ -110,6 +110,19 @@ def test_pooled_embeddings_are_means_of_their_groups(reader, bpe):
     assert torch.isfinite(loss) and isinstance(answer(reader, batch, 3)[0], str)
 
 
+def test_images_and_means_share_a_batch(reader, bpe, codec):
+    sample = documents(bpe, 10)[0]
+    pool = build_codec("pool", ratio=4, tokenizer=bpe)
+    both = [codec.encode(sample.document), pool.encode(sample.document)]
+    reader.model.eval()
+    loss = AnswerLoss(reader.model)
+
+    def of(encoded):
+        return loss(prepare(reader, encoded, ["?"] * len(encoded), [sample.answer] * len(encoded)))[0]
+
+    assert torch.allclose(of(both), (of(both[:1]) + of(both[1:])) / 2, atol=1e-4)
+
+
 def test_lora_reaches_language_and_vision_and_comes_back(bpe, tmp_path):
     base = build_reader("tiny", bpe)
     base.save(tmp_path / "base")

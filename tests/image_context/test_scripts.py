@@ -171,7 +171,7 @@ def test_configs_that_make_no_sense_are_refused(refused, tmp_path):
     assert "data.tasks.0" in told(data={"tasks": ["sing"]})
     assert "has no option 'colour'" in told(data={"codecs": {"a": {"codec": "codebook", "options": {"colour": 3}}}})
     assert "data.codecs.a.codec" in told(data={"codecs": {"a": {"codec": "morse"}}})
-    assert "no codec of this config is to be trained" in told(data={"codecs": {"a": {"codec": "text", "train": False}}})
+    assert "no codec of this config is to be trained" in told(data={"codecs": {"a": {"codec": "text", "train": 0}}})
     (tmp_path / "bad.yaml").write_text("a: [1")
     assert "is no YAML" in refused(generate_train_data, "--config", tmp_path / "bad.yaml")
     assert "cannot read --config" in refused(generate_train_data, "--config", tmp_path / "none.yaml")

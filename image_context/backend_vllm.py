@@ -1,0 +1,50 @@
+"""Answers by vLLM, for sweeps that are large: the same prompts and images, its own batching. Needs `pip install vllm` and a GPU.
+
+Not yet run by us: no machine with vLLM was at hand. `evaluation.backend: transformers` is what every published number comes from.
+"""
+
+from pathlib import Path
+
+from image_context.codecs import Encoded
+from image_context.config import Config
+from image_context.dataset import prompt_text
+from image_context.model import Reader
+from image_context.tasks import Sample
+from kit.errors import UserError
+
+
+class VLLM:
+    """A vLLM engine for the config's model, with an adapter if there is one. Raises UserError where vLLM is not installed."""
+
+    def __init__(self, config: Config, reader: Reader, lora_path: str | None):
+        try:
+            from vllm import LLM
+            from vllm.lora.request import LoRARequest
+        except ImportError as error:
+            raise UserError(
+                "evaluation.backend vllm needs vLLM: pip install vllm, or set it to transformers"
+            ) from error
+        adapter = lora_path is not None and (Path(lora_path) / "adapter_config.json").is_file()
+        model = config.model.name if adapter or lora_path is None else lora_path
+        self.engine = LLM(model=model, enable_lora=adapter, seed=config.seed, limit_mm_per_prompt={"image": 64})
+        self.reader = reader  # for its chat template
+        self.adapter = LoRARequest("adapter", 1, lora_path) if adapter else None
+
+    def answer(self, encoded: list[Encoded], samples: list[Sample], inputs: dict, max_new_tokens: int) -> list[str]:
+        """What the model says to each question, greedily; `inputs`, ready tensors, are for the other backend."""
+        from vllm import SamplingParams
+
+        if any(e.pool for e in encoded):
+            raise ValueError(
+                "means of embeddings cannot be handed to vLLM: use evaluation.backend transformers for pool"
+            )
+        requests = [
+            {
+                "prompt": prompt_text(self.reader, e, sample.question),
+                **({"multi_modal_data": {"image": e.images}} if e.images else {}),
+            }
+            for e, sample in zip(encoded, samples)
+        ]
+        settings = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
+        outputs = self.engine.generate(requests, settings, lora_request=self.adapter, use_tqdm=False)
+        return [output.outputs[0].text for output in outputs]

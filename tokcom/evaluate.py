@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from kit import device, errors
 from kit.chunks import Chunks, open_chunks
@@ -70,7 +71,7 @@ def main() -> None:
         max_tokens=model_args.max_length, val_fraction=0.0, seed=args.seed,
     )  # fmt: skip
     chunks.check(model_args.max_length, tokenizer.vocab_size, "--max_length")
-    flow = Flow(vae, denoiser, config["noise_std"])
+    flow = Flow(vae.requires_grad_(False), denoiser, config["noise_std"])
     held_out = HeldOut(flow, denoiser.times, chunks, args, runtime)
 
     with torch.no_grad(), runtime.autocast():
@@ -78,6 +79,7 @@ def main() -> None:
         denoise = [held_out.denoise(level) for level in NOISE_LEVELS]
         bound = held_out.bound()
         calls = [{"calls": count, "brier_lm": held_out.brier_lm(count)} for count in CALLS]
+        flops = held_out.training_flops()
         encode_speed, decode_speed = held_out.speed()
     variance = held_out.variance()
     report = {
@@ -86,7 +88,8 @@ def main() -> None:
         "reconstruction": recovery["0.0"], "reconstruction_at_noise": {k: v for k, v in recovery.items() if k != "0.0"},
         "active_dims": int((variance > ACTIVE_VARIANCE).sum()), "latent_dim": model_args.latent_dim,
         "denoise": denoise, "num_steps": args.num_steps, "brier_lm": held_out.brier_lm(args.num_steps), "nll": bound["nll"],
-        "bound": bound, "calls": calls, "encode_tokens_per_second": encode_speed, "decode_tokens_per_second": decode_speed,
+        "bound": bound, "calls": calls, "calls_per_token": args.num_steps / model_args.chunk_size,
+        "train_flops_per_token": flops, "encode_tokens_per_second": encode_speed, "decode_tokens_per_second": decode_speed,
         "environment": environment(runtime),
     }  # fmt: skip
     plot_reconstruction(report, output / "reconstruction.png")
@@ -211,6 +214,20 @@ class HeldOut:
                 mask = batch["mask"].view(len(batch["mask"]), -1, self.K).any(-1)
                 found.append(self.vae.encode(batch["tokens"], batch["mask"])[mask])
         return found
+
+    def training_flops(self) -> float:
+        """Floating-point operations of a training step that looks once, forward and backward, per real token, as torch counts them."""
+        tokens, mask = self.batches[0]["tokens"], self.batches[0]["mask"]
+        chunks = len(mask), mask.shape[1] // self.K
+        t, known = (
+            torch.full((len(mask),), 0.5, device=mask.device),
+            torch.zeros(chunks, dtype=torch.bool, device=mask.device),
+        )
+        noise = self.noise((*chunks, self.vae.args.latent_dim), 0)
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            self.flow(tokens, mask, t, noise, known, False)[0].backward()
+        self.flow.zero_grad(set_to_none=True)
+        return counter.get_total_flops() / int(mask.sum())
 
     def speed(self) -> tuple[float, float]:
         """Tokens per second of encoding and of decoding one long text."""

@@ -1,0 +1,1 @@
+"""What the systems of this repository are measured against, on the same data."""

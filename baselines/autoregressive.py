@@ -1,0 +1,198 @@
+"""An autoregressive transformer on the same tokens: train it, then score it as TokCom is scored.
+
+    python -m baselines.autoregressive --data_path RUN/data --output_dir checkpoints/autoregressive --time_budget 10m
+    python -m baselines.autoregressive --data_path RUN/data --output_dir checkpoints/autoregressive --hidden_size 512 \\
+        --num_hidden_layers 16 --intermediate_size 1408 --num_attention_heads 8 --epochs 20
+
+`--data_path` is a folder of the data builder: train/, val/, tokenizer.json, such as the data/ of a TokCom run. Writes model.safetensors,
+config.json and report.json: negative log-likelihood in nats per held-out token, BrierLM (arXiv 2510.27688) of the next 4 tokens
+after real prompts, by the same protocol as tokcom/evaluate.py, network calls per token and training FLOPs per token. The network
+is transformers' Llama.
+"""
+
+import argparse
+import math
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from kit import device, errors
+from kit.budget import TimeBudget
+from kit.chunks import Chunks, LengthBuckets, open_chunks
+from kit.errors import UserError
+from kit.randomness import step_seed
+from kit.runlog import RunLog, environment, make_folder, progress_bar, write_json
+from kit.schedule import lr_at
+
+NGRAMS = 4
+IGNORED = -100
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    show = " (default: %(default)s)"
+    parser.add_argument("--data_path", required=True, help="folder of the data builder, or any raw text")
+    parser.add_argument("--output_dir", required=True, help="run folder")
+    for name, value, text in (
+        ("hidden_size", 192, "width"), ("num_hidden_layers", 6, "blocks"), ("num_attention_heads", 4, "heads"),
+        ("intermediate_size", 512, "width inside the MLP"), ("max_length", 256, "longest sequence, in tokens"),
+        ("batch_size", 16, "sequences per step"), ("epochs", 2, "passes over the data"), ("num_samples", 128, "held-out sequences measured"),
+        ("num_prompts", 512, "prompts continued for BrierLM"), ("seed", 0, "of everything"),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=value, help=text + show)
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate" + show)
+    parser.add_argument("--time_budget", help="train so long instead of by epochs, e.g. 90s, 10m")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
+    parser.add_argument("--precision", default="auto", choices=device.PRECISIONS, help="of matrix products" + show)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    for name in ("batch_size", "epochs", "num_samples", "num_prompts", "hidden_size", "num_hidden_layers"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
+    runtime = device.start(args.device, args.seed, args.precision)
+    output = make_folder(args.output_dir)
+
+    # data
+    train, val, tokenizer = open_chunks(
+        args.data_path,
+        output / "data",
+        None,
+        min_tokens=max(1, args.max_length // 4),
+        max_tokens=args.max_length,
+        seed=args.seed,
+    )
+    if val is None:
+        raise UserError(f"no validation sequences beside {args.data_path}: build it with --val_fraction above 0")
+    for chunks in (train, val):
+        chunks.check(args.max_length, tokenizer.vocab_size, "--max_length")
+    order = LengthBuckets(train.lengths, args.batch_size, args.seed)
+
+    # model
+    model = build(args, tokenizer.vocab_size).to(runtime.device)
+    size = sum(p.numel() for p in model.parameters())
+    print(f"autoregressive: {size / 1e6:.1f}M parameters, {len(train):,} sequences, {runtime.device} {runtime.dtype}")
+
+    # loop
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    budget = TimeBudget(args.time_budget)
+    planned = order.batches_per_epoch * (10**6 if args.time_budget else args.epochs)
+    step, total = 0, planned
+    log = RunLog(output, vars(args), runtime)
+    bar = progress_bar(total, "steps")
+    while step < total:
+        for indices in order.epoch(step // order.batches_per_epoch, 0):
+            lr = lr_at(step, args.lr, round(0.05 * total), total)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            torch.manual_seed(step_seed(args.seed, step, 0, 1))
+            with runtime.autocast():
+                loss = nll(model, [train[i] for i in indices], runtime).mean()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            if step % 20 == 0:
+                log.log(step, loss=loss.item(), grad_norm=norm.item(), lr=lr)
+                bar.set_postfix_str(f"loss {loss.item():.3f}")
+            total = bar.total = budget.total_steps(step, planned, runtime)
+            bar.update()
+            if step >= total:
+                break
+    bar.close()
+    log.close()
+    model.save_pretrained(output)
+
+    # report
+    model.eval()
+    with torch.no_grad(), runtime.autocast():
+        held_out = [val[i] for i in range(min(args.num_samples, len(val)))]
+        losses = torch.cat([nll(model, held_out[i : i + 16], runtime) for i in range(0, len(held_out), 16)])
+        brier = brier_lm(model, val, args, runtime)
+    report = {
+        "nll": float(losses.mean()), "brier_lm": brier, "steps": step, "parameters": size, "calls_per_token": 1,
+        "train_flops_per_token": flops_per_token(model, [train[i] for i in range(args.batch_size)], runtime),
+        "environment": environment(runtime),
+    }  # fmt: skip
+    write_json(output / "report.json", report)
+    print(f"{report['nll']:.3f} nats per token, BrierLM {brier:.4f}; wrote {output}/report.json")
+
+
+def build(args: argparse.Namespace, vocab_size: int) -> LlamaForCausalLM:
+    """A Llama of the sizes asked for, with random weights. Raises UserError for sizes that do not fit."""
+    if args.hidden_size % (2 * args.num_attention_heads):
+        raise UserError(
+            f"--hidden_size {args.hidden_size} does not give {args.num_attention_heads} heads an even width"
+        )
+    config = LlamaConfig(
+        vocab_size=vocab_size + 1, hidden_size=args.hidden_size, intermediate_size=args.intermediate_size,
+        num_hidden_layers=args.num_hidden_layers, num_attention_heads=args.num_attention_heads,
+        max_position_embeddings=args.max_length + 1, initializer_range=args.hidden_size**-0.5, bos_token_id=vocab_size,
+        eos_token_id=None, pad_token_id=vocab_size, tie_word_embeddings=False,
+    )  # fmt: skip
+    attention = "sdpa" if torch.cuda.is_available() else "eager"  # on CPUs the fused bf16 backward is slow
+    return LlamaForCausalLM._from_config(config, attn_implementation=attention)
+
+
+def nll(model: nn.Module, sequences: list[torch.Tensor], runtime: device.Runtime) -> torch.Tensor:
+    """Negative log-likelihood (real tokens,) in nats; a start token stands before each sequence."""
+    start, longest = model.config.bos_token_id, max(map(len, sequences))
+    tokens = torch.full((len(sequences), longest + 1), IGNORED)
+    for row, sequence in zip(tokens, sequences):
+        row[1 : len(sequence) + 1] = sequence
+    tokens = tokens.to(runtime.device)
+    inputs = tokens[:, :-1].clamp_min(0)
+    inputs[:, 0] = start
+    logits = model(input_ids=inputs, use_cache=False).logits.float()
+    losses = nn.functional.cross_entropy(
+        logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses[tokens[:, 1:].flatten() != IGNORED]
+
+
+def brier_lm(model: nn.Module, val: Chunks, args: argparse.Namespace, runtime: device.Runtime) -> float:
+    """BrierLM of the 4 tokens after prompts of a quarter of the window: two samples each, geometric mean over n = 1 to 4."""
+    given = max(NGRAMS, args.max_length // 4)
+    rows = [val[i][: given + NGRAMS] for i in range(len(val)) if val.lengths[i] >= given + NGRAMS][: args.num_prompts]
+    if not rows:
+        raise UserError(f"no held-out sequence has the {given + NGRAMS} tokens that BrierLM needs")
+    rows = torch.stack(rows).to(runtime.device)
+    start = torch.full((len(rows), 1), model.config.bos_token_id, device=rows.device)
+    prompts, truth, samples = torch.cat([start, rows[:, :given]], 1), rows[:, given:], []
+    for salt in (1, 2):
+        torch.manual_seed(args.seed * 1000 + salt)
+        parts = [
+            model.generate(
+                p,
+                attention_mask=torch.ones_like(p),
+                do_sample=True,
+                top_k=0,
+                min_new_tokens=NGRAMS,
+                max_new_tokens=NGRAMS,
+            )
+            for p in prompts.split(64)
+        ]
+        samples.append(torch.cat(parts)[:, prompts.shape[1] :])
+    scores = []
+    for n in range(1, NGRAMS + 1):
+        first, second = ((sample[:, :n] == truth[:, :n]).all(1).float() for sample in samples)
+        same = (samples[0][:, :n] == samples[1][:, :n]).all(1).float()
+        scores.append(max(0.0, float((first + second - same).mean())))
+    return math.prod(scores) ** (1 / len(scores))
+
+
+def flops_per_token(model: nn.Module, sequences: list[torch.Tensor], runtime: device.Runtime) -> float:
+    """Floating-point operations of a training step, forward and backward, per real token, as torch counts them."""
+    with FlopCounterMode(display=False) as counter, runtime.autocast():
+        nll(model, sequences, runtime).mean().backward()
+    model.zero_grad(set_to_none=True)
+    return counter.get_total_flops() / sum(map(len, sequences))
+
+
+if __name__ == "__main__":
+    errors.run(main)

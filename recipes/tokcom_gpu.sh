@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# TokCom `base` on one GPU, and an autoregressive transformer on the same tokens, with about the same training FLOPs per token in about
+# the same time. TEXT: folders and files of text (WikiText-2, books). Writes results/tokcom/gpu/. Not yet measured.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source kit/environment.sh
+RUN=${RUN:-checkpoints/tokcom_gpu} TIME=${TIME:-60m} RESULTS=results/tokcom/gpu DEVICE=${DEVICE:-cuda} PRESET=${PRESET:-base}
+if [ ! -f "$RUN/data/stats.json" ]; then
+  # shellcheck disable=SC2086  # TEXT may name several
+  "$PYTHON" build_pretrain_data.py --input ${TEXT:?name the text} --output_dir "$RUN/data" --vocab_size "${VOCAB_SIZE:-8192}" \
+    --min_tokens 256 --max_tokens 1024
+fi
+"$PYTHON" -m tokcom.train --preset "$PRESET" --data_path "$RUN/data" --time_budget "$TIME" --output_dir "$RUN" --device "$DEVICE"
+"$PYTHON" -m tokcom.evaluate --checkpoint "$RUN/best_diffusion.pt" --data_path "$RUN/data/val" --output_dir "$RUN/report" --device "$DEVICE"
+# a quarter of the positions, each about four times as wide: the same FLOPs per token (both reports state what torch counted)
+"$PYTHON" -m baselines.autoregressive --data_path "$RUN/data" --output_dir "$RUN/autoregressive" --max_length 1024 \
+  --hidden_size 320 --num_hidden_layers 10 --num_attention_heads 5 --intermediate_size 864 --batch_size 32 --lr 1e-3 \
+  --time_budget "$TIME" --device "$DEVICE"
+mkdir -p "$RESULTS"
+cp "$RUN/report/"*.png "$RUN/report/report.json" "$RUN/config.json" "$RESULTS/"
+cp "$RUN/autoregressive/report.json" "$RESULTS/autoregressive.json"

@@ -1,1 +1,3 @@
 """What the systems of this repository are measured against, on the same data."""
+
+import kit.torchvision_cpu  # noqa: F401  before transformers imports torchvision

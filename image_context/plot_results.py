@@ -80,7 +80,8 @@ def summarize(records: list[dict]) -> list[dict]:
             "mean": mean(values), "interval": interval(values), "questions": len(group), "failures": len(group) - len(answered),
             "metrics": {name: sum(r["metrics"][name] for r in answered) / len(group) for name in sorted(names)},
             "total_tokens": math.nan, "ratio_context": math.nan, "ratio_total": math.nan, "visual_tokens": 0, **costs,
-            "answer_bits": mean([bits(r) for r in answered]),
+            "capacity_bits": group[0].get("capacity_bits"),
+                "answer_bits": mean([bits(r) for r in answered]),
         })  # fmt: skip
     return points
 
@@ -143,15 +144,18 @@ def plot_robustness(points: list[dict], path: Path) -> None:
 
 
 def plot_bits(points: list[dict], path: Path) -> None:
-    """Share restored against the bits of text that each token has to carry."""
+    """Share restored against the bits of text that each token has to carry; dotted, what its codec could carry."""
     figure, axes = panels([p for p in points if p["task"] != "needle"] or points)
     for axis, task in axes:
         for name, color, mark in styles(points):
             mine = [p for p in points if (p["codec"], p["task"], p["augmentation"]) == (name, task, "clean")]
             mine = sorted((p for p in mine if not math.isnan(p["answer_bits"])), key=lambda p: p["answer_bits"])
             draw(axis, [p["answer_bits"] for p in mine], mine, name, color, mark)
+            for capacity in {p["capacity_bits"] for p in mine if p["capacity_bits"]}:
+                axis.axvline(capacity, color=color, linestyle=":", linewidth=1.2)
         axis.set_xscale("log", base=2)
-        axis.set_xlabel("bits of text per token that carries it")
+        axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+        axis.set_xlabel("bits of text per token that carries it (dotted: capacity)")
     finish(figure, axes, path)
 
 

@@ -135,6 +135,7 @@ def ask(
         record = {
             "id": question.id, "codec": question.codec, "augmentation": question.augmentation, "task": question.task,
             "length": question.length, "language": question.language, "error": None,
+            "capacity_bits": getattr(codecs[question.codec], "capacity_bits", None),
         }  # fmt: skip
         records.append(record)
         try:

@@ -104,7 +104,7 @@ def environment(runtime: Runtime) -> dict:
     """Versions, commit, device and command line: what it takes to run the same again."""
     device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else _cpu_name()
     return {
-        "argv": sys.argv,
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,

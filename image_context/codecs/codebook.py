@@ -273,6 +273,11 @@ class CodebookCodec:
         )  # fmt: skip
 
     @property
+    def capacity_bits(self) -> float:
+        """Bits that one block, one visual token, can show."""
+        return float(self.layout.room)
+
+    @property
     def overhead(self) -> int:
         """Blocks of a page that carry neither data nor parity."""
         if self.frame == "none":

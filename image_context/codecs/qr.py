@@ -47,6 +47,12 @@ class QRCodec:
         bits = consts.SYMBOL_CAPACITY[self.version][segno_level(self.level)]
         return (bits - 4 - (8 if self.version < 10 else 16)) // 8 - HEADER
 
+    @property
+    def capacity_bits(self) -> float:
+        """Bits of text in a full symbol for each visual token of its image."""
+        side = -(-self.module * (17 + 4 * self.version + 2 * self.quiet) // BLOCK)
+        return 8 * self.capacity / side**2
+
     def encode(self, text: str) -> Encoded:
         """Raises UserError for a text that takes more than 65,535 symbols."""
         data = to_bytes(text)

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from image_context import convert
 from image_context.augment import augment
 from image_context.codecs import DamagedCode, build_codec
 from image_context.codecs.codebook import CELLS, COLORS
@@ -282,3 +283,55 @@ def test_a_tokenizer_that_loses_text_is_refused(bpe, shared):
     written = build_codec("codebook", payload="tokens", tokenizer=bpe).encode(SAMPLE)
     with pytest.raises(UserError, match="ids of another tokenizer"):
         lossy.decode(written.images)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def test_a_file_goes_to_pages_and_back(call, tmp_path):
+    (tmp_path / "text.txt").write_bytes(SAMPLE.encode())
+    for codec, options in (("codebook", ["colors=16", "max_side=8"]), ("qr", ["version=10", "level=Q", "module=2"])):
+        pages, back = tmp_path / codec, tmp_path / f"{codec}.txt"
+        assert (
+            call(
+                convert,
+                "encode",
+                "--codec",
+                codec,
+                "--option",
+                *options,
+                "--input_file",
+                tmp_path / "text.txt",
+                "--output_dir",
+                pages,
+            )
+            == 0
+        )
+        assert call(convert, "decode", "--codec", codec, "--input", pages, "--output_file", back) == 0
+        assert back.read_bytes() == SAMPLE.encode()
+
+
+def test_the_command_gives_what_is_whole_and_refuses_the_rest(call, refused, tmp_path):
+    (tmp_path / "text.txt").write_bytes(SAMPLE.encode())
+    encode = ("encode", "--input_file", tmp_path / "text.txt", "--output_dir", tmp_path / "pages")
+    assert call(convert, *encode, "--option", "max_side=8") == 0
+    assert "is not empty" in refused(convert, *encode)
+    (tmp_path / "pages" / "page_0001.png").unlink()
+    told = refused(convert, "decode", "--input", tmp_path / "pages", "--output_file", tmp_path / "back.txt")
+    assert "pages are missing" in told and "what is whole is in" in told
+    assert SAMPLE.encode().startswith((tmp_path / "back.txt").read_bytes()[:200])
+    Image.new("RGB", (84, 84)).save(tmp_path / "blank.png")
+    (tmp_path / "fake.png").write_bytes(b"no image")
+    assert "no codebook page" in refused(convert, "decode", "--input", tmp_path / "blank.png")
+    assert "is no image that can be read" in refused(convert, "decode", "--input", tmp_path / "fake.png")
+    assert "write NAME=VALUE" in refused(convert, *encode, "--option", "colors")
+    assert "colors is a number" in refused(convert, *encode, "--option", "colors=many")
+    assert "cannot read" in refused(
+        convert, "encode", "--input_file", tmp_path / "none", "--output_dir", tmp_path / "x"
+    )
+    (tmp_path / "latin.txt").write_bytes(b"\xe9t\xe9")
+    assert "is not UTF-8" in refused(
+        convert, "encode", "--input_file", tmp_path / "latin.txt", "--output_dir", tmp_path / "x"
+    )
+    assert not (tmp_path / "x").exists()

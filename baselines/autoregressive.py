@@ -6,7 +6,7 @@
 
 `--data_path` is a folder of the data builder: train/, val/, tokenizer.json, such as the data/ of a TokCom run. Writes model.safetensors,
 config.json and report.json: negative log-likelihood in nats per held-out token, BrierLM (arXiv 2510.27688) of the next 4 tokens
-after real prompts, by the same protocol as tokcom/evaluate.py, network calls per token and training FLOPs per token. The network
+after real prompts, by the same protocol as tokcom/evaluate.py, network calls per token and FLOPs of a call per token. The network
 is transformers' Llama.
 """
 
@@ -116,7 +116,7 @@ def main() -> None:
         brier = brier_lm(model, val, args, runtime)
     report = {
         "nll": float(losses.mean()), "brier_lm": brier, "steps": step, "parameters": size, "calls_per_token": 1,
-        "train_flops_per_token": flops_per_token(model, [train[i] for i in range(args.batch_size)], runtime),
+        "flops_per_token_and_call": flops_per_token(model, [train[i] for i in range(args.batch_size)], runtime),
         "environment": environment(runtime),
     }  # fmt: skip
     write_json(output / "report.json", report)
@@ -186,11 +186,11 @@ def brier_lm(model: nn.Module, val: Chunks, args: argparse.Namespace, runtime: d
     return math.prod(scores) ** (1 / len(scores))
 
 
+@torch.no_grad()
 def flops_per_token(model: nn.Module, sequences: list[torch.Tensor], runtime: device.Runtime) -> float:
-    """Floating-point operations of a training step, forward and backward, per real token, as torch counts them."""
+    """Floating-point operations of one pass over whole sequences, per real token, as torch counts them."""
     with FlopCounterMode(display=False) as counter, runtime.autocast():
-        nll(model, sequences, runtime).mean().backward()
-    model.zero_grad(set_to_none=True)
+        nll(model, sequences, runtime)
     return counter.get_total_flops() / sum(map(len, sequences))
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# TokCom `base` on one GPU, and an autoregressive transformer on the same tokens, with about the same training FLOPs per token in about
-# the same time. TEXT: folders and files of text (WikiText-2, books). Writes results/tokcom/gpu/. Not yet measured.
+# TokCom `base` on one GPU, and an autoregressive transformer on the same tokens, with about the same FLOPs per token, trained
+# for the same time. TEXT: folders and files of text (WikiText-2, books). Writes results/tokcom/gpu/. Not yet measured.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh

@@ -3,9 +3,10 @@
     python -m tokcom.evaluate --checkpoint RUN/best_diffusion.pt --data_path RUN/data/val --output_dir RUN/report
 
 Padding and prompts count nowhere. Accuracies are shares of held-out tokens. `nll` is the variational bound of the whole model
-in nats per token (Kingma et al., arXiv 2107.00630): what the decoder misses at the least noise, plus half the squared error of
-the denoiser integrated over the signal-to-noise ratio. `brier_lm` is CALM's (arXiv 2510.27688): two independent continuations of
-real prompts, n-grams of one chunk against the true one, geometric mean over n = 1 to 4.
+in nats per token (Kingma et al., arXiv 2107.00630): what one look misses at the least noise, plus half the squared error of
+the denoiser integrated over the signal-to-noise ratio, for the least noise that makes the sum smallest. `brier_lm` is CALM's
+(arXiv 2510.27688): two independent continuations of real prompts, n-grams of one chunk against the true one, geometric mean over
+n = 1 to 4.
 """
 
 import argparse
@@ -71,15 +72,16 @@ def main() -> None:
         max_tokens=model_args.max_length, val_fraction=0.0, seed=args.seed,
     )  # fmt: skip
     chunks.check(model_args.max_length, tokenizer.vocab_size, "--max_length")
-    flow = Flow(vae.requires_grad_(False), denoiser, config["noise_std"])
+    flow = Flow(vae, denoiser, config["noise_std"])
     held_out = HeldOut(flow, denoiser.times, chunks, args, runtime)
 
     with torch.no_grad(), runtime.autocast():
         recovery = {str(noise): held_out.reconstruction(noise) for noise in LATENT_NOISES}
         denoise = [held_out.denoise(level) for level in NOISE_LEVELS]
         bound = held_out.bound()
-        calls = [{"calls": count, "brier_lm": held_out.brier_lm(count)} for count in CALLS]
-        flops = held_out.training_flops()
+        calls = [{"calls": count, **held_out.brier_lm(count)} for count in CALLS]
+        brier = held_out.brier_lm(args.num_steps)
+        flops = held_out.flops()
         encode_speed, decode_speed = held_out.speed()
     variance = held_out.variance()
     report = {
@@ -87,9 +89,9 @@ def main() -> None:
         "num_tokens": held_out.num_tokens, "vocab_size": tokenizer.vocab_size, "chunk_size": model_args.chunk_size,
         "reconstruction": recovery["0.0"], "reconstruction_at_noise": {k: v for k, v in recovery.items() if k != "0.0"},
         "active_dims": int((variance > ACTIVE_VARIANCE).sum()), "latent_dim": model_args.latent_dim,
-        "denoise": denoise, "num_steps": args.num_steps, "brier_lm": held_out.brier_lm(args.num_steps), "nll": bound["nll"],
+        "denoise": denoise, "num_steps": args.num_steps, **brier, "nll": bound["nll"],
         "bound": bound, "calls": calls, "calls_per_token": args.num_steps / model_args.chunk_size,
-        "train_flops_per_token": flops, "encode_tokens_per_second": encode_speed, "decode_tokens_per_second": decode_speed,
+        "flops_per_token_and_call": flops, "encode_tokens_per_second": encode_speed, "decode_tokens_per_second": decode_speed,
         "environment": environment(runtime),
     }  # fmt: skip
     plot_reconstruction(report, output / "reconstruction.png")
@@ -155,29 +157,38 @@ class HeldOut:
         return {"noise_level": level, "model": self.accuracy(model), "direct": direct}
 
     def bound(self) -> dict:
-        """The variational bound in nats per token and its parts."""
-        sigmas = torch.logspace(math.log10(MIN_SIGMA), math.log10(MAX_SIGMA), NLL_LEVELS).tolist()
-        errors_at, reconstruction, prior = [], 0.0, 0.0
-        for level, sigma in enumerate(sigmas):
-            total = 0.0
-            for number, batch in enumerate(self.batches):
-                mask = batch["mask"].view(len(batch["mask"]), -1, self.K).any(-1)
-                x1 = self.vae.encode(batch["tokens"], batch["mask"])
+        """The variational bound in nats per token and its parts, for the least noise that makes it tightest.
+
+        Tokens are read off vectors with noise sigma by one look, and the vectors' own cost is half the squared error integrated
+        over the signal-to-noise ratio above sigma: a bound for every sigma.
+        """
+        sigmas = np.geomspace(MIN_SIGMA, MAX_SIGMA, NLL_LEVELS).tolist()
+        error, reading, prior = [0.0] * NLL_LEVELS, [0.0] * NLL_LEVELS, 0.0
+        for number, batch in enumerate(self.batches):
+            mask = batch["mask"].view(len(batch["mask"]), -1, self.K).any(-1)
+            x1 = self.vae.encode(batch["tokens"], batch["mask"])
+            prior += float(0.5 * (x1.square().sum(-1) * mask).sum() / MAX_SIGMA**2) / self.num_tokens
+            for level, sigma in enumerate(sigmas):
                 y = x1 + sigma * self.noise(x1.shape, 100 * level + number)
                 guess = self.flow.predict(y, torch.full((len(y),), sigma, device=y.device), mask)
-                total += float(((guess.x1 - x1).square().sum(-1) * mask).sum())
-                if level == 0:
-                    reconstruction += float((token_nll(self.vae.decode(y), batch["tokens"]) * batch["mask"]).sum())
-                if level == len(sigmas) - 1:
-                    prior += float(0.5 * (x1.square().sum(-1) * mask).sum() / sigma**2)
-            errors_at.append(total / self.num_tokens)
-        ratio = np.array([sigma**-2 for sigma in sigmas])
-        flow = float(0.5 * np.trapezoid(errors_at[::-1], ratio[::-1]))
-        parts = {"reconstruction": reconstruction / self.num_tokens, "flow": flow, "prior": prior / self.num_tokens}
-        return {"nll": sum(parts.values()), **parts, "sigmas": sigmas, "squared_error": errors_at}
+                error[level] += float(((guess.x1 - x1).square().sum(-1) * mask).sum()) / self.num_tokens
+                missed = token_nll(guess.logits, batch["tokens"]) * batch["mask"]
+                reading[level] += float(missed.sum()) / self.num_tokens
+        ratio = np.array(sigmas) ** -2
+        flow = [float(0.5 * np.trapezoid(error[level:][::-1], ratio[level:][::-1])) for level in range(NLL_LEVELS)]
+        best = min(range(NLL_LEVELS), key=lambda level: reading[level] + flow[level])
+        parts = {"reading": reading[best], "flow": flow[best], "prior": prior}
+        return {
+            "nll": sum(parts.values()),
+            **parts,
+            "sigma": sigmas[best],
+            "sigmas": sigmas,
+            "squared_error": error,
+            "cross_entropy": reading,
+        }
 
-    def brier_lm(self, steps: int) -> float:
-        """BrierLM of the chunk after real prompts of a quarter of the window, with `steps` calls of the network."""
+    def brier_lm(self, steps: int) -> dict:
+        """BrierLM of the chunk after real prompts of a quarter of the window, with `steps` calls of the network, and Brier of its n-grams."""
         given = max(1, self.vae.args.max_chunks // 4)
         length = (given + 1) * self.K
         rows = [self.chunks[i][:length] for i in range(len(self.chunks)) if self.chunks.lengths[i] >= length]
@@ -200,7 +211,10 @@ class HeldOut:
             first, second = ((sample[:, :n] == truth[:, :n]).all(1).float() for sample in samples)
             same = (samples[0][:, :n] == samples[1][:, :n]).all(1).float()
             scores.append(float((first + second - same).mean()))
-        return math.prod(max(score, 0.0) for score in scores) ** (1 / len(scores))
+        return {
+            "brier_lm": math.prod(max(score, 0.0) for score in scores) ** (1 / len(scores)),
+            "brier": scores,
+        }
 
     def variance(self) -> torch.Tensor:
         """Variance (latent_dim,) of the posterior means over the sequences, in the encoder's own units."""
@@ -215,18 +229,13 @@ class HeldOut:
                 found.append(self.vae.encode(batch["tokens"], batch["mask"])[mask])
         return found
 
-    def training_flops(self) -> float:
-        """Floating-point operations of a training step that looks once, forward and backward, per real token, as torch counts them."""
+    def flops(self) -> float:
+        """Floating-point operations of one look, per real token, as torch counts them."""
         tokens, mask = self.batches[0]["tokens"], self.batches[0]["mask"]
-        chunks = len(mask), mask.shape[1] // self.K
-        t, known = (
-            torch.full((len(mask),), 0.5, device=mask.device),
-            torch.zeros(chunks, dtype=torch.bool, device=mask.device),
-        )
-        noise = self.noise((*chunks, self.vae.args.latent_dim), 0)
-        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-            self.flow(tokens, mask, t, noise, known, False)[0].backward()
-        self.flow.zero_grad(set_to_none=True)
+        latents = self.vae.encode(tokens, mask)
+        chunk_mask = mask.view(len(mask), -1, self.K).any(-1)
+        with FlopCounterMode(display=False) as counter:
+            self.flow.predict(latents, torch.ones(len(latents), device=latents.device), chunk_mask)
         return counter.get_total_flops() / int(mask.sum())
 
     def speed(self) -> tuple[float, float]:

@@ -18,7 +18,7 @@ def test_it_learns_and_reports(data, call, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["nll"] < 0.75 * math.log(300)
     assert 0 <= report["brier_lm"] < 1 and report["calls_per_token"] == 1
-    assert report["train_flops_per_token"] > 6 * 0.5 * (report["parameters"] - 2 * 301 * 32)
+    assert report["flops_per_token_and_call"] > 2 * (report["parameters"] - 2 * 301 * 32)
 
 
 def test_likelihood_counts_real_tokens_alone():

@@ -295,12 +295,16 @@ def plot_calls(report: dict, path: Path) -> None:
     """Quality against calls of the network."""
     figure, axis = plt.subplots(figsize=(5.2, 3.9), dpi=150, layout="constrained")
     calls = [row["calls"] for row in report["calls"]]
-    axis.plot(calls, [row["brier_lm"] for row in report["calls"]], "o-", color="#1f5fa8", markersize=4)
+    for values, label, color in (
+        ([row["brier"][0] for row in report["calls"]], "its first token (Brier)", "#999999"),
+        ([row["brier_lm"] for row in report["calls"]], "all of it (BrierLM)", "#1f5fa8"),
+    ):
+        axis.plot(calls, values, "o-", color=color, markersize=4, label=label)
+    axis.legend(frameon=False)
     axis.set_xscale("log", base=2)
     axis.set_xticks(calls, calls)
     axis.set_xlabel("calls of the network for a chunk")
-    axis.set_ylabel("BrierLM of the chunk after a real prompt")
-    axis.set_ylim(bottom=0)
+    axis.set_ylabel("score of the chunk after a real prompt")
     _tidy(axis)
     figure.savefig(path)
     plt.close(figure)

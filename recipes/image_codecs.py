@@ -13,6 +13,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ DENSITIES = (
     ("QR v40-H, 6 px", "qr", {"version": 40, "level": "H", "module": 6}),
 )  # fmt: skip
 PARITY = 64
+PARTS = ("round_trips", "render", "density", "survival")
 
 
 def main() -> None:
@@ -49,6 +51,9 @@ def main() -> None:
     )
     parser.add_argument("--font", action="append", default=[], help="font of render beside DejaVu Sans Mono")
     parser.add_argument("--documents", type=int, default=200, help="under each augmentation (default: %(default)s)")
+    parser.add_argument(
+        "--parts", nargs="+", default=PARTS, choices=PARTS, help="measured; others keep their rows (default: all)"
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="(default: %(default)s)")
     args = parser.parse_args()
     runtime = device.start("cpu")
@@ -56,12 +61,19 @@ def main() -> None:
         name: megabyte(Path(file).read_text("utf-8-sig")) for name, file in (t.split("=", 1) for t in args.text)
     }
     fonts = ("DejaVuSansMono.ttf", *args.font)
-    report = {
-        "round_trips": round_trips(texts), "render": rendered(texts, fonts), "density": density(texts),
-        "survival": survival(texts, args.documents), "parity": PARITY, "environment": environment(runtime),
-    }  # fmt: skip
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.output, report)
+    report = json.loads(args.output.read_text()) if args.output.exists() else {}
+    report |= {"parity": PARITY, "environment": environment(runtime)}
+    rows = {
+        "round_trips": lambda: round_trips(texts), "render": lambda: rendered(texts, fonts), "density": lambda: density(texts),
+        "survival": lambda: survival(texts, args.documents),
+    }  # fmt: skip
+    for part in args.parts:
+        report[part] = []
+        for row in rows[part]():
+            print(row, flush=True)
+            report[part].append(row)
+            write_json(args.output, report)
     print(f"wrote {args.output}")
 
 
@@ -89,9 +101,8 @@ def megabyte(text: str) -> str:
     return text.encode()[:MEGABYTE].decode("utf-8", "ignore")
 
 
-def round_trips(texts: dict[str, str]) -> list[dict]:
+def round_trips(texts: dict[str, str]) -> Iterator[dict]:
     """Whole megabytes through every codec that has a decoder, on clean images."""
-    rows = []
     for name, options in (
         ("text", {}), ("codebook", {}), ("codebook", {"parity": 32, "frame": "fiducials"}), ("codebook", {"payload": "zstd"}),
         ("codebook", {"colors": 64, "cell": 2}), ("qr", {"version": 40, "level": "M", "module": 2}),
@@ -102,52 +113,43 @@ def round_trips(texts: dict[str, str]) -> list[dict]:
             encoded = codec.encode(text)
             written = time.perf_counter()
             exact = codec.decode(encoded.images, encoded.text) == text
-            rows.append({
+            yield {
                 "codec": name, "options": options, "text": label, "bytes": len(text.encode()), "exact": exact,
                 "images": len(encoded.images), "visual_tokens": codec.visual_tokens(encoded),
                 "encode_seconds": written - start, "decode_seconds": time.perf_counter() - written,
-            })  # fmt: skip
-            print(rows[-1], flush=True)
-    return rows
+            }  # fmt: skip
 
 
-def rendered(texts: dict[str, str], fonts: tuple[str, ...]) -> list[dict]:
+def rendered(texts: dict[str, str], fonts: tuple[str, ...]) -> Iterator[dict]:
     """What render has instead of a decoder: every glyph is drawn, every line break is kept."""
-    codec, rows = build_codec("render", fonts=fonts), []
+    codec = build_codec("render", fonts=fonts)
     for label, text in texts.items():
         text = "".join(c if c in "\n\t" or c.isprintable() else " " for c in text)
         try:
             lines = codec.lines(text)
         except UserError as error:
-            rows.append({"text": label, "refused": str(error)})
+            yield {"text": label, "refused": str(error)}
             continue
         kept = "".join(line.text + "\n" * (not line.wraps) for line in lines)
         encoded = codec.encode(text)
         ink = all(np.asarray(image.convert("L")).min() < 128 for image in encoded.images)
         tokens = codec.visual_tokens(encoded)
-        rows.append({
+        yield {
             "text": label, "line_breaks_kept": kept == text.expandtabs(4) + "\n", "every_page_has_ink": ink,
             "pages": len(encoded.images), "visual_tokens": tokens, "bytes_per_visual_token": len(text.encode()) / tokens,
-        })  # fmt: skip
-        print(rows[-1], flush=True)
-    return rows
+        }  # fmt: skip
 
 
-def density(texts: dict[str, str]) -> list[dict]:
+def density(texts: dict[str, str]) -> Iterator[dict]:
     """Bytes of English per visual token of a long document."""
-    text, rows = texts["english"][:200_000], []
+    text = texts["english"][:200_000]
     for label, name, options in DENSITIES:
         codec = build_codec(name, **options)
-        rows.append(
-            {"codec": label, "bytes_per_visual_token": len(text.encode()) / codec.visual_tokens(codec.encode(text))}
-        )
-        print(rows[-1], flush=True)
-    return rows
+        yield {"codec": label, "bytes_per_visual_token": len(text.encode()) / codec.visual_tokens(codec.encode(text))}
 
 
-def survival(texts: dict[str, str], count: int) -> list[dict]:
+def survival(texts: dict[str, str], count: int) -> Iterator[dict]:
     """Documents that come back exactly after augmentation; the codebook with parity and fiducials, QR as it is."""
-    rows = []
     for label, name, options in DENSITIES:
         if options.get("cell") == 1 or options.get("module") == 1:
             continue
@@ -171,12 +173,10 @@ def survival(texts: dict[str, str], count: int) -> list[dict]:
                 if index == 19 and not any(right):
                     break  # hopeless: the rest would only take time
             bar.close()
-            rows.append({
+            yield {
                 "codec": label, "augmentation": level, "documents": len(right), "exact": sum(right) / len(right),
                 "interval": interval(right), "bytes_per_visual_token": size / tokens,
-            })  # fmt: skip
-            print(rows[-1], flush=True)
-    return rows
+            }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def main() -> None:
     )
     parser.add_argument("--font", action="append", default=[], help="font of render beside DejaVu Sans Mono")
     parser.add_argument("--documents", type=int, default=200, help="under each augmentation (default: %(default)s)")
+    parser.add_argument("--survivors", nargs="+", metavar="NAME", help="codecs augmented (default: all but the finest)")
     parser.add_argument(
         "--parts", nargs="+", default=PARTS, choices=PARTS, help="measured; others keep their rows (default: all)"
     )
@@ -66,7 +67,7 @@ def main() -> None:
     report |= {"parity": PARITY, "environment": environment(runtime)}
     rows = {
         "round_trips": lambda: round_trips(texts), "render": lambda: rendered(texts, fonts), "density": lambda: density(texts),
-        "survival": lambda: survival(texts, args.documents),
+        "survival": lambda: survival(texts, args.documents, args.survivors),
     }  # fmt: skip
     for part in args.parts:
         report[part] = []
@@ -148,10 +149,10 @@ def density(texts: dict[str, str]) -> Iterator[dict]:
         yield {"codec": label, "bytes_per_visual_token": len(text.encode()) / codec.visual_tokens(codec.encode(text))}
 
 
-def survival(texts: dict[str, str], count: int) -> Iterator[dict]:
+def survival(texts: dict[str, str], count: int, chosen: list[str] | None) -> Iterator[dict]:
     """Documents that come back exactly after augmentation; the codebook with parity and fiducials, QR as it is."""
     for label, name, options in DENSITIES:
-        if options.get("cell") == 1 or options.get("module") == 1:
+        if label not in chosen if chosen else 1 in (options.get("cell"), options.get("module")):
             continue
         if name == "codebook":
             options = {**options, "parity": PARITY, "frame": "fiducials"}

@@ -110,7 +110,7 @@ def read_pages(codec, args: argparse.Namespace) -> None:
         if error.text:
             put(error.text, args.output_file)
             where = args.output_file or "above"
-            raise UserError(f"{error}; what is whole is in {where}, U+FFFD for what is not") from error
+            raise UserError(f"{error}; what is whole is in {where}") from error
         raise
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from kit.errors import UserError
 
 @dataclass
 class Record:
-    """A sample as a codec hands it over. `images`: paths relative to the records' file, or images."""
+    """A sample as a codec hands it over. `images`: paths relative to the records' file."""
 
     id: str
     codec: str
@@ -25,11 +25,10 @@ class Record:
     images: list
     text: str = ""
     pool: int = 0
-    costs: dict = field(default_factory=dict)
 
 
 def write_record(file, record: Record) -> None:
-    """Append a record to an open JSONL file; its images are paths by now."""
+    """Append a record to an open JSONL file."""
     file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
 
 

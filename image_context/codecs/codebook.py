@@ -10,181 +10,34 @@ and can be read only by a codec with the same options.
 
 import math
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from PIL import Image
-from reedsolo import ReedSolomonError, RSCodec
 
 from image_context.codecs.encoded import BLOCK, MAX_SIDE, DamagedCode, Encoded, count_blocks, to_bytes
-from image_context.codecs.equalize import cell_centers, read_colors
-from image_context.codecs.rectify import BULLSEYE, candidates
+from image_context.codecs.equalize import cell_centers
+from image_context.codecs.layout import (
+    CELLS,
+    CODEWORD,
+    COLORS,
+    HEADER_CELL,
+    Layout,
+    calibration,
+    draw_cells,
+    palette,
+    slots,
+    to_blocks,
+)
+from image_context.codecs.page import HEADER_BLOCKS, PAYLOADS, Header, read_page
+from image_context.codecs.rectify import BULLSEYE
 from kit.errors import UserError
 from kit.tokenizer import Tokenizer, load_tokenizer
 
-COLORS = (2, 4, 8, 16, 64)
-CELLS = (1, 2, 4, 7, 14, 28)
-PAYLOADS = ("tokens", "bytes", "zstd")
 FRAMES = ("none", "header", "fiducials")
-HEADER_CELL = 4
-HEADER_BLOCKS = 6
-HEADER_BYTES = HEADER_BLOCKS * (BLOCK // HEADER_CELL) ** 2 // 8
-MAGIC = 0xC5
 SMALLEST = 4  # blocks of an image, below which the processor scales it up
 SLIMMEST = 200  # times as high as wide, above which the processor refuses an image
-CODEWORD = 255  # bytes of a Reed-Solomon codeword over GF(256)
-
-
-def palette(colors: int) -> np.ndarray:
-    """RGB (colors, 3) uint8: corners of the cube as far apart as they can be, or a lattice, neighbors one bit apart."""
-    if colors == 4:
-        return np.array([[0, 0, 0], [255, 255, 0], [255, 0, 255], [0, 255, 255]], np.uint8)
-    bits = {2: (1, 1, 1), 8: (1, 1, 1), 16: (1, 2, 1), 64: (2, 2, 2)}[colors]  # 16: four levels of green, the brightest
-    levels = {1: np.array([0, 255]), 2: np.array([0, 85, 255, 170])}  # Gray code: 0, 1, 3, 2 in rising order
-    if colors == 2:
-        return np.array([[0] * 3, [255] * 3], np.uint8)
-    index = np.arange(colors)
-    red, rest = index & (2 ** bits[0] - 1), index >> bits[0]
-    green, blue = rest & (2 ** bits[1] - 1), rest >> bits[1]
-    return np.stack([levels[b][c] for b, c in zip(bits, (red, green, blue))], axis=1).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How symbols of `symbol_bits` bits become blocks of cells."""
-
-    colors: int
-    cell: int
-    symbol_bits: int
-    per_block: int
-    parity: int
-
-    @property
-    def cells(self) -> int:
-        return (BLOCK // self.cell) ** 2
-
-    @property
-    def cell_bits(self) -> int:
-        return self.colors.bit_length() - 1
-
-    @property
-    def room(self) -> int:
-        """Bits that a block can hold."""
-        return self.cells * self.cell_bits
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of a block's symbols, the last one padded: what parity is computed over."""
-        return -(-self.per_block * self.symbol_bits // 8)
-
-    @property
-    def calibration_blocks(self) -> int:
-        return 3 if self.colors == 64 else 1
-
-    def data_blocks(self, symbols: int) -> int:
-        return -(-symbols // self.per_block)
-
-    def codewords(self, data_blocks: int) -> int:
-        return -(-data_blocks * self.block_bytes // (CODEWORD - self.parity)) if self.parity else 0
-
-    def parity_blocks(self, data_blocks: int) -> int:
-        return -(-self.parity * self.codewords(data_blocks) // (self.room // 8)) if self.parity else 0
-
-    def pack(self, symbols: np.ndarray) -> np.ndarray:
-        """Bytes (blocks, block_bytes) of symbols (n,), missing ones 0."""
-        blocks = self.data_blocks(len(symbols))
-        padded = np.zeros(blocks * self.per_block, np.uint32)
-        padded[: len(symbols)] = symbols
-        shifts = np.arange(self.symbol_bits - 1, -1, -1, dtype=np.uint32)
-        bits = ((padded[:, None] >> shifts) & 1).astype(np.uint8).reshape(blocks, self.per_block * self.symbol_bits)
-        return np.packbits(bits, axis=1)
-
-    def unpack(self, data: np.ndarray) -> np.ndarray:
-        """Symbols (blocks * per_block,) of bytes (blocks, block_bytes)."""
-        bits = np.unpackbits(data, axis=1)[:, : self.per_block * self.symbol_bits]
-        weights = 1 << np.arange(self.symbol_bits - 1, -1, -1, dtype=np.int64)
-        return bits.reshape(-1, self.symbol_bits) @ weights
-
-    def to_cells(self, data: np.ndarray) -> np.ndarray:
-        """Color numbers (blocks, cells) of bytes (blocks, n)."""
-        bits = np.zeros((len(data), self.room), np.uint8)
-        given = np.unpackbits(data, axis=1)[:, : self.room]
-        bits[:, : given.shape[1]] = given
-        weights = 1 << np.arange(self.cell_bits - 1, -1, -1)
-        return bits.reshape(len(data), self.cells, self.cell_bits) @ weights
-
-    def from_cells(self, cells: np.ndarray, count: int) -> np.ndarray:
-        """Bytes (blocks, count) of color numbers (blocks, cells)."""
-        shifts = np.arange(self.cell_bits - 1, -1, -1)
-        bits = ((cells[:, :, None] >> shifts) & 1).astype(np.uint8).reshape(len(cells), -1)
-        data = np.packbits(bits, axis=1)[:, :count]
-        return np.pad(data, ((0, 0), (0, count - data.shape[1])))
-
-    def add_parity(self, data: np.ndarray) -> np.ndarray:
-        """Bytes (parity_blocks, room // 8) that protect the data's bytes. Codeword j holds bytes j, j + m, j + 2m ..."""
-        m = self.codewords(len(data))
-        coder, flat = RSCodec(self.parity), data.tobytes()
-        parts = [coder.encode(flat[j::m])[-self.parity :] for j in range(m)]
-        width = self.room // 8
-        stream = bytes(byte for column in zip(*parts) for byte in column)
-        return np.frombuffer(stream.ljust(self.parity_blocks(len(data)) * width, b"\0"), np.uint8).reshape(-1, width)
-
-    def mend(self, data: np.ndarray, parity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(mended bytes, whole (blocks,) bool) of read data and parity blocks."""
-        m = self.codewords(len(data))
-        coder, flat = RSCodec(self.parity), bytearray(data.tobytes())
-        stream, failed = parity.tobytes()[: self.parity * m], np.zeros(len(flat), bool)
-        for j in range(m):
-            try:
-                flat[j::m] = coder.decode(bytes(flat[j::m]) + stream[j::m])[0]
-            except ReedSolomonError:
-                failed[j::m] = True
-        return np.frombuffer(bytes(flat), np.uint8).reshape(data.shape), ~failed.reshape(data.shape).any(1)
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a page says of itself."""
-
-    layout: Layout
-    fiducials: bool
-    payload: str
-    vocabulary: int  # fingerprint of the tokenizer, 0 without one
-    page: int
-    pages: int
-    symbols: int  # on this page
-    check: int  # CRC-32 of the page's data bytes
-    document: int  # fingerprint of all pages' symbols
-
-    def to_bytes(self) -> bytes:
-        layout = self.layout
-        values = (
-            (MAGIC, 1), (PAYLOADS.index(self.payload) * 2 + self.fiducials, 1), (layout.cell_bits, 1), (layout.cell, 1),
-            (layout.symbol_bits, 1), (layout.per_block, 2), (layout.parity, 1), (self.page, 2), (self.pages, 2),
-            (self.symbols, 3), (self.check, 4), (self.vocabulary, 2), (self.document, 2),
-        )  # fmt: skip
-        body = b"".join(value.to_bytes(size, "big") for value, size in values)
-        body += zlib.crc32(body).to_bytes(4, "big")[:2]
-        return bytes(RSCodec(HEADER_BYTES - len(body)).encode(body))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Header | None":
-        """The header, or None where these bytes hold none."""
-        sizes = (1, 1, 1, 1, 1, 2, 1, 2, 2, 3, 4, 2, 2)
-        length = sum(sizes) + 2
-        try:
-            body = bytes(RSCodec(HEADER_BYTES - length).decode(data)[0])
-        except ReedSolomonError:
-            return None
-        if body[0] != MAGIC or zlib.crc32(body[:-2]).to_bytes(4, "big")[:2] != body[-2:]:
-            return None
-        ends = np.cumsum(sizes).tolist()
-        values = [int.from_bytes(body[end - size : end], "big") for end, size in zip(ends, sizes)]
-        _, kind, cell_bits, cell, bits, per_block, parity, page, pages, symbols, check, vocabulary, document = values
-        layout = Layout(1 << cell_bits, cell, bits, per_block, parity)
-        return cls(layout, bool(kind & 1), PAYLOADS[kind >> 1], vocabulary, page, pages, symbols, check, document)
 
 
 @dataclass(frozen=True)
@@ -264,7 +117,7 @@ class CodebookCodec:
     @property
     def fitting(self) -> int:
         """Symbols that fit one block."""
-        return (BLOCK // self.cell) ** 2 * (self.colors.bit_length() - 1) // self.symbol_bits
+        return Layout(self.colors, self.cell, self.symbol_bits, 0, 0).room // self.symbol_bits
 
     @cached_property
     def layout(self) -> Layout:
@@ -405,93 +258,18 @@ class CodebookCodec:
         if payload == "zstd":
             if partial:
                 return ""  # one wrong bit ruins all of a compressed text
-            data = zstd().decompress(data)
-        return data.decode("utf-8", errors="replace" if partial else "strict")
+            module = zstd()
+            try:
+                data = module.decompress(data)
+            except module.ZstdError as error:
+                raise DamagedCode(f"the pages hold no zstd stream: {error}", lost=len(symbols)) from error
+        try:
+            return data.decode("utf-8", errors="replace" if partial else "strict")
+        except UnicodeDecodeError as error:
+            raise DamagedCode("the symbols are no text", data.decode("utf-8", "replace"), len(symbols)) from error
 
     def visual_tokens(self, encoded: Encoded) -> int:
         return count_blocks(encoded.images)
-
-
-def read_page(image: Image.Image) -> tuple[Header, np.ndarray, np.ndarray] | None:
-    """Header, symbols (n,) and which of them are whole (n,) of one page, or None if there is none in the image."""
-    best = None
-    for pixels, fiducials in candidates(image.convert("RGB"), lambda rows, fid: read_header(rows, fid) is not None):
-        header = read_header(pixels, fiducials)
-        if header is None or header.fiducials != fiducials:
-            continue
-        for symbols, whole in read_data(pixels, header):
-            if whole.all():
-                return header, symbols, whole
-            if best is None or whole.sum() > best[2].sum():
-                best = header, symbols, whole
-    return best
-
-
-def read_header(pixels: np.ndarray, fiducials: bool) -> Header | None:
-    """The header of a page (H, W, 3) whose sides are multiples of 28 and whose blocks lie where they were drawn."""
-    height, width = pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK
-    places = slots(height, width, fiducials)[:HEADER_BLOCKS]
-    if len(places) < HEADER_BLOCKS:
-        return None
-    light = cell_centers(to_blocks(pixels)[places], HEADER_CELL).mean(-1)
-    bits = light > (light.min() + light.max()) / 2
-    return Header.from_bytes(np.packbits(bits.reshape(-1)[: HEADER_BYTES * 8]).tobytes())
-
-
-def read_data(pixels: np.ndarray, header: Header) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Symbols (n,) and which are whole (n,), from ever more patient readings until one is whole."""
-    layout = header.layout
-    blocks = slots(pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK, header.fiducials)
-    start = HEADER_BLOCKS + layout.calibration_blocks
-    count = layout.data_blocks(header.symbols)
-    if count == 0:
-        yield np.zeros(0, np.int64), np.ones(0, bool)
-        return
-    stop = start + count + layout.parity_blocks(count)
-    if stop > len(blocks):
-        return
-    known = calibration(layout.colors)
-    for cells in read_colors(
-        pixels, blocks[HEADER_BLOCKS:start], known, blocks[start:stop], layout.cell, palette(layout.colors)
-    ):
-        data = layout.from_cells(cells[:count], layout.block_bytes)
-        whole = np.ones(count, bool)
-        if zlib.crc32(np.ascontiguousarray(data).tobytes()) != header.check:
-            whole[:] = False
-            if layout.parity:
-                data, whole = layout.mend(data, layout.from_cells(cells[count:], layout.room // 8))
-                if whole.all() and zlib.crc32(data.tobytes()) != header.check:
-                    whole[:] = False
-        yield layout.unpack(data)[: header.symbols], whole.repeat(layout.per_block)[: header.symbols]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Blocks and cells
-
-
-def calibration(colors: int) -> np.ndarray:
-    """Color numbers (blocks, 49) of the calibration: every color equally often, in an order that mixes neighbors."""
-    cells = (BLOCK // HEADER_CELL) ** 2
-    index = np.arange((3 if colors == 64 else 1) * cells)
-    return ((5 * index + index // colors) % colors).reshape(-1, cells)
-
-
-def draw_cells(rgb: np.ndarray) -> np.ndarray:
-    """Pixels (n, 28, 28, 3) of blocks of cells (n, cells, 3)."""
-    side = math.isqrt(rgb.shape[1])
-    return rgb.reshape(-1, side, side, 3).repeat(BLOCK // side, 1).repeat(BLOCK // side, 2)
-
-
-def slots(height: int, width: int, fiducials: bool) -> np.ndarray:
-    """Raster numbers of the blocks of a page that are not corners taken by fiducials."""
-    places = np.arange(height * width)
-    return np.delete(places, [0, width - 1, (height - 1) * width, height * width - 1]) if fiducials else places
-
-
-def to_blocks(pixels: np.ndarray) -> np.ndarray:
-    """Blocks (n, 28, 28, 3) in reading order of pixels (H, W, 3)."""
-    height, width = pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK
-    return pixels.reshape(height, BLOCK, width, BLOCK, 3).swapaxes(1, 2).reshape(-1, BLOCK, BLOCK, 3)
 
 
 def zstd():

@@ -5,12 +5,13 @@ around a cell -> the cell's color, to the earlier reading's own decisions (decis
 undoes blur, color bleeding and shifts of a part of a pixel. The decisions need only be mostly right.
 """
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 
-BLOCK = 28
+from image_context.codecs.encoded import BLOCK
+from image_context.codecs.layout import HEADER_CELL, to_blocks
+
 ROUNDS = 4
 FIT_CELLS = 20_000  # that an equalizer is fitted on
 RIDGE = 1e-3
@@ -32,13 +33,12 @@ def read_colors(
     pixels (H, W, 3); `calibration` and `data` are numbers of blocks in reading order; the first show the colors `known`
     (blocks, 49) in 4-pixel cells.
     """
-    height, width = pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK
     pixels = pixels.astype(np.float32) / 255
     target = palette.astype(np.float32) / 255
-    blocks = pixels.reshape(height, BLOCK, width, BLOCK, 3).swapaxes(1, 2).reshape(-1, BLOCK, BLOCK, 3)
+    blocks = to_blocks(pixels)
 
     # first reading: colors straightened by the calibration
-    seen = cell_centers(blocks[calibration], 4).reshape(-1, 3)
+    seen = cell_centers(blocks[calibration], HEADER_CELL).reshape(-1, 3)
     fit = ridge(bend(seen), target[known.reshape(-1)])
     cells = nearest(bend(cell_centers(blocks[data], cell)) @ fit, target)
     yield cells
@@ -65,7 +65,7 @@ def cell_windows(pixels: np.ndarray, data: np.ndarray, cell: int) -> np.ndarray:
     """Pixels around each cell (blocks, cells, features), with a 1 for the constant; large cells by the means of their parts."""
     width = pixels.shape[1] // BLOCK
     part = max(1, cell // 4)  # a window is made of parts of this many pixels
-    side, reach = cell // part if cell % part == 0 else math.ceil(cell / part), 2
+    side, reach = -(-cell // part), 2
     padded = np.pad(pixels, ((reach * part,) * 2, (reach * part,) * 2, (0, 0)), mode="edge")
     rows = (data // width * BLOCK)[:, None] + np.arange(0, BLOCK, cell)[None]
     columns = (data % width * BLOCK)[:, None] + np.arange(0, BLOCK, cell)[None]

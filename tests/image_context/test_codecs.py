@@ -9,8 +9,8 @@ from PIL import Image
 from image_context import convert
 from image_context.augment import augment
 from image_context.codecs import DamagedCode, build_codec
-from image_context.codecs.codebook import CELLS, COLORS
 from image_context.codecs.encoded import BLOCK
+from image_context.codecs.layout import CELLS, COLORS
 from kit.errors import UserError
 
 # any character that is one: everything but halves of surrogate pairs

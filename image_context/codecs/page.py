@@ -1,0 +1,117 @@
+"""What a codebook page says of itself, and how a page is read out of an image."""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from reedsolo import ReedSolomonError, RSCodec
+
+from image_context.codecs.encoded import BLOCK
+from image_context.codecs.equalize import cell_centers, read_colors
+from image_context.codecs.layout import CELLS, COLORS, HEADER_CELL, Layout, calibration, palette, slots, to_blocks
+from image_context.codecs.rectify import candidates
+
+PAYLOADS = ("tokens", "bytes", "zstd")
+HEADER_BLOCKS = 6
+HEADER_BYTES = HEADER_BLOCKS * (BLOCK // HEADER_CELL) ** 2 // 8
+MAGIC = 0xC5
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a page says of itself."""
+
+    layout: Layout
+    fiducials: bool
+    payload: str
+    vocabulary: int  # fingerprint of the tokenizer, 0 without one
+    page: int
+    pages: int
+    symbols: int  # on this page
+    check: int  # CRC-32 of the page's data bytes
+    document: int  # fingerprint of all pages' symbols
+
+    def to_bytes(self) -> bytes:
+        layout = self.layout
+        values = (
+            (MAGIC, 1), (PAYLOADS.index(self.payload) * 2 + self.fiducials, 1), (layout.cell_bits, 1), (layout.cell, 1),
+            (layout.symbol_bits, 1), (layout.per_block, 2), (layout.parity, 1), (self.page, 2), (self.pages, 2),
+            (self.symbols, 3), (self.check, 4), (self.vocabulary, 2), (self.document, 2),
+        )  # fmt: skip
+        body = b"".join(value.to_bytes(size, "big") for value, size in values)
+        body += zlib.crc32(body).to_bytes(4, "big")[:2]
+        return bytes(RSCodec(HEADER_BYTES - len(body)).encode(body))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Header | None":
+        """The header, or None where these bytes hold none."""
+        sizes = (1, 1, 1, 1, 1, 2, 1, 2, 2, 3, 4, 2, 2)
+        length = sum(sizes) + 2
+        try:
+            body = bytes(RSCodec(HEADER_BYTES - length).decode(data)[0])
+        except ReedSolomonError:
+            return None
+        if body[0] != MAGIC or zlib.crc32(body[:-2]).to_bytes(4, "big")[:2] != body[-2:]:
+            return None
+        ends = np.cumsum(sizes).tolist()
+        values = [int.from_bytes(body[end - size : end], "big") for end, size in zip(ends, sizes)]
+        _, kind, cell_bits, cell, bits, per_block, parity, page, pages, symbols, check, vocabulary, document = values
+        if kind >> 1 >= len(PAYLOADS) or 1 << cell_bits not in COLORS or cell not in CELLS or not bits * per_block:
+            return None  # a header that this codec never writes
+        layout = Layout(1 << cell_bits, cell, bits, per_block, parity)
+        return cls(layout, bool(kind & 1), PAYLOADS[kind >> 1], vocabulary, page, pages, symbols, check, document)
+
+
+def read_page(image: Image.Image) -> tuple[Header, np.ndarray, np.ndarray] | None:
+    """Header, symbols (n,) and which of them are whole (n,) of one page, or None if there is none in the image."""
+    best = None
+    for pixels, fiducials in candidates(image.convert("RGB"), lambda rows, fid: read_header(rows, fid) is not None):
+        header = read_header(pixels, fiducials)
+        if header is None or header.fiducials != fiducials:
+            continue
+        for symbols, whole in read_data(pixels, header):
+            if whole.all():
+                return header, symbols, whole
+            if best is None or whole.sum() > best[2].sum():
+                best = header, symbols, whole
+    return best
+
+
+def read_header(pixels: np.ndarray, fiducials: bool) -> Header | None:
+    """The header of a page (H, W, 3) whose sides are multiples of 28 and whose blocks lie where they were drawn."""
+    height, width = pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK
+    places = slots(height, width, fiducials)[:HEADER_BLOCKS]
+    if len(places) < HEADER_BLOCKS:
+        return None
+    light = cell_centers(to_blocks(pixels)[places], HEADER_CELL).mean(-1)
+    bits = light > (light.min() + light.max()) / 2
+    return Header.from_bytes(np.packbits(bits.reshape(-1)[: HEADER_BYTES * 8]).tobytes())
+
+
+def read_data(pixels: np.ndarray, header: Header) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Symbols (n,) and which are whole (n,), from ever more patient readings until one is whole."""
+    layout = header.layout
+    blocks = slots(pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK, header.fiducials)
+    start = HEADER_BLOCKS + layout.calibration_blocks
+    count = layout.data_blocks(header.symbols)
+    if count == 0:
+        yield np.zeros(0, np.int64), np.ones(0, bool)
+        return
+    stop = start + count + layout.parity_blocks(count)
+    if stop > len(blocks):
+        return
+    known = calibration(layout.colors)
+    for cells in read_colors(
+        pixels, blocks[HEADER_BLOCKS:start], known, blocks[start:stop], layout.cell, palette(layout.colors)
+    ):
+        data = layout.from_cells(cells[:count], layout.block_bytes)
+        whole = np.ones(count, bool)
+        if zlib.crc32(np.ascontiguousarray(data).tobytes()) != header.check:
+            whole[:] = False
+            if layout.parity:
+                data, whole = layout.mend(data, layout.from_cells(cells[count:], layout.room // 8))
+                if whole.all() and zlib.crc32(data.tobytes()) != header.check:
+                    whole[:] = False
+        yield layout.unpack(data)[: header.symbols], whole.repeat(layout.per_block)[: header.symbols]

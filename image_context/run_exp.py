@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby, product
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from kit import device, errors
 from kit.errors import UserError
 from kit.interrupt import Interrupt
 from kit.runlog import environment, make_folder, progress_bar, write_json
+from kit.tokenizer import Tokenizer
 
 SLACK = 8  # tokens that a reader may say beyond the answer's length
 
@@ -140,7 +142,7 @@ def ask(
         records.append(record)
         try:
             seed = config.seed * 1_000_000 + question.index
-            sample = make_sample(question.task, question.length, "eval", seed, vocabulary, question.language)
+            sample = eval_sample(question.task, question.length, seed, vocabulary, question.language)
             encoded = codecs[question.codec].encode(sample.document)
             encoded.images = [augment(i, question.augmentation, seed, config.data.geometry) for i in encoded.images]
             record |= {"seed": seed, "position": sample.position, "answer": sample.answer, "question": sample.question}
@@ -168,6 +170,12 @@ def ask(
             sample.task, prediction, sample.answer, sample.distractors, lambda text: vocabulary.encode(text).tolist()
         )  # fmt: skip
     return records
+
+
+@lru_cache(maxsize=4096)
+def eval_sample(task: str, length: int, seed: int, vocabulary: Tokenizer, language: str) -> Sample:
+    """The evaluation sample of a cell: the same for every codec and augmentation, so made once."""
+    return make_sample(task, length, "eval", seed, vocabulary, language)
 
 
 def keep(folder: Path, question: Question, encoded: Encoded, sample: Sample, reader: Reader) -> dict:

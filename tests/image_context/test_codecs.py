@@ -1,5 +1,7 @@
 """A text that a codec writes comes back to the letter, also from an image that something has happened to."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -10,7 +12,8 @@ from image_context import convert
 from image_context.augment import augment
 from image_context.codecs import DamagedCode, build_codec
 from image_context.codecs.encoded import BLOCK
-from image_context.codecs.layout import CELLS, COLORS
+from image_context.codecs.layout import CELLS, COLORS, Layout
+from image_context.codecs.page import Header
 from kit.errors import UserError
 
 # any character that is one: everything but halves of surrogate pairs
@@ -190,6 +193,14 @@ def test_an_image_without_code_is_refused(name):
     for image in (Image.new("RGB", (112, 112), "white"), Image.fromarray(noise), Image.new("RGB", (3, 5))):
         with pytest.raises(DamagedCode, match=r"no codebook page|no QR symbol"):
             build_codec(name).decode([image])
+
+
+def test_a_header_that_is_never_written_is_none():
+    layout = Layout(8, 4, 8, 18, 0)
+    header = Header(layout, False, "bytes", 0, 0, 1, 5, 0, 0)
+    assert Header.from_bytes(header.to_bytes()) == header
+    for strange in (replace(layout, cell=5), replace(layout, colors=32), replace(layout, per_block=0)):
+        assert Header.from_bytes(replace(header, layout=strange).to_bytes()) is None
 
 
 def test_pages_of_two_texts_are_not_mixed():

@@ -10,8 +10,8 @@ import pytest
 import train
 from kit import errors
 from kit.builder import BuildSettings, build
+from tests.runs import ROOT
 
-ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("TOKENCOLOR_TEST_DATA", ROOT.parent / "shared" / "data"))
 SENTENCE = "the color of a token is a point in space and noise moves it until context brings the word back home"
 

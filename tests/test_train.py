@@ -5,34 +5,22 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
 import train
-from kit.runlog import read_log
 from model import build_jit_model
-from tests.conftest import ROOT, TINY, TRAINED
-
-
-def losses(folder):
-    return {row["step"]: row["loss"] for row in read_log(folder / "log.jsonl") if "loss" in row}
-
-
-def validations(folder):
-    return {row["step"]: row["val_loss"] for row in read_log(folder / "log.jsonl") if "val_loss" in row}
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
+from tests.conftest import TINY, TRAINED
+from tests.runs import ROOT, load, rows, run_stopped, run_whole, same_tensors
 
 
 def same_run(first, second):
-    assert losses(first) == losses(second) and validations(first) == validations(second)
+    for key in ("loss", "val_loss"):
+        assert rows(first, key) == rows(second, key)
     a, b = load(first / "last.pth"), load(second / "last.pth")
     for part in ("model_state_dict", "ema_state_dict"):
-        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+        assert same_tensors(a[part], b[part])
     for name, state in a["optimizer_state_dict"]["state"].items():
         assert all(torch.equal(state[k], b["optimizer_state_dict"]["state"][name][k]) for k in state)
     assert all(
@@ -42,11 +30,11 @@ def same_run(first, second):
 
 def test_a_short_run_beats_the_unigram_posterior(trained, data):
     """The untrained network is the unigram posterior, and so is its validation loss: a broken model stays there."""
-    rows = validations(trained)
+    found = rows(trained, "val_loss")
     untrained = train_untrained(trained, data)
-    assert min(rows.values()) < 0.9 * untrained
+    assert min(found.values()) < 0.9 * untrained
     best = load(trained / "best_model.pth")
-    assert best["best_val_loss"] == min(rows.values()) and rows[best["step"]] == min(rows.values())
+    assert best["best_val_loss"] == min(found.values()) and found[best["step"]] == min(found.values())
 
 
 def train_untrained(trained, data):
@@ -105,7 +93,7 @@ OPTIONS = (
 def uninterrupted(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("uninterrupted")
     command = [sys.executable, "train.py", "--data_path", data, *TINY, *OPTIONS, "--output_dir", output]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    run_whole(command)
     return output
 
 
@@ -114,29 +102,18 @@ def uninterrupted(data, tmp_path_factory):
 )
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(data, uninterrupted, tmp_path, sign, after):
     command = [sys.executable, "train.py", "--data_path", data, *TINY, *OPTIONS, "--output_dir", tmp_path]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    log = tmp_path / "log.jsonl"
-    while not (log.exists() and len(log.read_text().splitlines()) >= after):
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, sign)
-    output, _ = process.communicate()
-    if sign == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert process.returncode == 0 and "--resume auto" in output
-    stopped_at = load(tmp_path / "last.pth")["step"]
-    assert 0 < stopped_at < 60
-    subprocess.run([*command, "--resume", "auto"], cwd=ROOT, check=True, capture_output=True)
+    run_stopped(command, tmp_path / "log.jsonl", lambda log: log.count("\n") >= after, sign)
+    assert 0 < load(tmp_path / "last.pth")["step"] < 60
+    run_whole([*command, "--resume", "auto"])
     same_run(uninterrupted, tmp_path)
 
 
 def test_resuming_a_finished_run_changes_nothing(call, data, trained):
     before = load(trained / "last.pth")
-    log = losses(trained)
+    log = rows(trained, "loss")
     assert call(train, "--data_path", data, *TINY, *TRAINED, "--output_dir", trained, "--resume", "auto") == 0
     after = load(trained / "last.pth")
-    assert losses(trained) == log and after["step"] == 200
+    assert rows(trained, "loss") == log and after["step"] == 200
     assert all(
         torch.equal(before["model_state_dict"][k], after["model_state_dict"][k]) for k in before["model_state_dict"]
     )
@@ -153,14 +130,14 @@ def test_resuming_a_finished_run_changes_nothing(call, data, trained):
 def test_every_objective_scan_and_palette_trains(call, data, tmp_path, options):
     options = (*options, "--time_sampling", "uniform", "--self_cond_prob", "0.5", "--max_steps", 30, "--lr", "2e-3")
     assert call(train, "--data_path", data, *TINY, *options, "--val_interval", 10, "--output_dir", tmp_path) == 0
-    rows = list(validations(tmp_path).values())
-    assert len(rows) == 3 and rows[-1] < rows[0]
+    found = list(rows(tmp_path, "val_loss").values())
+    assert len(found) == 3 and found[-1] < found[0]
 
 
 def test_raw_text_trains_without_a_separate_build(call, text_folder, tmp_path):
     options = ("--vocab_size", 280, "--min_tokens", 16, "--max_steps", 3)
     assert call(train, "--data_path", text_folder, *TINY, *options, "--output_dir", tmp_path) == 0
-    assert (tmp_path / "data" / "stats.json").exists() and len(losses(tmp_path)) == 3
+    assert (tmp_path / "data" / "stats.json").exists() and len(rows(tmp_path, "loss")) == 3
 
 
 def test_two_processes_train_as_one(data, tmp_path):
@@ -169,7 +146,7 @@ def test_two_processes_train_as_one(data, tmp_path):
     options = ["--data_path", data, *TINY, "--max_steps", "12", "--val_interval", "6", "--output_dir", tmp_path]
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(losses(tmp_path)) == 12 and len(validations(tmp_path)) == 2
+    assert len(rows(tmp_path, "loss")) == 12 and len(rows(tmp_path, "val_loss")) == 2
     again = subprocess.run(
         [*command, *options[:-3], "6", "--output_dir", tmp_path, "--resume", "auto"],
         cwd=ROOT,

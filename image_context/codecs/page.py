@@ -17,6 +17,7 @@ PAYLOADS = ("tokens", "bytes", "zstd")
 HEADER_BLOCKS = 6
 HEADER_BYTES = HEADER_BLOCKS * (BLOCK // HEADER_CELL) ** 2 // 8
 MAGIC = 0xC5
+PATIENCE = 6  # ways to see a page that have a header and no whole data, before the best of them has to do
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Header:
 
 def read_page(image: Image.Image) -> tuple[Header, np.ndarray, np.ndarray] | None:
     """Header, symbols (n,) and which of them are whole (n,) of one page, or None if there is none in the image."""
-    best = None
+    best, tried = None, 0
     for pixels, fiducials in candidates(image.convert("RGB"), lambda rows, fid: read_header(rows, fid) is not None):
         header = read_header(pixels, fiducials)
         if header is None or header.fiducials != fiducials:
@@ -76,6 +77,9 @@ def read_page(image: Image.Image) -> tuple[Header, np.ndarray, np.ndarray] | Non
                 return header, symbols, whole
             if best is None or whole.sum() > best[2].sum():
                 best = header, symbols, whole
+        tried += 1
+        if tried == PATIENCE:
+            break
     return best
 
 

@@ -48,8 +48,10 @@ def candidates(image: Image.Image, has_header: Callable[[np.ndarray, bool], bool
             for fiducials in (False, True):
                 if has_header(pixels, fiducials):
                     yield pixels, fiducials
-    for view in turned:
-        yield from _by_bullseyes(view, has_header)
+    found = find_bullseyes(np.asarray(image.convert("L"), np.float32))
+    if found is not None:
+        for turn in range(4):
+            yield from _by_bullseyes(image, np.roll(found[0], -turn, axis=0), found[1], has_header)
     for view in turned:
         yield from _by_size(view, has_header)
 
@@ -69,11 +71,10 @@ def _by_size(image: Image.Image, has_header) -> Iterator[tuple[np.ndarray, bool]
                 yield np.asarray(image.resize((width * BLOCK, height * BLOCK), Image.BICUBIC)), fiducials
 
 
-def _by_bullseyes(image: Image.Image, has_header) -> Iterator[tuple[np.ndarray, bool]]:
-    found = find_bullseyes(np.asarray(image.convert("L"), np.float32))
-    if found is None:
-        return
-    corners, block = found
+def _by_bullseyes(
+    image: Image.Image, corners: np.ndarray, block: float, has_header
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """The page lies between bull's-eyes at `corners` (4, 2), clockwise from its upper left, with blocks of `block` pixels."""
     top, right, bottom, left = (np.linalg.norm(corners[i] - corners[(i + 1) % 4]) for i in range(4))
     wide, high = (top + bottom) / 2 / block, (left + right) / 2 / block  # blocks between the centers
     around = [0, *(sign * step for step in range(1, 3 + round(0.06 * max(wide, high))) for sign in (1, -1))]

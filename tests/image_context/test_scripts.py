@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 import yaml
 from PIL import Image
 
@@ -11,7 +10,7 @@ from image_context import gallery, generate_train_data, plot_results, run_exp, t
 from image_context.config import load_config
 from image_context.dataset import read_records
 from image_context.tasks import split_of
-from kit.runlog import read_log
+from tests.runs import load, rows, same_tensors
 
 CODEBOOK = {
     "codec": "codebook",
@@ -134,10 +133,8 @@ def test_resumed_training_repeats_the_uninterrupted_one(run, call, tmp_path):
         assert call(train_lora, *common) == 0
     assert not (tmp_path / "final").exists()
     assert call(train_lora, *common, "--resume", "auto") == 0
-    straight, resumed = (read_log(folder / "log.jsonl") for folder in (run, tmp_path))
-    assert [row["loss"] for row in straight] == [row["loss"] for row in resumed]
-    weights = [torch.load(folder / "last.pth", weights_only=True)["weights"] for folder in (run, tmp_path)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert rows(run, "loss") == rows(tmp_path, "loss")
+    assert same_tensors(load(run / "last.pth")["weights"], load(tmp_path / "last.pth")["weights"])
 
 
 def test_the_gallery_reads_back_what_it_shows(call, tmp_path, capsys):

@@ -16,7 +16,8 @@ from kit.builder import BuildSettings, cut_chunks, split_documents
 from kit.builder import build as build_data
 from kit.errors import UserError
 from kit.tokenizer import load_tokenizer
-from tests.conftest import ROOT, sentences
+from tests.conftest import sentences
+from tests.runs import ROOT
 
 SMALL = {"vocab_size": 280, "min_tokens": 16, "max_tokens": 64}
 

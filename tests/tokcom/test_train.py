@@ -1,28 +1,16 @@
 """Both stages learn, and go on exactly where they were stopped."""
 
-import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
-import torch
 
-from kit.runlog import read_log
-from tests.conftest import ROOT
+from tests.runs import load, rows, run_stopped, run_whole, same_tensors
 from tests.tokcom.conftest import SMALL
 from tokcom import train
 
 MODULE = [sys.executable, "-m", "tokcom.train"]
-
-
-def rows(folder, key):
-    return {row["step"]: row[key] for row in read_log(folder / "log.jsonl") if key in row}
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
 
 
 def test_both_stages_learn(trained):
@@ -57,8 +45,7 @@ OPTIONS = ("--vae_epochs", "2", "--diffusion_epochs", "2", "--save_steps", "4", 
 @pytest.fixture(scope="module")
 def uninterrupted(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("uninterrupted")
-    command = [*MODULE, "--data_path", data, *SMALL, *OPTIONS, "--output_dir", output]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    run_whole([*MODULE, "--data_path", data, *SMALL, *OPTIONS, "--output_dir", output])
     return output
 
 
@@ -68,24 +55,16 @@ def uninterrupted(data, tmp_path_factory):
 )
 def test_a_stage_that_was_stopped_goes_on_bit_for_bit(data, uninterrupted, tmp_path, sign, stage, after):
     command = [*MODULE, "--data_path", data, *SMALL, *OPTIONS, "--output_dir", tmp_path]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    log = tmp_path / "log.jsonl"
-    while not (log.exists() and log.read_text().count(f"{stage}/batch") >= after):
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, sign)
-    output, _ = process.communicate()
-    if sign == signal.SIGTERM:
-        assert process.returncode == 0 and "--resume auto" in output
+    run_stopped(command, tmp_path / "log.jsonl", lambda log: log.count(f"{stage}/batch") >= after, sign)
     assert load(tmp_path / "last.pth")["stage"] == stage
-    subprocess.run([*command, "--resume", "auto"], cwd=ROOT, check=True, capture_output=True)
+    run_whole([*command, "--resume", "auto"])
     for key in ("loss", "vae/val_loss", "diffusion/val_loss", "diffusion/batch_mse_loss"):
         assert rows(uninterrupted, key) == rows(tmp_path, key)
     a, b = load(uninterrupted / "last.pth"), load(tmp_path / "last.pth")
     for part in ("vae_model_state_dict", "denoised_model_state_dict"):
-        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+        assert same_tensors(a[part], b[part])
     for part in ("weights", "ema"):
-        assert all(torch.equal(a["training"][part][name], b["training"][part][name]) for name in a["training"][part])
+        assert same_tensors(a["training"][part], b["training"][part])
 
 
 def test_stage_two_alone_starts_from_a_vae(call, refused, data, trained, tmp_path):
@@ -94,7 +73,7 @@ def test_stage_two_alone_starts_from_a_vae(call, refused, data, trained, tmp_pat
     options = (*options, "--vae_checkpoint", trained / "best_vae.pt", "--output_dir", tmp_path)
     assert call(train, "--data_path", data, *options) == 0
     first, second = (load(f / "best_diffusion.pt")["vae_model_state_dict"] for f in (trained, tmp_path))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert same_tensors(first, second)
 
 
 def test_a_time_budget_covers_both_stages(call, data, tmp_path):

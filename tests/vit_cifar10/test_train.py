@@ -10,19 +10,11 @@ import pytest
 import torch
 
 from kit.runlog import read_log
-from tests.conftest import ROOT
+from tests.runs import ROOT, load, rows, run_stopped, run_whole, same_tensors
 from tests.vit_cifar10.conftest import SHORT, TINY
 from vit_cifar10 import train
 
 MODULE = [sys.executable, "-m", "vit_cifar10.train"]
-
-
-def rows(folder, key):
-    return {row["step"]: row[key] for row in read_log(folder / "log.jsonl") if key in row}
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
 
 
 def test_a_tiny_model_learns_real_images(call, real_images, tmp_path):
@@ -55,31 +47,21 @@ OPTIONS = (*SHORT, "--save_steps", "3", "--dropout", "0.1", "--drop_path", "0.1"
 @pytest.fixture(scope="module")
 def uninterrupted(images, tmp_path_factory):
     output = tmp_path_factory.mktemp("uninterrupted")
-    subprocess.run(
-        [*MODULE, "--data_path", images, *OPTIONS, "--output_dir", output], cwd=ROOT, check=True, capture_output=True
-    )
+    run_whole([*MODULE, "--data_path", images, *OPTIONS, "--output_dir", output])
     return output
 
 
 @pytest.mark.parametrize(("sign", "after"), [(signal.SIGKILL, 9), (signal.SIGTERM, 14)])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(images, uninterrupted, tmp_path, sign, after):
     command = [*MODULE, "--data_path", images, *OPTIONS, "--output_dir", tmp_path]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    log = tmp_path / "log.jsonl"
-    while not (log.exists() and len(log.read_text().splitlines()) >= after):
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, sign)
-    output, _ = process.communicate()
-    if sign == signal.SIGTERM:
-        assert process.returncode == 0 and "--resume auto" in output
+    run_stopped(command, tmp_path / "log.jsonl", lambda log: log.count("\n") >= after, sign)
     assert 0 < load(tmp_path / "last.pth")["step"] < 24
-    subprocess.run([*command, "--resume", "auto"], cwd=ROOT, check=True, capture_output=True)
+    run_whole([*command, "--resume", "auto"])
     for key in ("loss", "train_loss", "train_accuracy", "val_loss", "val_accuracy"):
         assert rows(uninterrupted, key) == rows(tmp_path, key)
     a, b = load(uninterrupted / "last.pth"), load(tmp_path / "last.pth")
     for part in ("model_state_dict", "ema_state_dict"):
-        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+        assert same_tensors(a[part], b[part])
     for first, second in zip(a["optimizer_state_dicts"], b["optimizer_state_dicts"]):
         for index, state in first["state"].items():
             assert all(torch.equal(state[key], second["state"][index][key]) for key in state)

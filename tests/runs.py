@@ -1,0 +1,46 @@
+"""A training run from outside: start it, stop it at a place, read what it wrote."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from kit.runlog import read_log
+
+ROOT = Path(__file__).parent.parent
+
+
+def rows(folder: Path, key: str) -> dict:
+    """step -> value of one quantity in a run's log."""
+    return {row["step"]: row[key] for row in read_log(folder / "log.jsonl") if key in row}
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def run_whole(command: Sequence) -> None:
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
+def run_stopped(command: Sequence, log: Path, is_time: Callable[[str], bool], sign: int) -> None:
+    """Send `sign` to a run once `is_time(text of its log)`; asked politely it saves and says how to go on."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while not (log.exists() and is_time(log.read_text())):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, sign)
+    output, _ = process.communicate()
+    if sign == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 0 and "--resume auto" in output
+
+
+def same_tensors(first: dict, second: dict) -> bool:
+    """Whether two flat dicts hold the same tensors, bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -22,6 +22,7 @@ from image_context.codecs import CODECS, DamagedCode, build_codec
 from kit import errors
 from kit.errors import UserError
 from kit.runlog import make_folder
+from kit.textfile import read_text, write_text
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CHOICES = ("codebook", "qr", "render")
@@ -68,12 +69,7 @@ def read_options(codec: str, pairs: list[str]) -> dict:
 
 
 def write_pages(codec, args: argparse.Namespace) -> None:
-    try:
-        text = Path(args.input_file).read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {args.input_file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{args.input_file} is not UTF-8 text ({error.reason})") from error
+    text = read_text(args.input_file)
     output = Path(args.output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is not empty: name a new folder, so that pages of two texts do not mix")
@@ -118,11 +114,8 @@ def put(text: str, path: str | None) -> None:
     """Write a text to a file to the letter, or to the screen."""
     if path is None:
         print(text)
-        return
-    try:
-        Path(path).write_bytes(text.encode())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    else:
+        write_text(path, text)
 
 
 if __name__ == "__main__":

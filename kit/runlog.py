@@ -1,4 +1,4 @@
-"""The run folder's record: config.json, env.json, log.jsonl (one object a line, the source of every plot), wandb."""
+"""The run folder's record: config.json, env.json, log.jsonl (one object a line, the source of every plot), samples.jsonl, wandb."""
 
 import json
 import math
@@ -34,12 +34,9 @@ class RunLog:
         self.folder = make_folder(output_dir)
         write_json(self.folder / "config.json", config)
         write_json(self.folder / "env.json", environment(runtime))
-        path = self.folder / "log.jsonl"
-        kept = _lines_up_to(path, resume_step) if resume_step is not None else []
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(kept))
-        os.replace(partial, path)
-        self._file = open(path, "a", buffering=1)
+        for name in ("log.jsonl", "samples.jsonl"):
+            _cut_after(self.folder / name, -1 if resume_step is None else resume_step)
+        self._file = open(self.folder / "log.jsonl", "a", buffering=1, encoding="utf-8")
         self._start = time.time()
         if wandb:
             self._wandb = _start_wandb(wandb, self.folder, config)
@@ -52,6 +49,18 @@ class RunLog:
         self._file.write(json.dumps({"step": step, "time": round(time.time() - self._start, 3), **values}) + "\n")
         if self._wandb:
             self._wandb.log(values, step=step)
+
+    def table(self, step: int, name: str, rows: list[dict]) -> None:
+        """Append a table of samples: a line of samples.jsonl for each row, and a table of wandb's."""
+        if not self.active or not rows:
+            return
+        with open(self.folder / "samples.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"step": step, "table": name, **row}, ensure_ascii=False) + "\n" for row in rows)
+        if self._wandb:
+            import wandb
+
+            data = [list(row.values()) for row in rows]
+            self._wandb.log({name: wandb.Table(columns=list(rows[0]), data=data)}, step=step)
 
     def close(self) -> None:
         if self.active:
@@ -135,11 +144,19 @@ def _commit() -> str | None:
     return out.stdout.strip() or None
 
 
+def _cut_after(path: Path, step: int) -> None:
+    """Rid a file of lines of what was written after `step`."""
+    if path.exists():
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(line + "\n" for line in _lines_up_to(path, step)), encoding="utf-8")
+        os.replace(partial, path)
+
+
 def _lines_up_to(path: Path, step: float) -> list[str]:
     if not path.exists():
         return []
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)

@@ -14,9 +14,12 @@ import random
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from image_context.augment import augment
 from image_context.codecs import DamagedCode, build_codec
@@ -41,6 +44,7 @@ DENSITIES = (
     ("QR v40-H, 6 px", "qr", {"version": 40, "level": "H", "module": 6}),
 )  # fmt: skip
 PARITY = 64
+HOPELESS = 20  # documents of which none survived, after which a codec is given up
 PARTS = ("round_trips", "render", "density", "survival")
 
 
@@ -157,27 +161,37 @@ def survival(texts: dict[str, str], count: int, chosen: list[str] | None) -> Ite
         if name == "codebook":
             options = {**options, "parity": PARITY, "frame": "fiducials"}
         codec = build_codec(name, **options)
+        documents = []
+        for index in range(count):
+            source = list(texts.values())[index % len(texts)]
+            at = random.Random(index).randrange(len(source) - 1000)
+            documents.append(source[at : at + 1000])
         for level in ("light", "heavy"):
-            right, tokens, size = [], 0, 0
+            found = []
             bar = progress_bar(count, f"{label}, {level}", unit="document")
-            for index in range(count):
-                source = list(texts.values())[index % len(texts)]
-                at = random.Random(index).randrange(len(source) - 1000)
-                text = source[at : at + 1000]
-                encoded = codec.encode(text)
-                tokens, size = tokens + codec.visual_tokens(encoded), size + len(text.encode())
-                try:
-                    right.append(float(codec.decode([augment(i, level, index) for i in encoded.images]) == text))
-                except DamagedCode:
-                    right.append(0.0)
-                bar.update()
-                if index == 19 and not any(right):
-                    break  # hopeless: the rest would only take time
+            with get_context("spawn").Pool(initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                for result in pool.imap(partial(survives, codec, level), enumerate(documents)):
+                    found.append(result)
+                    bar.update()
+                    if len(found) == HOPELESS and not any(exact for exact, _, _ in found):
+                        break  # the rest would only take time
             bar.close()
+            right, tokens, size = zip(*found)
             yield {
-                "codec": label, "augmentation": level, "documents": len(right), "exact": sum(right) / len(right),
-                "interval": interval(right), "bytes_per_visual_token": size / tokens,
+                "codec": label, "options": options, "augmentation": level, "documents": len(right),
+                "exact": sum(right) / len(right), "interval": interval(right), "bytes_per_visual_token": sum(size) / sum(tokens),
             }  # fmt: skip
+
+
+def survives(codec, level: str, job: tuple[int, str]) -> tuple[float, int, int]:
+    """Whether a numbered document comes back exactly, its visual tokens and its bytes."""
+    index, text = job
+    encoded = codec.encode(text)
+    try:
+        exact = codec.decode([augment(image, level, index) for image in encoded.images]) == text
+    except DamagedCode:
+        exact = False
+    return float(exact), codec.visual_tokens(encoded), len(text.encode())
 
 
 if __name__ == "__main__":

@@ -23,11 +23,12 @@ from kit import device, errors
 from kit.chunks import Chunks, open_chunks
 from kit.errors import UserError
 from kit.runlog import environment, make_folder, write_json
+from kit.textfile import read_text
 from kit.times import TimeSampler
 from kit.tokenizer import Tokenizer
 from tokcom.dataset import in_order
 from tokcom.flow import Flow, token_nll
-from tokcom.inference import decode, encode, load_checkpoint
+from tokcom.inference import decode, encode, load_checkpoint, read_ids
 from tokcom.stages import to_device
 
 matplotlib.use("Agg")
@@ -47,6 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, help="best_diffusion.pt of a run")
     parser.add_argument("--data_path", required=True, help="held-out text: data/val of a run, or any raw text")
     parser.add_argument("--output_dir", required=True, help="folder for report.json and the figures")
+    parser.add_argument("--book", help="UTF-8 text to encode and decode in whole (default: the held-out sequences)")
     parser.add_argument("--num_samples", type=int, default=128, help="sequences measured" + show)
     parser.add_argument("--num_prompts", type=int, default=512, help="prompts continued for BrierLM" + show)
     parser.add_argument("--num_steps", type=int, default=16, help="calls of the network for brier_lm" + show)
@@ -66,6 +68,7 @@ def main() -> None:
     if denoiser is None:
         raise UserError(f"{args.checkpoint} holds a VAE only; evaluate best_diffusion.pt")
     tokenizer = Tokenizer.from_json(config["tokenizer"])
+    book = read_ids(read_text(args.book), tokenizer) if args.book else None
     output = make_folder(args.output_dir)
     chunks, _, _ = open_chunks(
         args.data_path, output / "data", tokenizer, min_tokens=min(64, model_args.max_length),
@@ -82,7 +85,7 @@ def main() -> None:
         calls = [{"calls": count, **held_out.brier_lm(count)} for count in CALLS]
         brier = held_out.brier_lm(args.num_steps)
         flops = held_out.flops()
-        encode_speed, decode_speed = held_out.speed()
+        round_trip = held_out.round_trip(book)
     variance = held_out.variance()
     report = {
         "checkpoint": str(args.checkpoint), "data": str(args.data_path), "num_sequences": held_out.count,
@@ -91,7 +94,7 @@ def main() -> None:
         "active_dims": int((variance > ACTIVE_VARIANCE).sum()), "latent_dim": model_args.latent_dim,
         "denoise": denoise, "num_steps": args.num_steps, **brier, "nll": bound["nll"],
         "bound": bound, "calls": calls, "calls_per_token": args.num_steps / model_args.chunk_size,
-        "flops_per_token_and_call": flops, "encode_tokens_per_second": encode_speed, "decode_tokens_per_second": decode_speed,
+        "flops_per_token_and_call": flops, "round_trip": {"text": args.book or "held out", **round_trip},
         "environment": environment(runtime),
     }  # fmt: skip
     plot_reconstruction(report, output / "reconstruction.png")
@@ -238,17 +241,23 @@ class HeldOut:
             self.flow.predict(latents, torch.ones(len(latents), device=latents.device), chunk_mask)
         return counter.get_total_flops() / int(mask.sum())
 
-    def speed(self) -> tuple[float, float]:
-        """Tokens per second of encoding and of decoding one long text."""
-        tokens = torch.cat([batch["tokens"][batch["mask"]] for batch in self.batches])[None]
+    def round_trip(self, tokens: torch.Tensor | None) -> dict:
+        """Tokens of one long text (n,), or of all held-out ones, that come back, and how many a second each way."""
+        if tokens is None:
+            tokens = torch.cat([batch["tokens"][batch["mask"]] for batch in self.batches])
+        tokens = tokens[None].to(self.runtime.device)
         encode(self.vae, tokens[:, : 64 * self.K])
         marks = [time.perf_counter()]
         latents = encode(self.vae, tokens)
         latents.sum().item()
         marks.append(time.perf_counter())
-        decode(self.vae, latents).sum().item()
+        wrong = int((decode(self.vae, latents)[:, : tokens.shape[1]] != tokens).sum())
         marks.append(time.perf_counter())
-        return tokens.shape[1] / (marks[1] - marks[0]), tokens.shape[1] / (marks[2] - marks[1])
+        count = tokens.shape[1]
+        return {
+            "tokens": count, "wrong": wrong, "recovered": 1 - wrong / count,
+            "encode_tokens_per_second": count / (marks[1] - marks[0]), "decode_tokens_per_second": count / (marks[2] - marks[1]),
+        }  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -311,20 +320,30 @@ def plot_calls(report: dict, path: Path) -> None:
 
 
 def plot_schedule(times: TimeSampler, path: Path) -> None:
-    """Cross-entropy against noise as measured in training, and where the times were drawn before and after fitting."""
-    figure, (above, below) = plt.subplots(2, 1, figsize=(5.6, 4.8), dpi=150, layout="constrained", sharex=True)
+    """Cross-entropy as measured in training: against noise, with where times were drawn; and over the times drawn.
+
+    Fitting makes the latter straight: every time drawn then teaches as much as the next.
+    """
+    figure, axes = plt.subplot_mosaic("AC;BC", figsize=(9.6, 4.8), dpi=150, layout="constrained")
+    above, below, over = (axes[name] for name in "ABC")
     sigma = ((times.edges[1:] + times.edges[:-1]) / 2).exp().numpy()
     curve = times.curve()
     if curve is not None:
         above.plot(sigma, curve.numpy(), color="#1f5fa8")
+    for density, label, color in ((times.start, "before fitting", "#999999"), (times.density, "fitted", "#1f5fa8")):
+        below.plot(sigma, density.numpy(), color=color, label=label)
+        if curve is not None:
+            over.plot((density.cumsum(0) - density / 2).numpy(), curve.numpy(), color=color, label=label)
     above.set_ylabel("cross-entropy, nats per token")
-    below.plot(sigma, times.start.numpy(), color="#999999", label="before fitting")
-    below.plot(sigma, times.density.numpy(), color="#1f5fa8", label="fitted")
-    below.set_xscale("log")
+    above.tick_params(labelbottom=False)
     below.set_ylabel("share of training times")
     below.set_xlabel("noise σ = (1 − t) / t")
     below.legend(frameon=False)
+    over.set_xlabel("times drawn, least noise first")
+    over.set_ylabel("cross-entropy, nats per token")
     for axis in (above, below):
+        axis.set_xscale("log")
+    for axis in axes.values():
         _tidy(axis)
     figure.savefig(path)
     plt.close(figure)

@@ -21,6 +21,7 @@ from kit import errors
 from kit.checkpoint import load_checkpoint as load_file
 from kit.checkpoint import load_weights, save_checkpoint
 from kit.errors import UserError
+from kit.textfile import read_text, write_text
 from kit.times import TimeSampler
 from kit.tokenizer import Tokenizer
 from tokcom.config import ModelArgs, from_dict
@@ -194,6 +195,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--input_text", help="text for reconstruct, denoise_reconstruct, encode")
     parser.add_argument("--input_file", help="the same from a UTF-8 file")
     parser.add_argument("--latents", help="file that encode wrote, for decode")
+    parser.add_argument("--exact", action="store_true", help="encode also keeps the tokens its vectors would get wrong")
     parser.add_argument("--prompt", help="text to continue, for conditional")
     parser.add_argument("--num_chunks", type=int, help="vectors to generate (default: the model's window)")
     parser.add_argument("--num_generate_chunks", type=int, default=64, help="vectors after the prompt" + show)
@@ -241,7 +243,7 @@ def main() -> None:
         )  # fmt: skip
         texts = [tokenizer.decode(row) for row in ids]
     else:
-        ids = read_ids(args, tokenizer)
+        ids = read_ids(given_text(args), tokenizer)
         if args.mode == "reconstruct":
             found = reconstruct(vae, ids[None])
         else:
@@ -259,21 +261,14 @@ def main() -> None:
         write_text(args.output_file, "\n\n".join(texts))
 
 
-def read_text(args: argparse.Namespace) -> str:
+def given_text(args: argparse.Namespace) -> str:
     if (args.input_text is None) == (args.input_file is None):
         raise UserError(f"--mode {args.mode} needs --input_text or --input_file")
-    if args.input_text is not None:
-        return args.input_text
-    try:
-        return Path(args.input_file).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {args.input_file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{args.input_file} is not UTF-8 text ({error.reason})") from error
+    return read_text(args.input_file) if args.input_text is None else args.input_text
 
 
-def read_ids(args: argparse.Namespace, tokenizer: Tokenizer) -> torch.Tensor:
-    ids = torch.from_numpy(tokenizer.encode(read_text(args)).astype("int64"))
+def read_ids(text: str, tokenizer: Tokenizer) -> torch.Tensor:
+    ids = torch.from_numpy(tokenizer.encode(text).astype("int64"))
     if not len(ids):
         raise UserError("the input text is empty")
     return ids
@@ -293,11 +288,17 @@ def fingerprint(vae: TokComVAE) -> str:
 
 
 def write_latents(args: argparse.Namespace, vae: TokComVAE, tokenizer: Tokenizer) -> None:
-    ids = read_ids(args, tokenizer)
-    latents = encode(vae, ids[None])[0].cpu()
+    ids = read_ids(given_text(args), tokenizer)
+    latents = encode(vae, ids[None])
+    wrong = (decode(vae, latents)[0, : len(ids)].cpu() != ids).nonzero().flatten()
+    state = {"latents": latents[0].cpu(), "num_tokens": len(ids), "vae": fingerprint(vae)}
+    if args.exact:
+        state |= {"wrong": wrong, "instead": ids[wrong]}
     path = args.output_file or "latents.pt"
-    save_checkpoint(path, {"latents": latents, "num_tokens": len(ids), "vae": fingerprint(vae)})
-    print(f"{len(ids)} tokens in {len(latents)} vectors of {latents.shape[1]}: {path}")
+    save_checkpoint(path, state)
+    kept = " (kept beside them)" if args.exact else ""
+    print(f"{len(ids)} tokens in {latents.shape[1]} vectors of {latents.shape[2]}: {path}")
+    print(f"the vectors alone give back all but {len(wrong)}{kept}")
 
 
 def read_latents(args: argparse.Namespace, vae: TokComVAE) -> torch.Tensor:
@@ -306,14 +307,10 @@ def read_latents(args: argparse.Namespace, vae: TokComVAE) -> torch.Tensor:
     saved = load_file(args.latents, ("latents", "num_tokens", "vae"))
     if saved["vae"] != fingerprint(vae):
         raise UserError(f"{args.latents} was written by another model than {args.checkpoint}")
-    return decode(vae, saved["latents"][None])[0, : saved["num_tokens"]]
-
-
-def write_text(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    ids = decode(vae, saved["latents"][None])[0, : saved["num_tokens"]]
+    if "wrong" in saved:
+        ids[saved["wrong"].to(ids.device)] = saved["instead"].to(ids.device)
+    return ids
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ bit for bit on a CPU.
 """
 
 import argparse
-import json
 import math
 from dataclasses import fields
 from pathlib import Path
@@ -253,7 +252,7 @@ def fit(stage, args, train, val, order, log, keep, interrupt, saved, offset) -> 
                         best = result["val_loss"]
                         keep.save(BEST[stage.name], stage.name, epoch, best, None)
                     if done or (epoch_ends and (epoch + 1) % config.sample_every == 0):
-                        keep.write_samples(stage.name, offset + step, stage.samples(val, keep.tokenizer))
+                        log.table(offset + step, f"{stage.name}/samples", stage.samples(val, keep.tokenizer))
                 bar.write(
                     f"{stage.name} step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in result.items())
                 )
@@ -270,7 +269,7 @@ def fit(stage, args, train, val, order, log, keep, interrupt, saved, offset) -> 
 
 
 class Keeper:
-    """Writes checkpoints and sample tables."""
+    """Writes checkpoints."""
 
     def __init__(self, args, model_args, config, tokenizer, vae, denoiser, output, runtime):
         self.args, self.model_args, self.config, self.tokenizer = args, model_args, config, tokenizer
@@ -290,13 +289,6 @@ class Keeper:
                 state["training"] = training | {"times": state["times"]}
             save_checkpoint(self.output / name, state)
         self.runtime.wait()
-
-    def write_samples(self, stage: str, step: int, rows: list[dict]) -> None:
-        """Append a sample table to samples.jsonl."""
-        if self.runtime.is_main:
-            with open(self.output / "samples.jsonl", "a", encoding="utf-8") as file:
-                for row in rows:
-                    file.write(json.dumps({"stage": stage, "step": step, **row}, ensure_ascii=False) + "\n")
 
 
 def load_start(args: argparse.Namespace, output: Path) -> dict:

@@ -222,14 +222,13 @@ class CodebookCodec:
         pages = {header.page: (symbols, whole) for header, symbols, whole in read}
         missing = [i for i in range(first.pages) if i not in pages]
         lost = sum(int((~whole).sum()) for _, whole in pages.values())
-        symbols = np.concatenate([pages[i][0] for i in sorted(pages)])
-        whole = np.concatenate([pages[i][1] for i in sorted(pages)])
+        read_in = sum(len(whole) for _, whole in pages.values())
+        pages |= {i: (np.zeros(1, np.int64), np.zeros(1, bool)) for i in missing}  # each leaves one mark in the text
+        symbols, whole = (np.concatenate([pages[i][part] for i in sorted(pages)]) for part in (0, 1))
         if missing or lost:
-            told = f"{lost} of {len(symbols)} symbols cannot be read" if lost else ""
-            told += (" and " if told and missing else "") + (
-                f"{len(missing)} of {first.pages} pages are missing" if missing else ""
-            )
-            raise DamagedCode(told, self._to_text(symbols, whole, first.payload, partial=True), lost)
+            told = [f"{lost} of {read_in} symbols cannot be read"] * bool(lost)
+            told += [f"{len(missing)} of {first.pages} pages are missing"] * bool(missing)
+            raise DamagedCode(" and ".join(told), self._to_text(symbols, whole, first.payload, partial=True), lost)
         return self._to_text(symbols, whole, first.payload)
 
     def _decode_bare(self, images: list[Image.Image]) -> str:
@@ -255,9 +254,10 @@ class CodebookCodec:
             runs = np.split(np.arange(len(symbols)), np.flatnonzero(np.diff(whole)) + 1)
             return "".join(self._tokenizer.decode(symbols[r]) if whole[r].all() else "\ufffd" for r in runs if len(r))
         data = np.where(whole, symbols, 0xFF).astype(np.uint8).tobytes()
+        if payload == "zstd" and partial:  # one wrong bit ruins all that follows
+            start = zstd().ZstdDecompressor().decompress(data[: whole.argmin()])
+            return start.decode("utf-8", errors="ignore") + "\ufffd"
         if payload == "zstd":
-            if partial:
-                return ""  # one wrong bit ruins all of a compressed text
             module = zstd()
             try:
                 data = module.decompress(data)

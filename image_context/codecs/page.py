@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,8 @@ from image_context.codecs.rectify import candidates
 PAYLOADS = ("tokens", "bytes", "zstd")
 HEADER_BLOCKS = 6
 HEADER_BYTES = HEADER_BLOCKS * (BLOCK // HEADER_CELL) ** 2 // 8
+FIELD_BYTES = (1, 1, 1, 1, 1, 2, 1, 2, 2, 3, 4, 2, 2)
+HEADER_CODER = RSCodec(HEADER_BYTES - sum(FIELD_BYTES) - 2)
 MAGIC = 0xC5
 PATIENCE = 6  # ways to see a page that have a header and no whole data, before the best of them has to do
 
@@ -37,27 +40,24 @@ class Header:
     def to_bytes(self) -> bytes:
         layout = self.layout
         values = (
-            (MAGIC, 1), (PAYLOADS.index(self.payload) * 2 + self.fiducials, 1), (layout.cell_bits, 1), (layout.cell, 1),
-            (layout.symbol_bits, 1), (layout.per_block, 2), (layout.parity, 1), (self.page, 2), (self.pages, 2),
-            (self.symbols, 3), (self.check, 4), (self.vocabulary, 2), (self.document, 2),
+            MAGIC, PAYLOADS.index(self.payload) * 2 + self.fiducials, layout.cell_bits, layout.cell, layout.symbol_bits,
+            layout.per_block, layout.parity, self.page, self.pages, self.symbols, self.check, self.vocabulary, self.document,
         )  # fmt: skip
-        body = b"".join(value.to_bytes(size, "big") for value, size in values)
+        body = b"".join(value.to_bytes(size, "big") for value, size in zip(values, FIELD_BYTES, strict=True))
         body += zlib.crc32(body).to_bytes(4, "big")[:2]
-        return bytes(RSCodec(HEADER_BYTES - len(body)).encode(body))
+        return bytes(HEADER_CODER.encode(body))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Header | None":
         """The header, or None where these bytes hold none."""
-        sizes = (1, 1, 1, 1, 1, 2, 1, 2, 2, 3, 4, 2, 2)
-        length = sum(sizes) + 2
         try:
-            body = bytes(RSCodec(HEADER_BYTES - length).decode(data)[0])
+            body = bytes(HEADER_CODER.decode(data)[0])
         except ReedSolomonError:
             return None
         if body[0] != MAGIC or zlib.crc32(body[:-2]).to_bytes(4, "big")[:2] != body[-2:]:
             return None
-        ends = np.cumsum(sizes).tolist()
-        values = [int.from_bytes(body[end - size : end], "big") for end, size in zip(ends, sizes)]
+        ends = accumulate(FIELD_BYTES)
+        values = [int.from_bytes(body[end - size : end], "big") for end, size in zip(ends, FIELD_BYTES)]
         _, kind, cell_bits, cell, bits, per_block, parity, page, pages, symbols, check, vocabulary, document = values
         if kind >> 1 >= len(PAYLOADS) or 1 << cell_bits not in COLORS or cell not in CELLS or not bits * per_block:
             return None  # a header that this codec never writes

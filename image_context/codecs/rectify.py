@@ -48,10 +48,14 @@ def candidates(image: Image.Image, has_header: Callable[[np.ndarray, bool], bool
             for fiducials in (False, True):
                 if has_header(pixels, fiducials):
                     yield pixels, fiducials
-    found = find_bullseyes(np.asarray(image.convert("L"), np.float32))
+    found, framed = find_bullseyes(np.asarray(image.convert("L"), np.float32)), False
     if found is not None:
         for turn in range(4):
-            yield from _by_bullseyes(image, np.roll(found[0], -turn, axis=0), found[1], has_header)
+            for view in _by_bullseyes(image, np.roll(found[0], -turn, axis=0), found[1], has_header):
+                yield view
+                framed = True
+    if framed:
+        return  # its corners are known: a blind search for its size would find nothing better
     for view in turned:
         yield from _by_size(view, has_header)
 

@@ -1,5 +1,6 @@
 """A text that a codec writes comes back to the letter, also from an image that something has happened to."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -180,11 +181,18 @@ def test_damage_beyond_repair_says_how_much_is_lost_and_gives_the_rest():
 def test_missing_pages_and_symbols_are_counted():
     book, qr = build_codec("codebook", max_side=8), build_codec("qr", version=5)
     pages, symbols = book.encode(SAMPLE).images, qr.encode(SAMPLE).images
-    with pytest.raises(DamagedCode, match=f"1 of {len(pages)} pages are missing"):
-        book.decode(pages[1:])
+    with pytest.raises(DamagedCode, match=f"1 of {len(pages)} pages are missing") as raised:
+        book.decode([pages[0], *pages[2:]])
+    start, rest = raised.value.text.split("\ufffd", 1)
+    assert len(start) > 100 and SAMPLE.startswith(start) and SAMPLE.endswith(rest.lstrip("\ufffd")) and rest
     with pytest.raises(DamagedCode, match=f"2 of {len(symbols)} QR symbols cannot be read") as raised:
         qr.decode(symbols[:-2])
     assert SAMPLE.startswith(raised.value.text.rstrip("\ufffd")) and raised.value.text
+    packed = build_codec("codebook", payload="zstd", max_side=24)
+    long = "".join(random.Random(0).choices("abcdefgh", k=400_000))
+    with pytest.raises(DamagedCode, match="pages are missing") as raised:
+        packed.decode(packed.encode(long).images[:-1])
+    assert len(raised.value.text) > 100_000 and long.startswith(raised.value.text.rstrip("\ufffd"))
 
 
 @pytest.mark.parametrize("name", ["codebook", "qr"])

@@ -75,7 +75,11 @@ def test_pieces_make_the_text_again_and_stay_small():
         ("a.txt", "café au lait, très bien".encode("latin-1"), "not text in utf-8"),
         ("a.txt", CHINESE.encode()[:1000] + b"\xff" + CHINESE.encode(), "not text in utf-8"),
         ("a.txt.gz", gzip.compress(b"text" * 10000, mtime=0)[:-20], "damaged archive"),
-        ("a.txt.gz", gzip.compress(bytes(range(32, 127)) * 300, mtime=0)[:60] + b"zzzzzzzzzzzzzzzzzzzz", "damaged archive"),
+        (
+            "a.txt.gz",
+            gzip.compress(bytes(range(32, 127)) * 300, mtime=0)[:60] + b"zzzzzzzzzzzzzzzzzzzz",
+            "damaged archive",
+        ),
         ("a.txt.zst", b"no zstd", "damaged archive"),
         ("a.txt.zst", zstd.compress(bytes(range(32, 127)) * 9000)[:-20], "damaged archive"),
         ("a.jsonl", b'{"text": "fine"}\n{"text": \n', "line 2"),

@@ -63,6 +63,7 @@ def test_the_log_of_a_resumed_run_reads_as_if_it_had_never_stopped(tmp_path):
     log = RunLog(tmp_path, {"a": 1}, runtime)
     for step in range(1, 8):
         log.log(step, loss=1.0 / step)
+        log.table(step, "samples", [{"text": "a\u2028b"}])
     log.close()
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"step": 8, "lo')  # killed while writing
@@ -72,6 +73,8 @@ def test_the_log_of_a_resumed_run_reads_as_if_it_had_never_stopped(tmp_path):
     log.close()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[-1]["loss"] is None
+    samples = (tmp_path / "samples.jsonl").read_text().rstrip("\n").split("\n")
+    assert [json.loads(line)["step"] for line in samples] == [1, 2, 3, 4, 5]
     assert json.loads((tmp_path / "env.json").read_text())["torch"] == torch.__version__
 
 
@@ -80,8 +83,11 @@ def test_wandb_works_offline_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr("kit.runlog._reachable", lambda host: False)
     log = RunLog(tmp_path, {}, device.start("cpu"), wandb="tokencolor-test")
     log.log(1, loss=0.5)
+    log.table(1, "samples", [{"text": "a\u2028b", "found": "c"}])
     log.close()
     assert list(tmp_path.rglob("*.wandb"))
+    table = json.loads(next(tmp_path.rglob("*.table.json")).read_text())
+    assert table["columns"] == ["text", "found"] and table["data"] == [["a\u2028b", "c"]]
 
 
 def test_torchvision_imports_beside_a_cpu_torch():

@@ -87,6 +87,16 @@ def test_a_book_of_any_length_is_encoded_and_read_back(run, tmp_path):
     assert again.split("\n", 1)[1] == back + "\n"
 
 
+def test_with_its_mistakes_kept_a_text_comes_back_to_the_letter(run, tmp_path):
+    text = "\ufeffLine ends of another kind,\r\nand 中文 it never saw: \U0001f600\n" + sentences(78, 90)
+    book, latents, back = (tmp_path / name for name in ("book.txt", "latents.pt", "back.txt"))
+    book.write_bytes(text.encode())
+    said = run("--mode", "encode", "--exact", "--input_file", book, "--output_file", latents)
+    assert "kept beside them" in said and 0 < int(said.split("all but ")[1].split()[0]) < 600
+    run("--mode", "decode", "--latents", latents, "--output_file", back)
+    assert back.read_bytes() == book.read_bytes()
+
+
 def test_the_writing_modes_write(run):
     assert "tokens recovered" in run(
         "--mode", "denoise_reconstruct", "--input_text", sentences(1, 40), "--num_steps", 3
@@ -124,7 +134,8 @@ def test_what_cannot_work_says_so(refuse, trained, tmp_path):
 
 def test_a_report_has_every_number_and_figure(call, refused, data, trained, tmp_path):
     options = ("--data_path", data / "val", "--output_dir", tmp_path, "--device", "cpu", "--precision", "fp32")
-    options = (*options, "--num_samples", 12, "--num_prompts", 16, "--num_steps", 4)
+    (tmp_path / "book.txt").write_text(sentences(9, 200))
+    options = (*options, "--num_samples", 12, "--num_prompts", 16, "--num_steps", 4, "--book", tmp_path / "book.txt")
     assert call(evaluate, "--checkpoint", trained / "best_diffusion.pt", *options) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["reconstruction"] > 0.9 and report["reconstruction_at_noise"].keys() >= {"0.1", "0.3"}
@@ -136,6 +147,7 @@ def test_a_report_has_every_number_and_figure(call, refused, data, trained, tmp_
     assert [row["calls"] for row in report["calls"]] == [1, 2, 4, 8, 16, 32, 64]
     assert 0 < report["active_dims"] <= report["latent_dim"] == 24
     assert report["nll"] == pytest.approx(sum(report["bound"][part] for part in ("reading", "flow", "prior")))
+    assert report["round_trip"]["tokens"] > 1000 and 0.9 < report["round_trip"]["recovered"] <= 1
     for name in ("reconstruction", "calls", "schedule", "map"):
         assert np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")).std() > 5
     assert "holds a VAE only" in refused(evaluate, "--checkpoint", trained / "best_vae.pt", *options)

@@ -1,0 +1,23 @@
+"""UTF-8 files read and written to the letter: no line end, mark or byte is changed on the way."""
+
+from pathlib import Path
+
+from kit.errors import UserError
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file. Raises UserError where there is none or it is not UTF-8."""
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason})") from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Raises UserError where the file cannot be written."""
+    try:
+        Path(path).write_bytes(text.encode())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -101,9 +101,9 @@ PRESETS = {
     },
     # Minutes on two CPU cores.
     "tiny": {
-        "hidden_size": 192, "num_hidden_layers": 6, "vae_num_hidden_layers": 2, "num_attention_heads": 4,
+        "hidden_size": 192, "num_hidden_layers": 3, "vae_num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 4, "intermediate_size": 512, "latent_dim": 64, "max_length": 256, "batch_size": 16,
-        "vae_lr": 3e-3, "diffusion_lr": 2e-3, "vae_epochs": 1, "diffusion_epochs": 2, "token_dropout": 0.05, "vae_share": 0.15,
+        "vae_lr": 3e-3, "diffusion_lr": 2e-3, "vae_epochs": 1, "diffusion_epochs": 2, "token_dropout": 0.05, "vae_share": 0.1,
     },
 }  # fmt: skip
 

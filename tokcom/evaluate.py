@@ -94,7 +94,7 @@ def main() -> None:
         "active_dims": int((variance > ACTIVE_VARIANCE).sum()), "latent_dim": model_args.latent_dim,
         "denoise": denoise, "num_steps": args.num_steps, **brier, "nll": bound["nll"],
         "bound": bound, "calls": calls, "calls_per_token": args.num_steps / model_args.chunk_size,
-        "flops_per_token_and_call": flops, "round_trip": {"text": args.book or "held out", **round_trip},
+        "flops_per_token_and_call": flops, "round_trip": {"text": Path(args.book).name if args.book else "held out", **round_trip},
         "environment": environment(runtime),
     }  # fmt: skip
     plot_reconstruction(report, output / "reconstruction.png")

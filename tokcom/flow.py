@@ -64,16 +64,16 @@ class Flow(nn.Module):
         )  # unit spread, as the noisy vectors beside which the network reads it
 
         def embeddings(logits):
-            return (logits.float().softmax(-1).to(table.dtype) @ table).view(*y.shape[:2], -1)
+            return logits.float().softmax(-1).to(table.dtype) @ table
 
         with torch.no_grad():
-            alone = vae.hidden((skip * y).flatten(0, 1) * vae.latent_std + vae.latent_mean).view(*y.shape[:2], -1)
-        alone = torch.where(known, 1.0, self.denoiser.trusted(sigma.log())).unsqueeze(-1) * alone
+            alone = vae.hidden((skip * y).flatten(0, 1) * vae.latent_std + vae.latent_mean).view(*y.shape[:2], K, -1)
+        alone = torch.where(known, 1.0, self.denoiser.trusted(sigma.log()))[:, :, None, None] * alone
         with torch.no_grad():
-            heard = embeddings(vae.head(alone.unflatten(-1, (K, -1))))
-        features = self.denoiser(y * scale * mask.unsqueeze(-1), heard, sigma.log(), mask, known, x_prev)
-        logits = vae.head((alone + self.denoiser.say(features)).unflatten(-1, (K, -1)))
-        believed = embeddings(logits.detach())
+            heard = embeddings(vae.head(alone))
+        features, said = self.denoiser(y * scale * mask.unsqueeze(-1), heard, sigma.log(), mask, known, x_prev)
+        logits = vae.head(alone + said)
+        believed = embeddings(logits.detach()).flatten(2)
         x1 = skip * y + out * (self.denoiser.mean(features) + self.denoiser.expect(believed)).float()
         return Prediction(x1, logits.flatten(1, 2))
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from tokcom.config import ModelArgs
 
+REACH = 2  # tokens on either side that a token sees before the trunk does
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Leaves
 
@@ -64,10 +66,12 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    def __init__(self, args: ModelArgs):
+    """Gated MLP (arXiv 2002.05202)."""
+
+    def __init__(self, dim_in: int, hidden: int, dim_out: int):
         super().__init__()
-        self.gate_up = nn.Linear(args.hidden_size, 2 * args.intermediate_size, bias=False)
-        self.down = nn.Linear(args.intermediate_size, args.hidden_size, bias=False)
+        self.gate_up = nn.Linear(dim_in, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim_out, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -82,7 +86,7 @@ class Block(nn.Module):
         self.norm1 = RMSNorm(args.hidden_size, affine=not conditioned)
         self.attention = Attention(args)
         self.norm2 = RMSNorm(args.hidden_size, affine=not conditioned)
-        self.mlp = SwiGLU(args)
+        self.mlp = SwiGLU(args.hidden_size, args.intermediate_size, args.hidden_size)
         self.modulation = nn.Linear(args.hidden_size, 6 * args.hidden_size) if conditioned else None
 
     def forward(self, x, rope, attend=None, c=None):
@@ -209,13 +213,20 @@ class NoiseEmbedding(nn.Module):
         return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
 
 
+def neighborhood(x: torch.Tensor) -> torch.Tensor:
+    """Each of the positions of x (B, N, D) with the `REACH` before and after it, zeros beyond the ends: (B, N, (2 REACH + 1) D)."""
+    padded = F.pad(x, (0, 0, REACH, REACH))
+    return torch.cat([padded[:, i : i + x.shape[1]] for i in range(2 * REACH + 1)], dim=-1)
+
+
 class DenoisedModel(nn.Module):
-    """The trunk that looks at a noisy sequence of vectors, and the four small maps through which it speaks.
+    """An hourglass that looks at a noisy sequence of vectors: tokens, chunks, tokens.
 
     In: the noisy vectors, an earlier estimate, and `heard`, the embeddings of the tokens that the decoder hears in each noisy
-    vector by itself. Out: features (B, C, D). `say` adds them to what the decoder's head reads, after `trust` (one number from
-    the noise level) has scaled what the decoder heard; `mean` and `expect` make the conditional mean of the vector out of the
-    features and of the embeddings of the tokens now believed in. All four start so that nothing is added.
+    vector by itself. Each token first looks at its neighbors; the trunk looks at whole chunks; then each token hears what the
+    trunk has to say. Out: `say`, to be added to what the decoder's head reads after `trust` (one number from the noise level)
+    has scaled what the decoder heard; and `features`, out of which `mean`, together with `expect` from the embeddings of the
+    tokens now believed in, makes the conditional mean of the vector. All four start so that nothing is added.
     """
 
     def __init__(self, args: ModelArgs):
@@ -223,11 +234,16 @@ class DenoisedModel(nn.Module):
         self.args = args
         dim, K = args.hidden_size, args.chunk_size
         self.embed = nn.Linear(2 * args.latent_dim + 1, dim)  # noisy vector, earlier estimate, "is given clean"
+        self.near = SwiGLU((2 * REACH + 1) * dim, dim, dim)
         self.hear = nn.Linear(K * dim, dim)
         self.noise_embed = NoiseEmbedding(dim)
         self.blocks = nn.ModuleList(Block(args, conditioned=True) for _ in range(args.num_hidden_layers))
         self.norm = RMSNorm(dim)
         self.say = nn.Linear(dim, K * dim)
+        self.near_norm = RMSNorm(dim)
+        self.near_say = nn.Linear(dim, dim)
+        self.both_norm = RMSNorm(dim)
+        self.both_say = SwiGLU(dim, dim, dim)
         self.trust = nn.Linear(dim, 1)
         self.mean = nn.Linear(dim, args.latent_dim)
         self.expect = nn.Linear(K * dim, args.latent_dim)
@@ -235,22 +251,27 @@ class DenoisedModel(nn.Module):
         self.register_buffer("rope_cos", angles.cos(), persistent=False)
         self.register_buffer("rope_sin", angles.sin(), persistent=False)
         initialize(self)
-        for head in (self.say, self.trust, self.mean, self.expect):
+        for head in (self.say, self.near_say, self.both_say.down, self.trust, self.mean, self.expect):
             nn.init.zeros_(head.weight)
 
     def trusted(self, log_sigma: torch.Tensor) -> torch.Tensor:
         """How much of what the decoder hears by itself counts, (B, 1), at noise log_sigma (B,)."""
         return self.trust(self.noise_embed(log_sigma)).exp()
 
-    def forward(self, x, heard, log_sigma, mask, known, x_prev) -> torch.Tensor:
-        """Features (B, C, D).
+    def forward(self, x, heard, log_sigma, mask, known, x_prev) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (B, C, D), and what is said of each token (B, C, K, D).
 
-        x and x_prev (B, C, latent_dim) of unit spread, heard (B, C, K D), log_sigma (B,), mask and known (B, C).
+        x and x_prev (B, C, latent_dim) of unit spread, heard (B, C, K, D), log_sigma (B,), mask and known (B, C).
         """
-        x = self.embed(torch.cat([x, x_prev, known.unsqueeze(-1).to(x.dtype)], dim=-1)) + self.hear(heard)
+        tokens = (heard * mask[:, :, None, None]).flatten(1, 2)
+        tokens = tokens + self.near(neighborhood(tokens))
+        chunks = tokens.view(*x.shape[:2], -1)
+        x = self.embed(torch.cat([x, x_prev, known.unsqueeze(-1).to(x.dtype)], dim=-1)) + self.hear(chunks)
         c = self.noise_embed(log_sigma)
         rope = self.rope_cos[: x.shape[1]], self.rope_sin[: x.shape[1]]
         attend = mask[:, None, None]
         for block in self.blocks:
             x = block(x, rope, attend, c)
-        return self.norm(x)
+        x = self.norm(x)
+        tokens, said = tokens.view(heard.shape), self.say(x).view(heard.shape)
+        return x, said + self.near_say(self.near_norm(tokens)) + self.both_say(self.both_norm(tokens + said))

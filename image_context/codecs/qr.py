@@ -91,7 +91,9 @@ class QRCodec:
             raise DamagedCode(f"these images hold symbols of {len(found)} texts; pass those of one")
         check, parts = found.popitem()
         missing = [i for i in range(totals[check]) if i not in parts]
-        data = b"".join(parts.get(i, b"\xff") for i in range(totals[check]))  # no UTF-8: a mark where a symbol is missing
+        data = b"".join(
+            parts.get(i, b"\xff") for i in range(totals[check])
+        )  # no UTF-8: a mark where a symbol is missing
         if missing:
             whole = data.decode("utf-8", errors="replace")
             raise DamagedCode(f"{len(missing)} of {totals[check]} QR symbols cannot be read", whole, len(missing))

@@ -24,9 +24,18 @@ class VLLM:
             raise UserError(
                 "evaluation.backend vllm needs vLLM: pip install vllm, or set it to transformers"
             ) from error
+        if any(codec.codec == "pool" for codec in config.data.codecs.values()):
+            raise UserError(
+                "means of embeddings cannot be handed to vLLM: use evaluation.backend transformers for pool"
+            )
+        if config.model.qlora:
+            raise UserError("evaluation.backend vllm knows no model.qlora: use transformers")
         adapter = lora_path is not None and (Path(lora_path) / "adapter_config.json").is_file()
         model = config.model.name if adapter or lora_path is None else lora_path
-        self.engine = LLM(model=model, enable_lora=adapter, seed=config.seed, limit_mm_per_prompt={"image": 64})
+        limits = {"mm_processor_kwargs": {"max_pixels": config.model.max_pixels}} if config.model.max_pixels else {}
+        self.engine = LLM(
+            model=model, enable_lora=adapter, seed=config.seed, limit_mm_per_prompt={"image": 64}, **limits
+        )
         self.reader = reader  # for its chat template
         self.adapter = LoRARequest("adapter", 1, lora_path) if adapter else None
 
@@ -34,10 +43,6 @@ class VLLM:
         """What the model says to each question, greedily; `inputs`, ready tensors, are for the other backend."""
         from vllm import SamplingParams
 
-        if any(e.pool for e in encoded):
-            raise ValueError(
-                "means of embeddings cannot be handed to vLLM: use evaluation.backend transformers for pool"
-            )
         requests = [
             {
                 "prompt": prompt_text(self.reader, e, sample.question),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +14,7 @@ from image_context.tasks import TASKS
 from kit.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of a codec; names files
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -30,29 +31,36 @@ class ModelConfig(Section):
 
 class CodecConfig(Section):
     codec: Literal[tuple(CODECS)]
-    options: dict = {}  # of the codec; `tokenizer: model` gives it the model's own
+    options: dict[str, Any] = {}  # of the codec; `tokenizer: model` gives it the model's own
     train: Share = 1.0  # of num_samples_per_codec that generate_train_data writes for it
 
 
 class DataConfig(Section):
-    tasks: list[Literal[TASKS]] = ["json", "needle", "random"]
-    lengths: list[Positive] = [512, 1024, 2048, 4096]  # tokens of a document, by the model's tokenizer
-    languages: list[Literal["en", "zh"]] = ["en"]  # of the hay
+    tasks: Annotated[list[Literal[TASKS]], Field(min_length=1)] = ["json", "needle", "random"]
+    lengths: Annotated[list[Positive], Field(min_length=1)] = [
+        512,
+        1024,
+        2048,
+        4096,
+    ]  # tokens of a document, by the model's tokenizer
+    languages: Annotated[list[Literal["en", "zh"]], Field(min_length=1)] = ["en"]  # of the hay
     samples: Positive = 20  # of each task, length and language, in evaluation
-    codecs: dict[str, CodecConfig] = {
+    codecs: Annotated[dict[Name, CodecConfig], Field(min_length=1)] = {
         "text": CodecConfig(codec="text"),
         "render": CodecConfig(codec="render"),
         "codebook": CodecConfig(codec="codebook"),
         "qr": CodecConfig(codec="qr"),
     }
-    augmentations: list[Literal[AUGMENTATIONS]] = ["clean"]
+    augmentations: Annotated[list[Literal[AUGMENTATIONS]], Field(min_length=1)] = ["clean"]
     geometry: bool = False  # whether heavy also moves the page
 
 
 class GenerationConfig(Section):
     num_samples_per_codec: Positive = 500
-    lengths: list[Positive] | None = None  # of training documents (default: those of data)
-    augmentations: list[Literal[AUGMENTATIONS]] | None = None
+    lengths: Annotated[list[Positive], Field(min_length=1)] | None = (
+        None  # of training documents (default: those of data)
+    )
+    augmentations: Annotated[list[Literal[AUGMENTATIONS]], Field(min_length=1)] | None = None
 
 
 class LoraConfig(Section):
@@ -95,8 +103,8 @@ class Config(Section):
 
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that change with any value except `output_dir`."""
-        text = json.dumps(self.model_dump(exclude={"output_dir"}), sort_keys=True)
+        """Twelve hexadecimal digits that change with any value but those that change no result."""
+        text = json.dumps(self.model_dump(exclude={"output_dir": True, "evaluation": {"batch_size"}}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def codecs(self, vocabulary) -> dict:
@@ -106,8 +114,6 @@ class Config(Section):
             options = dict(codec.options)
             if options.get("tokenizer") == "model" or codec.codec in ("truncate", "pool"):
                 options["tokenizer"] = vocabulary
-            if "fonts" in options:
-                options["fonts"] = tuple(options["fonts"])
             built[name] = build_codec(codec.codec, **options)
         return built
 
@@ -123,7 +129,7 @@ def load_config(path: str | Path) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{path} is no mapping of settings")
     try:
-        return Config(**values)
+        return Config.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -15,7 +15,6 @@ import shutil
 from dataclasses import fields
 from pathlib import Path
 
-import yaml
 from PIL import Image
 
 from image_context.codecs import CODECS, DamagedCode, build_codec
@@ -55,26 +54,26 @@ def main() -> None:
 
 
 def read_options(codec: str, pairs: list[str]) -> dict:
-    """Options from NAME=VALUE, values as in YAML; where the codec wants several, commas stand between them."""
+    """Options from NAME=VALUE; where the codec wants several, commas stand between them."""
     options, kinds = {}, {field.name: field.type for field in fields(CODECS[codec])}
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign:
             raise UserError(f"--option {pair}: write NAME=VALUE")
         several = "tuple" in str(kinds.get(name, ""))
-        options[name] = tuple(value.split(",")) if several else yaml.safe_load(value)
-        if kinds.get(name) in (int, float) and not isinstance(options[name], int | float):
-            raise UserError(f"--option {pair}: {name} is a number")
+        options[name] = tuple(value.split(",")) if several else value
     return options
 
 
 def write_pages(codec, args: argparse.Namespace) -> None:
     text = read_text(args.input_file)
-    output = Path(args.output_dir)
+    output = Path(args.output_dir).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is not empty: name a new folder, so that pages of two texts do not mix")
     encoded = codec.encode(text)
-    partial = make_folder(output.with_name(output.name + ".partial"))
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    make_folder(partial)
     for number, image in enumerate(encoded.images):
         image.save(partial / f"page_{number:04d}.png")
     if output.exists():
@@ -82,7 +81,7 @@ def write_pages(codec, args: argparse.Namespace) -> None:
     shutil.move(partial, output)
     tokens, size = codec.visual_tokens(encoded), len(text.encode())
     print(
-        f"{size} bytes in {len(encoded.images)} images, {tokens} visual tokens, {size / max(1, tokens):.1f} bytes each: {output}"
+        f"{size} bytes in {len(encoded.images)} images, {tokens} visual tokens, {size / max(1, tokens):.1f} bytes each: {args.output_dir}"
     )
 
 

@@ -36,8 +36,7 @@ def read_records(path: str | Path) -> list[Record]:
     """The records of a JSONL file. Raises UserError for a missing or damaged file."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
         return [Record(**{**row, "sample": Sample(**row["sample"])}) for row in rows]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; write it with generate_train_data") from error

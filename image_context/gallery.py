@@ -7,15 +7,15 @@ Writes gallery.png and the images themselves, one pixel for one pixel.
 """
 
 import argparse
-from pathlib import Path
+from pydoc_data.topics import topics
 
 import matplotlib
 
 from image_context.augment import augment
 from image_context.codecs import build_codec
 from kit import errors
-from kit.errors import UserError
 from kit.runlog import make_folder
+from kit.textfile import read_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    text = read_text(args.input_file)
+    text = topics["assert"] + "\n" + topics["del"] if args.input_file is None else read_text(args.input_file)
     output = make_folder(args.output_dir)
     figure, axes = plt.subplots(2, 3, figsize=(12, 8.4), dpi=100, layout="constrained")
     for axis, (file, title, name, options, level) in zip(axes.flat, SHOWN):
@@ -64,17 +64,6 @@ def main() -> None:
     figure.savefig(output / "gallery.png")
     plt.close(figure)
     print(f"wrote {output}/gallery.png and the images it shows")
-
-
-def read_text(path: str | None) -> str:
-    if path is None:
-        from pydoc_data.topics import topics
-
-        return topics["assert"] + "\n" + topics["del"]
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read --input_file {path} as UTF-8 text: {error}") from error
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from image_context.dataset import Record, write_record
 from image_context.reader import open_reader
 from image_context.tasks import make_sample
 from kit import device, errors
+from kit.checkpoint import LAST
 from kit.errors import UserError
 from kit.runlog import make_folder, progress_bar, write_json
 
@@ -36,6 +37,8 @@ def main() -> None:
     if args.num_samples is not None and args.num_samples < 1:
         raise UserError(f"--num_samples {args.num_samples}: need at least 1")
     output = make_folder(args.output_dir or config.output_dir)
+    if (output / LAST).exists():
+        raise UserError(f"{output} holds a run that was trained on its data: choose another --output_dir")
     reader = open_reader(config.model, runtime, output)
     count = args.num_samples or config.generation.num_samples_per_codec
     write_data(config, reader, output / "train_data", count)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
@@ -145,9 +146,7 @@ def load_reader(
     """  # fmt: skip
     folder = Path(name_or_path)
     adapter = folder if (folder / "adapter_config.json").is_file() else None
-    base = (
-        json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] if adapter else name_or_path
-    )
+    base = adapter_base(folder) if adapter else name_or_path
     if folder.exists() and not adapter and not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds neither a model (config.json) nor an adapter (adapter_config.json)")
     options = {"dtype": dtype}
@@ -168,7 +167,7 @@ def load_reader(
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, folder)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"cannot load the reader {name_or_path}{f' on its base {base}' if adapter else ''}: {reason}"
@@ -177,6 +176,15 @@ def load_reader(
     if not qlora:
         model.to(device)
     return Reader(model, processor, str(name_or_path))
+
+
+def adapter_base(folder: Path) -> str:
+    """The base that an adapter's folder names. Raises UserError for a damaged adapter_config.json."""
+    path = folder / "adapter_config.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} names no base model: the adapter is damaged") from error
 
 
 class EvenVisionAttention(VisionAttention):

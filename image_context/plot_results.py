@@ -78,22 +78,15 @@ def summarize(records: list[dict]) -> list[dict]:
         points.append({
             "codec": codec, "augmentation": augmentation, "task": task, "length": length, "metric": METRICS[task],
             "mean": mean(values), "interval": interval(values), "questions": len(group), "failures": len(group) - len(answered),
-            "metrics": {name: sum(r["metrics"][name] for r in answered) / len(group) for name in sorted(names)},
+            "metrics": {
+                name: (sum(r["metrics"][name] for r in answered) + name.endswith("error_rate") * (len(group) - len(answered))) / len(group)
+                for name in sorted(names)
+            },
             "total_tokens": math.nan, "ratio_context": math.nan, "ratio_total": math.nan, "visual_tokens": 0, **costs,
             "capacity_bits": group[0].get("capacity_bits"),
-                "answer_bits": mean([bits(r) for r in answered]),
+            "text_bits": mean([r["costs"]["ratio_context"] * r["token_bits"] for r in answered]),
         })  # fmt: skip
     return points
-
-
-def bits(record: dict) -> float:
-    """Bits of a document's UTF-8 text per token that carries it."""
-    return (
-        8
-        * len(record["answer"].encode())
-        * record["costs"]["ratio_context"]
-        / max(1, record["costs"]["context_tokens"])
-    )
 
 
 def mean(values: list[float]) -> float:
@@ -144,18 +137,19 @@ def plot_robustness(points: list[dict], path: Path) -> None:
 
 
 def plot_bits(points: list[dict], path: Path) -> None:
-    """Share restored against the bits of text that each token has to carry; dotted, what its codec could carry."""
+    """Share restored against the bits that each token has to carry, log2(vocabulary) for each token of the document; dotted,
+    what its codec could carry."""
     figure, axes = panels([p for p in points if p["task"] != "needle"] or points)
     for axis, task in axes:
         for name, color, mark in styles(points):
             mine = [p for p in points if (p["codec"], p["task"], p["augmentation"]) == (name, task, "clean")]
-            mine = sorted((p for p in mine if not math.isnan(p["answer_bits"])), key=lambda p: p["answer_bits"])
-            draw(axis, [p["answer_bits"] for p in mine], mine, name, color, mark)
+            mine = sorted((p for p in mine if not math.isnan(p["text_bits"])), key=lambda p: p["text_bits"])
+            draw(axis, [p["text_bits"] for p in mine], mine, name, color, mark)
             for capacity in {p["capacity_bits"] for p in mine if p["capacity_bits"]}:
                 axis.axvline(capacity, color=color, linestyle=":", linewidth=1.2)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-        axis.set_xlabel("bits of text per token that carries it (dotted: capacity)")
+        axis.set_xlabel("bits per token that carries the text (dotted: capacity)")
     finish(figure, axes, path)
 
 

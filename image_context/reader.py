@@ -1,12 +1,11 @@
 """The reader that a config names: loaded, or built here with a tokenizer trained on the text every Python carries."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from image_context.config import ModelConfig
-from image_context.model import BUILT, MAX_PIXELS, Reader, build_reader, load_reader
+from image_context.model import BUILT, MAX_PIXELS, Reader, adapter_base, build_reader, load_reader
 from kit.corpus import documents, python_sources
 from kit.device import Runtime
 from kit.errors import UserError
@@ -32,7 +31,12 @@ def open_reader(config: ModelConfig, runtime: Runtime, folder: Path, lora_path: 
     path = folder / "tokenizer.json"
     if not path.is_file():
         train_bpe(python_text(), config.vocab_size).save(path)
-    reader = build_reader(config.name, load_tokenizer(path), config.max_pixels or MAX_PIXELS)
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(
+            f"{path} has {tokenizer.vocab_size} tokens, and the config says {config.vocab_size}: choose another --output_dir"
+        )
+    reader = build_reader(config.name, tokenizer, config.max_pixels or MAX_PIXELS)
     reader.model.to(runtime.device)
     return reader
 
@@ -41,9 +45,8 @@ def check_base(folder: Path, name: str) -> None:
     """Raises UserError if `folder` holds no model or adapter, or an adapter for another base than `name`."""
     if not folder.is_dir():
         raise UserError(f"no folder at --lora_path {folder}: train one with train_lora")
-    path = folder / "adapter_config.json"
-    if path.is_file():
-        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if (folder / "adapter_config.json").is_file():
+        base = adapter_base(folder)
         if base != name:
             raise UserError(
                 f"the adapter in {folder} is for {base}, and the config's model is {name}: change one of them"

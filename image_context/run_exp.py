@@ -10,6 +10,8 @@ counts as wrong. Decoding is greedy, documents are of the evaluation split.
 
 import argparse
 import json
+import math
+import os
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,7 +34,7 @@ from kit.interrupt import Interrupt
 from kit.runlog import environment, make_folder, progress_bar, write_json
 from kit.tokenizer import Tokenizer
 
-SLACK = 8  # tokens that a reader may say beyond the answer's length
+SLACK = {"json": 8, "random": 8, "needle": 48}  # tokens that a reader may say beyond the answer's length
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def ask(
         record = {
             "id": question.id, "codec": question.codec, "augmentation": question.augmentation, "task": question.task,
             "length": question.length, "language": question.language, "error": None,
-            "capacity_bits": getattr(codecs[question.codec], "capacity_bits", None),
+            "capacity_bits": getattr(codecs[question.codec], "capacity_bits", None), "token_bits": math.log2(vocabulary.vocab_size),
         }  # fmt: skip
         records.append(record)
         try:
@@ -155,10 +157,15 @@ def ask(
     try:
         start = time.perf_counter()
         inputs = prepare(reader, [e for _, e, _ in ready], [s.question for _, _, s in ready])
-        length = config.evaluation.max_new_tokens or max(reader.count(s.answer) for _, _, s in ready) + SLACK
+        length = (
+            config.evaluation.max_new_tokens
+            or max(reader.count(s.answer) for _, _, s in ready) + SLACK[ready[0][2].task]
+        )
         predictions = say([e for _, e, _ in ready], [s for _, _, s in ready], inputs, length)
         seconds = (time.perf_counter() - start) / len(ready)
-    except (RuntimeError, ValueError, torch.OutOfMemoryError) as error:
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"out of memory: lower evaluation.batch_size, {config.evaluation.batch_size} now") from error
+    except (RuntimeError, ValueError) as error:
         for record, _, _ in ready:
             record["error"] = (
                 f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -196,16 +203,18 @@ def read_results(path: Path) -> list[dict]:
     Raises UserError for a missing file.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().split(b"\n")  # and at no other character that a prediction may hold
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; write it with run_exp") from error
     found = {}
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
             found[record["id"]] = record
         except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines):
+            if any(rest.strip() for rest in lines[number:]):
                 raise UserError(f"{path} line {number} is no result of run_exp") from error
     return list(found.values())
 
@@ -215,12 +224,14 @@ def finished_ids(path: Path, config_hash: str, reader: str) -> set[str]:
     if not path.exists():
         return set()
     records = read_results(path)
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
     for record in records:
         if (record["config_hash"], record["reader"]) != (config_hash, reader):
             raise UserError(
                 f"{path} holds results of another config or reader ({record['reader']}): choose another --output_dir"
             )
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    os.replace(partial, path)
     return {record["id"] for record in records}
 
 

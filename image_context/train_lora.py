@@ -11,12 +11,15 @@ rank): a resumed run repeats the one that was killed, bit for bit on a CPU.
 """
 
 import argparse
+import json
 import random
+import shutil
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from image_context.config import load_config
+from image_context.config import Config, load_config
 from image_context.dataset import batches, read_records
 from image_context.model import BUILT, AnswerLoss, add_lora, trainable_share
 from image_context.reader import open_reader
@@ -60,6 +63,7 @@ def main() -> None:
 
     # data
     records = read_records(output / "train_data" / "records.jsonl")
+    check_data(output / "train_data" / "config.json", config)
     per_step = settings.batch_size * settings.gradient_accumulation_steps * runtime.world_size
     if len(records) < per_step:
         raise UserError(f"{len(records)} training pairs make no step of {per_step}: write more, or lower batch_size")
@@ -93,7 +97,11 @@ def main() -> None:
     loss_module = AnswerLoss(model)
     if runtime.world_size > 1:
         ids = [runtime.device.index] if runtime.device.type == "cuda" else None
-        loss_module = nn.parallel.DistributedDataParallel(loss_module, device_ids=ids)
+        loss_module = nn.parallel.DistributedDataParallel(
+            loss_module,
+            device_ids=ids,
+            find_unused_parameters=True,  # a batch of text leaves the vision tower alone
+        )
     log = RunLog(output, config.model_dump(), runtime, step if saved else None, args.wandb)
     losses = Losses(log, runtime, output)
     interrupt = Interrupt()
@@ -146,11 +154,29 @@ def main() -> None:
     # finish
     finished = step >= total_steps
     if finished and runtime.is_main:
-        reader.save(output / "final")
+        partial = output / "final.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        reader.save(partial)
+        shutil.rmtree(output / "final", ignore_errors=True)
+        partial.rename(output / "final")
     log.close()
     if runtime.is_main:
         print(f"reader  {output / 'final'}" if finished else f"stopped early; continue with --resume auto in {output}")
     runtime.finish()
+
+
+def check_data(path: Path, config: Config) -> None:
+    """Raises UserError if the training data beside `path` were written for another model, task or number of pairs."""
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: write the training data again with generate_train_data") from error
+    wanted = config.model_dump(mode="json")
+    for section in (wanted, written):
+        section["model"] = {name: section["model"][name] for name in ("name", "vocab_size")}  # what made the documents
+    for name in ("seed", "model", "data", "generation"):
+        if written[name] != wanted[name]:
+            raise UserError(f"{path.parent} was written with another `{name}` than the config's: write it again")
 
 
 def shuffled(count: int, seed: int, epoch: int) -> list[int]:

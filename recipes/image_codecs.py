@@ -45,6 +45,7 @@ DENSITIES = (
 )  # fmt: skip
 PARITY = 64
 HOPELESS = 20  # documents of which none survived, after which a codec is given up
+PROMISING = 0.98  # share of --documents that survived, for --thorough to be measured
 PARTS = ("round_trips", "render", "density", "survival")
 
 
@@ -54,7 +55,10 @@ def main() -> None:
         "--text", nargs="*", default=[], metavar="NAME=FILE", help="UTF-8 texts to carry, beside the built-in ones"
     )
     parser.add_argument("--font", action="append", default=[], help="font of render beside DejaVu Sans Mono")
-    parser.add_argument("--documents", type=int, default=200, help="under each augmentation (default: %(default)s)")
+    parser.add_argument("--documents", type=int, default=100, help="under each augmentation (default: %(default)s)")
+    parser.add_argument(
+        "--thorough", type=int, default=1000, help="as many, where hardly one of them was lost (default: %(default)s)"
+    )
     parser.add_argument("--survivors", nargs="+", metavar="NAME", help="codecs augmented (default: all but the finest)")
     parser.add_argument(
         "--parts", nargs="+", default=PARTS, choices=PARTS, help="measured; others keep their rows (default: all)"
@@ -71,7 +75,7 @@ def main() -> None:
     report |= {"parity": PARITY, "environment": environment(runtime)}
     rows = {
         "round_trips": lambda: round_trips(texts), "render": lambda: rendered(texts, fonts), "density": lambda: density(texts),
-        "survival": lambda: survival(texts, args.documents, args.survivors),
+        "survival": lambda: survival(texts, args.documents, args.thorough, args.survivors),
     }  # fmt: skip
     for part in args.parts:
         report[part] = []
@@ -153,7 +157,7 @@ def density(texts: dict[str, str]) -> Iterator[dict]:
         yield {"codec": label, "bytes_per_visual_token": len(text.encode()) / codec.visual_tokens(codec.encode(text))}
 
 
-def survival(texts: dict[str, str], count: int, chosen: list[str] | None) -> Iterator[dict]:
+def survival(texts: dict[str, str], count: int, thorough: int, chosen: list[str] | None) -> Iterator[dict]:
     """Documents that come back exactly after augmentation; the codebook with parity and fiducials, QR as it is."""
     for label, name, options in DENSITIES:
         if label not in chosen if chosen else 1 in (options.get("cell"), options.get("module")):
@@ -162,18 +166,19 @@ def survival(texts: dict[str, str], count: int, chosen: list[str] | None) -> Ite
             options = {**options, "parity": PARITY, "frame": "fiducials"}
         codec = build_codec(name, **options)
         documents = []
-        for index in range(count):
+        for index in range(thorough):
             source = list(texts.values())[index % len(texts)]
             at = random.Random(index).randrange(len(source) - 1000)
             documents.append(source[at : at + 1000])
         for level in ("light", "heavy"):
             found = []
-            bar = progress_bar(count, f"{label}, {level}", unit="document")
+            bar = progress_bar(thorough, f"{label}, {level}", unit="document")
             with get_context("spawn").Pool(initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 for result in pool.imap(partial(survives, codec, level), enumerate(documents)):
                     found.append(result)
                     bar.update()
-                    if len(found) == HOPELESS and not any(exact for exact, _, _ in found):
+                    share = sum(exact for exact, _, _ in found) / len(found)
+                    if (len(found) == HOPELESS and not share) or (len(found) == count and share < PROMISING):
                         break  # the rest would only take time
             bar.close()
             right, tokens, size = zip(*found)

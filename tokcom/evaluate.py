@@ -27,9 +27,9 @@ from kit.textfile import read_text
 from kit.times import TimeSampler
 from kit.tokenizer import Tokenizer
 from tokcom.dataset import in_order
-from tokcom.flow import Flow, token_nll
+from tokcom.flow import Flow, real_chunks, token_nll
 from tokcom.inference import decode, encode, load_checkpoint, read_ids
-from tokcom.stages import to_device
+from tokcom.stages import by_chunk, to_device
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -153,7 +153,7 @@ class HeldOut:
             return self.flow.add_noise(latents, t, self.noise(latents.shape, number))
 
         def model(number, batch):
-            mask = batch["mask"].view(len(batch["mask"]), -1, self.K).any(-1)
+            mask = real_chunks(batch["mask"], self.K)
             return self.flow.sample(mask, t, x=noisy(number, batch)).logits.argmax(-1)
 
         direct = self.accuracy(lambda number, batch: decode(self.vae, noisy(number, batch) / level))
@@ -168,7 +168,7 @@ class HeldOut:
         sigmas = np.geomspace(MIN_SIGMA, MAX_SIGMA, NLL_LEVELS).tolist()
         error, reading, prior = [0.0] * NLL_LEVELS, [0.0] * NLL_LEVELS, 0.0
         for number, batch in enumerate(self.batches):
-            mask = batch["mask"].view(len(batch["mask"]), -1, self.K).any(-1)
+            mask = real_chunks(batch["mask"], self.K)
             x1 = self.vae.encode(batch["tokens"], batch["mask"])
             prior += float(0.5 * (x1.square().sum(-1) * mask).sum() / MAX_SIGMA**2) / self.num_tokens
             for level, sigma in enumerate(sigmas):
@@ -228,7 +228,7 @@ class HeldOut:
         found = []
         with torch.no_grad():
             for batch in self.batches:
-                mask = batch["mask"].view(len(batch["mask"]), -1, self.K).any(-1)
+                mask = real_chunks(batch["mask"], self.K)
                 found.append(self.vae.encode(batch["tokens"], batch["mask"])[mask])
         return found
 
@@ -236,7 +236,7 @@ class HeldOut:
         """Floating-point operations of one look, per real token, as torch counts them."""
         tokens, mask = self.batches[0]["tokens"], self.batches[0]["mask"]
         latents = self.vae.encode(tokens, mask)
-        chunk_mask = mask.view(len(mask), -1, self.K).any(-1)
+        chunk_mask = real_chunks(mask, self.K)
         with FlopCounterMode(display=False) as counter:
             self.flow.predict(latents, torch.ones(len(latents), device=latents.device), chunk_mask)
         return counter.get_total_flops() / int(mask.sum())
@@ -354,11 +354,8 @@ def plot_map(held_out: HeldOut, tokenizer: Tokenizer, path: Path) -> None:
     latents = torch.cat(held_out.latents())[:MAP_CHUNKS].float().cpu()
     texts = []
     for batch in held_out.batches:
-        mask = batch["mask"].view(len(batch["mask"]), -1, held_out.K)
-        texts += [
-            tokenizer.decode(row[m])
-            for row, m in zip(batch["tokens"].view(mask.shape)[mask.any(-1)].cpu(), mask[mask.any(-1)].cpu())
-        ]
+        tokens, mask = by_chunk(batch, held_out.K)
+        texts += [tokenizer.decode(row[real]) for row, real in zip(tokens.cpu(), mask.cpu()) if real.any()]
     _, _, directions = torch.pca_lowrank(latents, q=2, niter=4)
     points = ((latents - latents.mean(0)) @ directions).numpy()
     figure, axis = plt.subplots(figsize=(9, 7), dpi=150, layout="constrained")

@@ -85,7 +85,7 @@ class Flow(nn.Module):
         K = self.vae.args.chunk_size
         with torch.no_grad():
             x1 = self.vae.encode(tokens, mask)
-        chunk_mask = mask.view(len(mask), -1, K).any(-1)
+        chunk_mask = real_chunks(mask, K)
         sigma = self.noise_std * sigma_of(t)
         y = x1 + torch.where(known, 0.0, sigma[:, None]).unsqueeze(-1) * noise
         x_prev = None
@@ -159,6 +159,11 @@ class Flow(nn.Module):
                 moved = y + (target - sigma) * (slope + (moved - again) / target) / 2
             y = moved + fresh * fresh_noise() if fresh else moved
         return look(y, sigmas[-1])
+
+
+def real_chunks(mask: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    """Which chunks (B, C) hold a real token, from a mask (B, C K) of real tokens."""
+    return mask.unflatten(1, (-1, chunk_size)).any(-1)
 
 
 def token_nll(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

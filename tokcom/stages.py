@@ -12,7 +12,7 @@ from kit.times import TimeSampler
 from kit.tokenizer import Tokenizer
 from tokcom.config import TrainConfig
 from tokcom.dataset import collate, in_order
-from tokcom.flow import Flow, token_nll
+from tokcom.flow import Flow, real_chunks, token_nll
 from tokcom.model import DenoisedModel, TokComVAE
 
 VAL_SEQUENCES = 128
@@ -59,8 +59,7 @@ class VAEStage:
 
     def step(self, module: nn.Module, batch: dict) -> tuple[torch.Tensor, dict]:
         """Loss of a batch, and numbers for the log."""
-        shape = -1, self.vae.args.chunk_size
-        loss, parts = module(batch["tokens"].view(shape), batch["mask"].view(shape))
+        loss, parts = module(*by_chunk(batch, self.vae.args.chunk_size))
         return loss, {"vae/batch_loss": parts["ce"], "vae/kl": parts["kl"]}
 
     def refit(self) -> None:
@@ -73,8 +72,7 @@ class VAEStage:
         total = torch.zeros(4, dtype=torch.float64)
         generator = torch.Generator().manual_seed(1)
         for batch in validation_batches(val, self.config.batch_size, self.vae.args.chunk_size, self.runtime):
-            shape = -1, self.vae.args.chunk_size
-            tokens, mask = batch["tokens"].view(shape), batch["mask"].view(shape)
+            tokens, mask = by_chunk(batch, self.vae.args.chunk_size)
             with self.runtime.autocast():
                 mean, _ = self.vae.posterior(tokens, mask)
                 spread = mean[mask.any(1)].std(0)
@@ -93,8 +91,7 @@ class VAEStage:
         rows = []
         for index in range(min(self.config.num_samples, len(val))):
             batch = to_device(collate([val[index]], self.vae.args.chunk_size), self.runtime)
-            shape = -1, self.vae.args.chunk_size
-            mean, _ = self.vae.posterior(batch["tokens"].view(shape), batch["mask"].view(shape))
+            mean, _ = self.vae.posterior(*by_chunk(batch, self.vae.args.chunk_size))
             found = self.vae.decode_raw(mean).argmax(-1).view(1, -1)[batch["mask"]]
             rows.append(
                 {"text": tokenizer.decode(batch["tokens"][batch["mask"]]), "reconstructed": tokenizer.decode(found)}
@@ -122,7 +119,7 @@ class DiffusionStage:
         B, C = len(tokens), tokens.shape[1] // self.vae.args.chunk_size
         t = self.times.sample((torch.randperm(B) + torch.rand(B)) / B).to(tokens.device)
         noise = torch.randn(B, C, self.vae.args.latent_dim, device=tokens.device)
-        counts = mask.view(B, C, -1).any(-1).sum(1).cpu()
+        counts = real_chunks(mask, self.vae.args.chunk_size).sum(1).cpu()
         prompts = (torch.rand(B) < self.config.prompt_prob) * (torch.rand(B) * counts).long()
         known = (torch.arange(C) < prompts[:, None]).to(tokens.device)
         twice = bool(torch.rand(()) < self.config.self_cond_prob)
@@ -148,7 +145,7 @@ class DiffusionStage:
             with self.runtime.autocast():
                 x1 = self.vae.encode(tokens, mask)
                 y = x1 + sigma.view(-1, 1, 1) * torch.randn(x1.shape, generator=generator).to(x1.device)
-                guess = flow.predict(y, sigma, mask.view(len(mask), -1, K).any(-1))
+                guess = flow.predict(y, sigma, real_chunks(mask, K))
             ce, right = token_nll(guess.logits, tokens), guess.logits.argmax(-1) == tokens
             total += torch.stack([(part * mask).sum() for part in (ce, right, mask)]).double().cpu()
         self.denoiser.train()
@@ -163,7 +160,7 @@ class DiffusionStage:
         rows = []
         for index in range(min(config.num_samples, len(val))):
             batch = to_device(collate([val[index]], self.vae.args.chunk_size), self.runtime)
-            mask = batch["mask"].view(1, -1, self.vae.args.chunk_size).any(-1)
+            mask = real_chunks(batch["mask"], self.vae.args.chunk_size)
             x1 = self.vae.encode(batch["tokens"], batch["mask"])
             half = flow.add_noise(x1, torch.tensor([0.5], device=x1.device), torch.randn_like(x1))
             again = flow.sample(mask, self.times.grid(config.num_sample_steps, 0.5), x=half)
@@ -180,6 +177,11 @@ def to_device(batch: dict, runtime: Runtime) -> dict:
     return {name: value.to(runtime.device, non_blocking=True) for name, value in batch.items()}
 
 
+def by_chunk(batch: dict, chunk_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and mask (B C, K) of a batch of sequences (B, C K)."""
+    return batch["tokens"].view(-1, chunk_size), batch["mask"].view(-1, chunk_size)
+
+
 def validation_batches(val: Chunks, batch_size: int, chunk_size: int, runtime: Runtime) -> Iterator[dict]:
     """The same sequences each time."""
     for batch in in_order(val, VAL_SEQUENCES, batch_size, chunk_size):
@@ -194,9 +196,7 @@ def measure_latents(
     vae.eval()
     total = torch.zeros(3, vae.args.latent_dim, dtype=torch.float64, device=runtime.device)
     for batch in in_order(train, STATISTICS_SEQUENCES, config.batch_size, vae.args.chunk_size):
-        shape = -1, vae.args.chunk_size
-        batch = to_device(batch, runtime)
-        tokens, mask = batch["tokens"].view(shape), batch["mask"].view(shape)
+        tokens, mask = by_chunk(to_device(batch, runtime), vae.args.chunk_size)
         with runtime.autocast():
             mean, _ = vae.posterior(tokens, mask)
         mean = mean[mask.any(1)].double()

@@ -4,6 +4,9 @@ Each `encode`s a text, `decode`s images and counts `visual_tokens`.
 """
 
 from dataclasses import fields
+from typing import get_type_hints
+
+from pydantic import ConfigDict, ValidationError, create_model
 
 from image_context.codecs.baselines import PoolCodec, TruncateCodec
 from image_context.codecs.codebook import CodebookCodec
@@ -26,4 +29,12 @@ def build_codec(name: str, **options):
     for option in options:
         if option not in known:
             raise UserError(f"codec {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
-    return CODECS[name](**options)
+    hints = get_type_hints(CODECS[name])
+    form = create_model(
+        name, __config__=ConfigDict(arbitrary_types_allowed=True), **{option: hints[option] for option in options}
+    )
+    try:
+        return CODECS[name](**dict(form(**options)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"codec {name} {first['loc'][0]} {first['input']!r}: {first['msg']}") from error

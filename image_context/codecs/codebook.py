@@ -23,6 +23,7 @@ from image_context.codecs.layout import (
     CODEWORD,
     COLORS,
     HEADER_CELL,
+    MAX_PARITY,
     Layout,
     calibration,
     draw_cells,
@@ -71,8 +72,8 @@ class CodebookCodec:
                 )
         if self.payload == "tokens" and self.tokenizer is None:
             raise UserError("codebook payload tokens needs a tokenizer")
-        if not 0 <= self.parity <= 128:
-            raise UserError(f"codebook parity {self.parity}: need 0 to 128 bytes of 255")
+        if not 0 <= self.parity <= MAX_PARITY:
+            raise UserError(f"codebook parity {self.parity}: need 0 to {MAX_PARITY} bytes of {CODEWORD}")
         if self.parity and self.frame == "none":
             raise UserError("codebook parity needs a frame: a page without a header says nothing of it")
         if not 2 <= self.max_side <= 512:
@@ -219,15 +220,24 @@ class CodebookCodec:
             raise DamagedCode("these images hold pages of several texts; pass those of one")
         if first.payload == "tokens" and first.vocabulary != self._vocabulary():
             raise UserError("these pages hold ids of another tokenizer than this codec's")
-        pages = {header.page: (symbols, whole) for header, symbols, whole in read}
+        pages: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for header, symbols, whole in sorted(
+            read, key=lambda page: page[2].sum()
+        ):  # of two photographs of a page, the better
+            pages[header.page] = symbols, whole
         missing = [i for i in range(first.pages) if i not in pages]
         lost = sum(int((~whole).sum()) for _, whole in pages.values())
         read_in = sum(len(whole) for _, whole in pages.values())
         pages |= {i: (np.zeros(1, np.int64), np.zeros(1, bool)) for i in missing}  # each leaves one mark in the text
         symbols, whole = (np.concatenate([pages[i][part] for i in sorted(pages)]) for part in (0, 1))
         if missing or lost:
-            told = [f"{lost} of {read_in} symbols cannot be read"] * bool(lost)
+            unchecked = lost and not first.layout.parity  # a checksum tells that something is wrong, and not what
+            told = [
+                f"{lost} of {read_in} symbols {'are doubtful: their page fails its checksum' if unchecked else 'cannot be read'}"
+            ] * bool(lost)
             told += [f"{len(missing)} of {first.pages} pages are missing"] * bool(missing)
+            if unchecked and first.payload != "zstd":
+                whole = whole | np.concatenate([np.full(len(pages[i][1]), i not in missing) for i in sorted(pages)])
             raise DamagedCode(" and ".join(told), self._to_text(symbols, whole, first.payload, partial=True), lost)
         return self._to_text(symbols, whole, first.payload)
 
@@ -244,9 +254,16 @@ class CodebookCodec:
             symbols.append(self.layout.unpack(self.layout.from_cells(cells, self.layout.block_bytes)))
         stream = np.concatenate(symbols) if symbols else np.zeros(0, np.int64)
         ends = np.flatnonzero(stream == self.alphabet)
-        if not len(ends) or (stream[: ends[0]] > self.alphabet).any():
-            raise DamagedCode(f"no codebook text in {len(images)} images: no end symbol, or symbols that do not exist")
-        return self._to_text(stream[: ends[0]], np.ones(ends[0], bool), self.payload)
+        symbols = stream[: ends[0]] if len(ends) else np.trim_zeros(stream, "b")
+        whole = symbols < self.alphabet
+        lost = int((~whole).sum())
+        if not len(ends) or lost:
+            told = f"no codebook text in {len(images)} images: " + "no end symbol" * (not len(ends))
+            told += " and " * (not len(ends) and lost > 0) + f"{lost} of {len(symbols)} symbols do not exist" * (
+                lost > 0
+            )
+            raise DamagedCode(told, self._to_text(symbols, whole, self.payload, partial=True), lost)
+        return self._to_text(symbols, whole, self.payload)
 
     def _to_text(self, symbols: np.ndarray, whole: np.ndarray, payload: str, partial: bool = False) -> str:
         """The text of symbols (n,); with `partial`, U+FFFD for what is not whole."""
@@ -255,7 +272,10 @@ class CodebookCodec:
             return "".join(self._tokenizer.decode(symbols[r]) if whole[r].all() else "\ufffd" for r in runs if len(r))
         data = np.where(whole, symbols, 0xFF).astype(np.uint8).tobytes()
         if payload == "zstd" and partial:  # one wrong bit ruins all that follows
-            start = zstd().ZstdDecompressor().decompress(data[: whole.argmin()])
+            try:
+                start = zstd().ZstdDecompressor().decompress(data[: whole.argmin()])
+            except zstd().ZstdError:
+                start = b""
             return start.decode("utf-8", errors="ignore") + "\ufffd"
         if payload == "zstd":
             module = zstd()

@@ -11,6 +11,7 @@ from image_context.codecs.encoded import BLOCK
 COLORS = (2, 4, 8, 16, 64)
 CELLS = (1, 2, 4, 7, 14, 28)
 HEADER_CELL = 4  # pixels, of header and calibration
+MAX_PARITY = 128  # bytes of a codeword
 CODEWORD = 255  # bytes of a Reed-Solomon codeword over GF(256)
 
 
@@ -109,7 +110,7 @@ class Layout:
         return np.frombuffer(stream.ljust(self.parity_blocks(len(data)) * width, b"\0"), np.uint8).reshape(-1, width)
 
     def mend(self, data: np.ndarray, parity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(mended bytes, whole (blocks,) bool) of read data and parity blocks."""
+        """Mended bytes (blocks, block_bytes) of read data and parity blocks, and which of them are beyond mending."""
         m = self.codewords(len(data))
         coder, flat = RSCodec(self.parity), bytearray(data.tobytes())
         stream, failed = parity.tobytes()[: self.parity * m], np.zeros(len(flat), bool)
@@ -118,7 +119,12 @@ class Layout:
                 flat[j::m] = coder.decode(bytes(flat[j::m]) + stream[j::m])[0]
             except ReedSolomonError:
                 failed[j::m] = True
-        return np.frombuffer(bytes(flat), np.uint8).reshape(data.shape), ~failed.reshape(data.shape).any(1)
+        return np.frombuffer(bytes(flat), np.uint8).reshape(data.shape), failed.reshape(data.shape)
+
+    def touched(self, failed: np.ndarray) -> np.ndarray:
+        """Which symbols (blocks * per_block,) have a bit in one of the bytes `failed` (blocks, block_bytes)."""
+        bits = failed.repeat(8, axis=1)[:, : self.per_block * self.symbol_bits]
+        return bits.reshape(-1, self.symbol_bits).any(1)
 
 
 def calibration(colors: int) -> np.ndarray:

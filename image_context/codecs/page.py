@@ -11,7 +11,17 @@ from reedsolo import ReedSolomonError, RSCodec
 
 from image_context.codecs.encoded import BLOCK
 from image_context.codecs.equalize import cell_centers, read_colors
-from image_context.codecs.layout import CELLS, COLORS, HEADER_CELL, Layout, calibration, palette, slots, to_blocks
+from image_context.codecs.layout import (
+    CELLS,
+    COLORS,
+    HEADER_CELL,
+    MAX_PARITY,
+    Layout,
+    calibration,
+    palette,
+    slots,
+    to_blocks,
+)
 from image_context.codecs.rectify import candidates
 
 PAYLOADS = ("tokens", "bytes", "zstd")
@@ -59,7 +69,8 @@ class Header:
         ends = accumulate(FIELD_BYTES)
         values = [int.from_bytes(body[end - size : end], "big") for end, size in zip(ends, FIELD_BYTES)]
         _, kind, cell_bits, cell, bits, per_block, parity, page, pages, symbols, check, vocabulary, document = values
-        if kind >> 1 >= len(PAYLOADS) or 1 << cell_bits not in COLORS or cell not in CELLS or not bits * per_block:
+        known = kind >> 1 < len(PAYLOADS) and 1 << cell_bits in COLORS and cell in CELLS and parity <= MAX_PARITY
+        if not known or not bits * per_block or page >= pages:
             return None  # a header that this codec never writes
         layout = Layout(1 << cell_bits, cell, bits, per_block, parity)
         return cls(layout, bool(kind & 1), PAYLOADS[kind >> 1], vocabulary, page, pages, symbols, check, document)
@@ -111,11 +122,9 @@ def read_data(pixels: np.ndarray, header: Header) -> Iterator[tuple[np.ndarray, 
         pixels, blocks[HEADER_BLOCKS:start], known, blocks[start:stop], layout.cell, palette(layout.colors)
     ):
         data = layout.from_cells(cells[:count], layout.block_bytes)
-        whole = np.ones(count, bool)
-        if zlib.crc32(np.ascontiguousarray(data).tobytes()) != header.check:
-            whole[:] = False
-            if layout.parity:
-                data, whole = layout.mend(data, layout.from_cells(cells[count:], layout.room // 8))
-                if whole.all() and zlib.crc32(data.tobytes()) != header.check:
-                    whole[:] = False
-        yield layout.unpack(data)[: header.symbols], whole.repeat(layout.per_block)[: header.symbols]
+        failed = np.full(data.shape, zlib.crc32(np.ascontiguousarray(data).tobytes()) != header.check)
+        if failed.any() and layout.parity:
+            data, failed = layout.mend(data, layout.from_cells(cells[count:], layout.room // 8))
+            if not failed.any():
+                failed[:] = zlib.crc32(data.tobytes()) != header.check
+        yield layout.unpack(data)[: header.symbols], ~layout.touched(failed)[: header.symbols]

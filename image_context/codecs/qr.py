@@ -12,7 +12,8 @@ from segno import consts
 from image_context.codecs.encoded import BLOCK, DamagedCode, Encoded, count_blocks, to_bytes
 from kit.errors import UserError
 
-HEADER = 8  # bytes: CRC-32 of the whole text, number of this symbol, number of symbols
+MAGIC = b"TC"  # by which a symbol of ours is told from any other in the picture
+HEADER = 10  # bytes: MAGIC, CRC-32 of the whole text, number of this symbol, number of symbols
 LEVELS = "LMQH"
 
 
@@ -62,7 +63,7 @@ class QRCodec:
                 f"{len(data)} bytes need {len(parts)} QR symbols of {self.capacity}, and 65535 can be numbered"
             )
         check = zlib.crc32(data).to_bytes(4, "big")
-        return Encoded([self._draw(check + pair(i, len(parts)) + part) for i, part in enumerate(parts)])
+        return Encoded([self._draw(MAGIC + check + pair(i, len(parts)) + part) for i, part in enumerate(parts)])
 
     def _draw(self, data: bytes) -> Image.Image:
         symbol = segno.make(
@@ -81,10 +82,10 @@ class QRCodec:
         for image in images:
             for symbol in zxingcpp.read_barcodes(image.convert("L"), formats=zxingcpp.BarcodeFormat.QRCode):
                 head, body = symbol.bytes[:HEADER], symbol.bytes[HEADER:]
-                if len(head) == HEADER:
-                    index, total = int.from_bytes(head[4:6], "big"), int.from_bytes(head[6:], "big")
-                    found.setdefault(head[:4], {})[index] = body
-                    totals[head[:4]] = total
+                check, index, total = head[2:6], int.from_bytes(head[6:8], "big"), int.from_bytes(head[8:], "big")
+                if head.startswith(MAGIC) and index < total:
+                    found.setdefault(check, {})[index] = body
+                    totals[check] = total
         if not found:
             raise DamagedCode(f"no QR symbol can be read in {len(images)} images", lost=len(images))
         if len(found) > 1:
@@ -98,7 +99,8 @@ class QRCodec:
             whole = data.decode("utf-8", errors="replace")
             raise DamagedCode(f"{len(missing)} of {totals[check]} QR symbols cannot be read", whole, len(missing))
         if zlib.crc32(data).to_bytes(4, "big") != check:
-            raise DamagedCode("the QR symbols do not add up to the text they were written from")
+            told = "the QR symbols do not add up to the text they were written from"
+            raise DamagedCode(told, data.decode("utf-8", errors="replace"), len(parts))
         return data.decode("utf-8")
 
     def visual_tokens(self, encoded: Encoded) -> int:

@@ -1,7 +1,7 @@
 """Where a codebook page lies in an image: straight, rescaled, turned by quarters, or, by its bull's-eyes, in perspective."""
 
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import torch
@@ -118,8 +118,9 @@ def find_bullseyes(gray: np.ndarray) -> tuple[np.ndarray, float] | None:
         row, column = np.unravel_index(found.argmax(), found.shape)
         corners.append((x + column + 0.5 + _peak(found[row], column), y + row + 0.5 + _peak(found[:, column], row)))
     step = np.log(SIZES[1] / SIZES[0])
-    size = SIZES[at] * np.exp(step * _peak(best.mean(1), at))
-    return np.array(corners), BLOCK * float(size)
+    block = BLOCK * float(SIZES[at] * np.exp(step * _peak(best.mean(1), at)))
+    apart = min(np.hypot(x - u, y - v) for (x, y), (u, v) in combinations(corners, 2))
+    return (np.array(corners), block) if apart > block / 2 else None
 
 
 def _correlate(parts: np.ndarray, size: float) -> np.ndarray:

@@ -34,7 +34,7 @@ class RenderCodec:
     Pages are cut to what is drawn. Defaults after Glyph (arXiv 2510.17800).
     """
 
-    fonts: tuple[str, ...] = ("DejaVuSansMono.ttf",)
+    fonts: tuple[str | Path, ...] = ("DejaVuSansMono.ttf",)
     font_size: float = 9.0
     line_height: float = 1.15
     margin: float = 10.0

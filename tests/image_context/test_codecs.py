@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import segno
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,6 +16,7 @@ from image_context.codecs import DamagedCode, build_codec
 from image_context.codecs.encoded import BLOCK
 from image_context.codecs.layout import CELLS, COLORS, Layout
 from image_context.codecs.page import Header
+from image_context.codecs.rectify import BULLSEYE
 from kit.errors import UserError
 
 # any character that is one: everything but halves of surrogate pairs
@@ -169,13 +171,63 @@ def test_parity_mends_what_is_painted_over():
 
 
 def test_damage_beyond_repair_says_how_much_is_lost_and_gives_the_rest():
-    codec = build_codec("codebook", max_side=8)
-    images = codec.encode(SAMPLE).images
+    text = SAMPLE * 3
+    codec = build_codec("codebook", max_side=9, parity=16)
+    images = codec.encode(text).images
     with pytest.raises(DamagedCode, match=r"\d+ of \d+ symbols cannot be read") as raised:
         codec.decode([images[0], spoil(images[1], 0.4), *images[2:]])
     assert raised.value.lost > 0
     start, rest = raised.value.text.split("\ufffd", 1)
-    assert len(start) > 100 and SAMPLE.startswith(start) and SAMPLE.endswith(rest.lstrip("\ufffd")[3:])
+    assert len(start) > 100 and text.startswith(start) and text.endswith(rest.rsplit("\ufffd", 1)[1])
+    bare = build_codec("codebook", frame="none")
+    page = spoil(bare.encode(SAMPLE).images[0], 0.3)
+    with pytest.raises(DamagedCode, match="no end symbol") as raised:
+        bare.decode([page])
+    assert SAMPLE.startswith(raised.value.text[:500])
+
+
+def test_without_parity_a_damaged_page_is_given_as_read_and_called_doubtful():
+    codec = build_codec("codebook")
+    image = codec.encode(SAMPLE).images[0]
+    pixels = np.asarray(image).copy()
+    pixels[4 * BLOCK : 5 * BLOCK, 3 * BLOCK : 4 * BLOCK] = 0
+    with pytest.raises(DamagedCode, match="are doubtful: their page fails its checksum") as raised:
+        codec.decode([Image.fromarray(pixels)])
+    assert len(raised.value.text) > 0.9 * len(SAMPLE) and SAMPLE.startswith(raised.value.text[:200])
+    assert codec.decode([image, Image.fromarray(pixels)]) == codec.decode([Image.fromarray(pixels), image]) == SAMPLE
+
+
+def test_a_codeword_beyond_mending_costs_no_other_byte():
+    layout = Layout(8, 4, 8, 18, 16)
+    data = np.random.default_rng(0).integers(0, 256, (230, 18), np.uint8)
+    parity, m = layout.add_parity(data), layout.codewords(230)
+    broken = data.copy().reshape(-1)
+    broken[: 12 * m : m] ^= 0x55
+    mended, failed = layout.mend(broken.reshape(data.shape), parity)
+    assert m > 10 and failed.reshape(-1).nonzero()[0].tolist() == list(range(0, data.size, m))
+    assert (mended[~failed] == data[~failed]).all() and layout.touched(failed).sum() == failed.sum()
+
+
+def test_other_codes_in_the_picture_are_left_alone():
+    ours = build_codec("qr", version=10, module=2)
+    foreign = Image.new("RGB", (400, 400), "white")
+    matrix = np.array([list(row) for row in segno.make("https://example.com").matrix], np.uint8)
+    side = Image.fromarray((1 - matrix).repeat(4, 0).repeat(4, 1) * np.uint8(255))
+    foreign.paste(side, (40, 40))
+    with pytest.raises(DamagedCode, match="no QR symbol"):
+        ours.decode([foreign])
+    assert ours.decode([foreign, *ours.encode(SAMPLE[:100]).images]) == SAMPLE[:100]
+
+
+def test_bullseyes_that_are_not_four_are_no_page():
+    lone = Image.new("RGB", (56, 56), "white")
+    lone.paste(Image.fromarray(BULLSEYE), (14, 14))
+    strip = Image.new("RGB", (28, 140), "white")
+    for y in (0, 112):
+        strip.paste(Image.fromarray(BULLSEYE), (0, y))
+    for image in (lone, strip):
+        with pytest.raises(DamagedCode, match="no codebook page"):
+            build_codec("codebook").decode([image])
 
 
 def test_missing_pages_and_symbols_are_counted():
@@ -207,7 +259,13 @@ def test_a_header_that_is_never_written_is_none():
     layout = Layout(8, 4, 8, 18, 0)
     header = Header(layout, False, "bytes", 0, 0, 1, 5, 0, 0)
     assert Header.from_bytes(header.to_bytes()) == header
-    for strange in (replace(layout, cell=5), replace(layout, colors=32), replace(layout, per_block=0)):
+    strange_ones = (
+        replace(layout, cell=5),
+        replace(layout, colors=32),
+        replace(layout, per_block=0),
+        replace(layout, parity=255),
+    )
+    for strange in strange_ones:
         assert Header.from_bytes(replace(header, layout=strange).to_bytes()) is None
 
 
@@ -345,7 +403,7 @@ def test_the_command_gives_what_is_whole_and_refuses_the_rest(call, refused, tmp
     assert "no codebook page" in refused(convert, "decode", "--input", tmp_path / "blank.png")
     assert "is no image that can be read" in refused(convert, "decode", "--input", tmp_path / "fake.png")
     assert "write NAME=VALUE" in refused(convert, *encode, "--option", "colors")
-    assert "colors is a number" in refused(convert, *encode, "--option", "colors=many")
+    assert "colors 'many': Input should be a valid integer" in refused(convert, *encode, "--option", "colors=many")
     assert "cannot read" in refused(
         convert, "encode", "--input_file", tmp_path / "none", "--output_dir", tmp_path / "x"
     )

@@ -197,12 +197,13 @@ def main() -> None:
     log = RunLog(output, config, runtime, step if resumed else None, args.wandb)
 
     def save(name: str) -> None:
+        observed = times.state_dict(runtime)  # by all ranks
         if runtime.is_main:
             state = {
                 "model_state_dict": network.state_dict(),
                 "ema_state_dict": ema.state_dict(),
                 "optimizer_state_dict": optimizer.state_dict(),
-                "time_sampler": times.state_dict(),
+                "time_sampler": observed,
                 "palette": palette.state(),
                 "log_unigram": log_unigram,
                 "tokenizer": tokenizer.to_json(),

@@ -4,14 +4,13 @@
     python -m baselines.autoregressive --data_path RUN/data --output_dir checkpoints/autoregressive --hidden_size 512 \\
         --num_hidden_layers 16 --intermediate_size 1408 --num_attention_heads 8 --epochs 20
 
-`--data_path` is a folder of the data builder: train/, val/, tokenizer.json, such as the data/ of a TokCom run. Writes model.safetensors,
-config.json and report.json: negative log-likelihood in nats per held-out token, BrierLM (arXiv 2510.27688) of the next 4 tokens
+`--data_path` is a folder of the data builder: train/, val/, tokenizer.json, such as the data/ of a TokCom run. Writes model/,
+config.json and report.json: negative log-likelihood in nats per held-out token, BrierLM (kit/brier.py) of the next 4 tokens
 after real prompts, by the same protocol as tokcom/evaluate.py, network calls per token and FLOPs of a call per token. The network
 is transformers' Llama.
 """
 
 import argparse
-import math
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kit import device, errors
+from kit.brier import NGRAMS, brier_lm
 from kit.budget import TimeBudget
 from kit.chunks import Chunks, LengthBuckets, open_chunks
 from kit.errors import UserError
@@ -26,8 +26,8 @@ from kit.randomness import step_seed
 from kit.runlog import RunLog, environment, make_folder, progress_bar, write_json
 from kit.schedule import lr_at
 
-NGRAMS = 4
 IGNORED = -100
+VALIDATIONS = 10  # in as many passes as --epochs names; the best weights are kept
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,9 +51,14 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    for name in ("batch_size", "epochs", "num_samples", "num_prompts", "hidden_size", "num_hidden_layers"):
+    for name in (
+        "batch_size", "epochs", "num_samples", "num_prompts", "hidden_size", "num_hidden_layers", "num_attention_heads",
+        "intermediate_size", "max_length",
+    ):  # fmt: skip
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
+    if not 0 < args.lr < float("inf"):
+        raise UserError(f"--lr {args.lr}: need a positive number")
     runtime = device.start(args.device, args.seed, args.precision)
     output = make_folder(args.output_dir)
 
@@ -71,6 +76,8 @@ def main() -> None:
     for chunks in (train, val):
         chunks.check(args.max_length, tokenizer.vocab_size, "--max_length")
     order = LengthBuckets(train.lengths, args.batch_size, args.seed)
+    rows = prompts_of(val, args)
+    held_out = [val[i] for i in range(min(args.num_samples, len(val)))]
 
     # model
     model = build(args, tokenizer.vocab_size).to(runtime.device)
@@ -81,7 +88,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     budget = TimeBudget(args.time_budget)
     planned = order.batches_per_epoch * (10**6 if args.time_budget else args.epochs)
-    step, total = 0, planned
+    step, total, best, weights = 0, planned, float("inf"), None
     log = RunLog(output, vars(args), runtime)
     bar = progress_bar(total, "steps")
     while step < total:
@@ -92,6 +99,8 @@ def main() -> None:
             torch.manual_seed(step_seed(args.seed, step, 0, 1))
             with runtime.autocast():
                 loss = nll(model, [train[i] for i in indices], runtime).mean()
+            if not torch.isfinite(loss):
+                raise UserError(f"the loss is no longer a number at step {step}: lower --lr")
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -102,25 +111,31 @@ def main() -> None:
                 bar.set_postfix_str(f"loss {loss.item():.3f}")
             total = bar.total = budget.total_steps(step, planned, runtime)
             bar.update()
+            if step >= total or step % max(1, min(total, order.batches_per_epoch * args.epochs) // VALIDATIONS) == 0:
+                loss = float(score_text(model, held_out, runtime).mean())
+                log.log(step, val_loss=loss)
+                if loss < best:
+                    best, weights = loss, {name: value.clone() for name, value in model.state_dict().items()}
             if step >= total:
                 break
     bar.close()
     log.close()
-    model.save_pretrained(output)
+    if weights:
+        model.load_state_dict(weights)
+    model.save_pretrained(output / "model")
 
     # report
     model.eval()
     with torch.no_grad(), runtime.autocast():
-        held_out = [val[i] for i in range(min(args.num_samples, len(val)))]
-        losses = torch.cat([nll(model, held_out[i : i + 16], runtime) for i in range(0, len(held_out), 16)])
-        brier = brier_lm(model, val, args, runtime)
+        losses = score_text(model, held_out, runtime)
+        brier = score_samples(model, rows, args, runtime)
     report = {
-        "nll": float(losses.mean()), "brier_lm": brier, "steps": step, "parameters": size, "calls_per_token": 1,
+        "nll": float(losses.mean()), **brier, "steps": step, "parameters": size, "calls_per_token": 1,
         "flops_per_token_and_call": flops_per_token(model, [train[i] for i in range(args.batch_size)], runtime),
         "environment": environment(runtime),
     }  # fmt: skip
     write_json(output / "report.json", report)
-    print(f"{report['nll']:.3f} nats per token, BrierLM {brier:.4f}; wrote {output}/report.json")
+    print(f"{report['nll']:.3f} nats per token, BrierLM {brier['brier_lm']:.4f}; wrote {output}/report.json")
 
 
 def build(args: argparse.Namespace, vocab_size: int) -> LlamaForCausalLM:
@@ -155,15 +170,30 @@ def nll(model: nn.Module, sequences: list[torch.Tensor], runtime: device.Runtime
     return losses[tokens[:, 1:].flatten() != IGNORED]
 
 
-def brier_lm(model: nn.Module, val: Chunks, args: argparse.Namespace, runtime: device.Runtime) -> float:
-    """BrierLM of the 4 tokens after prompts of a quarter of the window: two samples each, geometric mean over n = 1 to 4."""
-    given = max(NGRAMS, args.max_length // 4)
-    rows = [val[i][: given + NGRAMS] for i in range(len(val)) if val.lengths[i] >= given + NGRAMS][: args.num_prompts]
+@torch.no_grad()
+def score_text(model: nn.Module, sequences: list[torch.Tensor], runtime: device.Runtime) -> torch.Tensor:
+    """Negative log-likelihood (real tokens,) in nats of many sequences."""
+    with runtime.autocast():
+        return torch.cat([nll(model, sequences[i : i + 16], runtime) for i in range(0, len(sequences), 16)])
+
+
+def prompts_of(val: Chunks, args: argparse.Namespace) -> torch.Tensor:
+    """The first tokens (B, N) of held-out sequences: a prompt of a quarter of the window and the 4 after it.
+
+    Raises UserError where no sequence is as long.
+    """
+    length = max(NGRAMS, args.max_length // 4) + NGRAMS
+    rows = [val[i][:length] for i in range(len(val)) if val.lengths[i] >= length][: args.num_prompts]
     if not rows:
-        raise UserError(f"no held-out sequence has the {given + NGRAMS} tokens that BrierLM needs")
-    rows = torch.stack(rows).to(runtime.device)
+        raise UserError(f"no held-out sequence has the {length} tokens that BrierLM needs")
+    return torch.stack(rows)
+
+
+def score_samples(model: nn.Module, rows: torch.Tensor, args: argparse.Namespace, runtime: device.Runtime) -> dict:
+    """BrierLM of the last 4 tokens of rows (B, N), two samples each."""
+    rows = rows.to(runtime.device)
     start = torch.full((len(rows), 1), model.config.bos_token_id, device=rows.device)
-    prompts, truth, samples = torch.cat([start, rows[:, :given]], 1), rows[:, given:], []
+    prompts, truth, samples = torch.cat([start, rows[:, :-NGRAMS]], 1), rows[:, -NGRAMS:], []
     for salt in (1, 2):
         torch.manual_seed(args.seed * 1000 + salt)
         parts = [
@@ -178,12 +208,7 @@ def brier_lm(model: nn.Module, val: Chunks, args: argparse.Namespace, runtime: d
             for p in prompts.split(64)
         ]
         samples.append(torch.cat(parts)[:, prompts.shape[1] :])
-    scores = []
-    for n in range(1, NGRAMS + 1):
-        first, second = ((sample[:, :n] == truth[:, :n]).all(1).float() for sample in samples)
-        same = (samples[0][:, :n] == samples[1][:, :n]).all(1).float()
-        scores.append(max(0.0, float((first + second - same).mean())))
-    return math.prod(scores) ** (1 / len(scores))
+    return brier_lm(*samples, truth)
 
 
 @torch.no_grad()

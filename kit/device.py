@@ -36,6 +36,10 @@ class Runtime:
             dist.all_reduce(values)
         return values
 
+    def mean(self, value: float) -> float:
+        """The mean of a number over ranks, the same on each."""
+        return float(self.sum(torch.tensor([value], dtype=torch.float64, device=self.device))) / self.world_size
+
     def any(self, flag: bool) -> bool:
         """True on every rank if `flag` is true on one of them."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)

@@ -29,18 +29,21 @@ class TimeSampler:
     logit_normal  log(t / (1-t)) = -log sigma normal with `mean` and `std`; JiT's default is -0.8 and 0.8
     fitted        starts as logit_normal; then density proportional to d loss / d log sigma, measured while training, so
                   that every stretch of time teaches as much (CDCD's time warping), beside a share of the start
+
+    `noise_std`: of what is mixed in at t = 0. Noise levels, and so all of the above but uniform, are those that arrive,
+    sigma = noise_std (1 - t) / t.
     """
 
     BINS, LOW, HIGH = 64, math.log(0.01), math.log(MAX_SIGMA)
     FLOOR = 0.2  # share of the starting distribution that `fitted` keeps
     MEMORY = 0.9  # what a refit keeps of older measurements
 
-    def __init__(self, name: str, mean: float = -0.8, std: float = 0.8, device="cpu"):
+    def __init__(self, name: str, mean: float = -0.8, std: float = 0.8, device="cpu", noise_std: float = 1.0):
         if name not in TIME_SAMPLERS:
             raise UserError(f"unknown time sampling {name!r}; choose from {', '.join(TIME_SAMPLERS)}")
         if std <= 0:
             raise UserError(f"--t_std {std}: need a positive spread")
-        self.name, self.mean, self.std = name, mean, std
+        self.name, self.mean, self.std, self.noise_std = name, mean, std, noise_std
         self.loss_sum = torch.zeros(self.BINS, device=device)
         self.weight = torch.zeros(self.BINS, device=device)
         edges = torch.linspace(self.LOW, self.HIGH, self.BINS + 1, dtype=torch.float64)
@@ -53,8 +56,9 @@ class TimeSampler:
         if self.name == "uniform":
             return u.clamp(1e-4, 1 - 1e-4)
         if self.name == "logit_normal" or self.density is self.start:
-            return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))).float()
-        return t_of(self._quantile(u.double().cpu()).exp()).float().to(u.device)
+            logit = self.mean + self.std * torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))
+            return torch.sigmoid(logit + math.log(self.noise_std)).float()
+        return t_of(self._quantile(u.double().cpu()).exp() / self.noise_std).float().to(u.device)
 
     def _quantile(self, u: torch.Tensor) -> torch.Tensor:
         """log sigma at cumulative probability u under the current density."""
@@ -65,7 +69,7 @@ class TimeSampler:
 
     def observe(self, t: torch.Tensor, loss: torch.Tensor) -> None:
         """Remember the mean loss (B,) of samples at times t (B,); non-finite ones are passed over."""
-        place = (sigma_of(t).log() - self.LOW) / (self.HIGH - self.LOW) * self.BINS
+        place = ((self.noise_std * sigma_of(t)).log() - self.LOW) / (self.HIGH - self.LOW) * self.BINS
         index = place.long().clamp(0, self.BINS - 1)
         good = torch.isfinite(loss) & (place >= 0) & (place < self.BINS)
         self.loss_sum.index_add_(0, index, torch.where(good, loss, 0).float())
@@ -99,7 +103,9 @@ class TimeSampler:
 
         Half of the steps follow what is learned where (the training density), half are even in log sigma.
         """
-        start = MAX_SIGMA if t_start is None else min(MAX_SIGMA, float(sigma_of(torch.tensor(t_start))))
+        start = (
+            MAX_SIGMA if t_start is None else min(MAX_SIGMA, self.noise_std * float(sigma_of(torch.tensor(t_start))))
+        )
         low, high = math.log(min(lowest, start / 4)), math.log(start)
         fine = torch.linspace(low, high, 1001, dtype=torch.float64)
         density = F.pad(self.density, (1, 1), mode="constant")[
@@ -109,19 +115,22 @@ class TimeSampler:
         cumulative = F.pad((density[1:] + density[:-1]).cumsum(0), (1, 0))
         at = torch.linspace(1, 0, num_steps, dtype=torch.float64) * cumulative[-1]
         index = torch.searchsorted(cumulative, at).clamp(0, 1000)
-        times = t_of(fine[index].exp()).float()
-        return times
+        return t_of(fine[index].exp() / self.noise_std).float()
 
-    def state_dict(self) -> dict:
+    def state_dict(self, runtime: Runtime | None = None) -> dict:
+        """What `from_state` takes. With a `runtime`, which every rank has to pass, what all ranks observed."""
+        seen = torch.stack([self.loss_sum, self.weight])
+        if runtime is not None:
+            seen = runtime.sum(seen) / runtime.world_size  # each rank goes on with its share of the sum
         return {
-            "name": self.name, "mean": self.mean, "std": self.std,
-            "loss_sum": self.loss_sum.cpu(), "weight": self.weight.cpu(),
+            "name": self.name, "mean": self.mean, "std": self.std, "noise_std": self.noise_std,
+            "loss_sum": seen[0].cpu(), "weight": seen[1].cpu(),
             "density": None if self.density is self.start else self.density,
         }  # fmt: skip
 
     @classmethod
     def from_state(cls, state: dict, device="cpu") -> "TimeSampler":
-        sampler = cls(state["name"], state["mean"], state["std"], device)
+        sampler = cls(state["name"], state["mean"], state["std"], device, state.get("noise_std", 1.0))
         sampler.loss_sum.copy_(state["loss_sum"])
         sampler.weight.copy_(state["weight"])
         if state["density"] is not None:

@@ -41,7 +41,11 @@ class Tokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids (n,) uint32 of a whole text."""
+        """Ids (n,) uint32 of a whole text. Raises UserError for half a surrogate pair, which is no character."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the text holds half a surrogate pair at character {error.start}") from error
         return self.encode_pieces([text], [True])[0]
 
     def encode_pieces(self, pieces: list[str], first: list[bool]) -> list[np.ndarray]:

@@ -29,6 +29,9 @@ class ModelArgs:
 
     def check(self) -> None:
         """Raises UserError for sizes that do not fit each other."""
+        for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "latent_dim"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: need at least 1")
         if not 2 <= self.chunk_size <= 16:
             raise UserError(f"--chunk_size {self.chunk_size}: need 2 to 16")
         if self.max_length < self.chunk_size or self.max_length % self.chunk_size:
@@ -41,8 +44,8 @@ class ModelArgs:
             raise UserError(
                 f"--num_attention_heads {self.num_attention_heads} is no multiple of --num_key_value_heads {self.num_key_value_heads}"
             )
-        if self.vae_num_hidden_layers < 2 or self.num_hidden_layers < 1 or self.latent_dim < 1:
-            raise UserError("the VAE needs at least 2 layers, the denoiser 1, a latent 1 dimension")
+        if self.vae_num_hidden_layers < 2 or self.num_hidden_layers < 1:
+            raise UserError("the VAE needs at least 2 layers, the denoiser 1")
 
 
 @dataclass
@@ -88,6 +91,8 @@ class TrainConfig:
         for name in ("kl_weight", "kl_floor", "latent_noise", "mse_weight", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"--{name} {getattr(self, name)}: need 0 or more")
+        if not abs(self.t_mean) < float("inf"):
+            raise UserError(f"--t_mean {self.t_mean}: need a finite number")
 
 
 PRESETS = {
@@ -103,7 +108,7 @@ PRESETS = {
     "tiny": {
         "hidden_size": 192, "num_hidden_layers": 3, "vae_num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 4, "intermediate_size": 512, "latent_dim": 64, "max_length": 256, "batch_size": 16,
-        "vae_lr": 3e-3, "diffusion_lr": 2e-3, "vae_epochs": 1, "diffusion_epochs": 2, "token_dropout": 0.05, "vae_share": 0.1,
+        "vae_lr": 3e-3, "diffusion_lr": 2e-3, "vae_epochs": 1, "diffusion_epochs": 2, "token_dropout": 0.05, "vae_share": 0.12,
     },
 }  # fmt: skip
 

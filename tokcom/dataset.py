@@ -50,6 +50,7 @@ def batches(chunks: Chunks, order: Iterator[list[int]], chunk_size: int, num_wor
 
 
 def in_order(chunks: Chunks, count: int, batch_size: int, chunk_size: int) -> Iterator[dict]:
-    """The first `count` sequences, in batches, as they lie on disk."""
-    for start in range(0, min(count, len(chunks)), batch_size):
-        yield collate([chunks[i] for i in range(start, min(start + batch_size, count, len(chunks)))], chunk_size)
+    """`count` sequences from all over the set, in batches, as they lie on disk."""
+    chosen = torch.linspace(0, len(chunks) - 1, min(count, len(chunks))).round().long().tolist()
+    for start in range(0, len(chosen), batch_size):
+        yield collate([chunks[i] for i in chosen[start : start + batch_size]], chunk_size)

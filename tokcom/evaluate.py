@@ -10,16 +10,17 @@ n = 1 to 4.
 """
 
 import argparse
-import math
 import time
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from kit import device, errors
+from kit.brier import brier_lm
 from kit.chunks import Chunks, open_chunks
 from kit.errors import UserError
 from kit.runlog import environment, make_folder, write_json
@@ -82,8 +83,7 @@ def main() -> None:
         recovery = {str(noise): held_out.reconstruction(noise) for noise in LATENT_NOISES}
         denoise = [held_out.denoise(level) for level in NOISE_LEVELS]
         bound = held_out.bound()
-        calls = [{"calls": count, **held_out.brier_lm(count)} for count in CALLS]
-        brier = held_out.brier_lm(args.num_steps)
+        scores = {count: held_out.brier_lm(count) for count in sorted({*CALLS, args.num_steps})}
         flops = held_out.flops()
         round_trip = held_out.round_trip(book)
     variance = held_out.variance()
@@ -92,19 +92,21 @@ def main() -> None:
         "num_tokens": held_out.num_tokens, "vocab_size": tokenizer.vocab_size, "chunk_size": model_args.chunk_size,
         "reconstruction": recovery["0.0"], "reconstruction_at_noise": {k: v for k, v in recovery.items() if k != "0.0"},
         "active_dims": int((variance > ACTIVE_VARIANCE).sum()), "latent_dim": model_args.latent_dim,
-        "denoise": denoise, "num_steps": args.num_steps, **brier, "nll": bound["nll"],
-        "bound": bound, "calls": calls, "calls_per_token": args.num_steps / model_args.chunk_size,
+        "denoise": denoise, "num_steps": args.num_steps, **scores[args.num_steps], "nll": bound["nll"],
+        "bound": bound, "calls": [{"calls": count, **scores[count]} for count in CALLS], "calls_per_token": args.num_steps / model_args.chunk_size,
         "flops_per_token_and_call": flops, "round_trip": {"text": Path(args.book).name if args.book else "held out", **round_trip},
         "environment": environment(runtime),
     }  # fmt: skip
+    write_json(output / "report.json", report)
     plot_reconstruction(report, output / "reconstruction.png")
     plot_calls(report, output / "calls.png")
     plot_schedule(denoiser.times, output / "schedule.png")
     plot_map(held_out, tokenizer, output / "map.png")
-    write_json(output / "report.json", report)
     print(f"reconstruction {report['reconstruction']:.2%}, at noise 0.3 {recovery['0.3']:.2%}")
     half = denoise[NOISE_LEVELS.index(0.5)]
-    print(f"denoised from noise_level 0.5: {half['model']:.2%}, decoded directly {half['direct']:.2%}")
+    print(
+        f"denoised from noise_level 0.5: {half['model']:.2%}, each chunk alone {half['alone']:.2%}, decoded directly {half['direct']:.2%}"
+    )
     print(
         f"{report['active_dims']} of {report['latent_dim']} dimensions active, bound {report['nll']:.3f} nats per token, BrierLM {report['brier_lm']:.4f}"
     )
@@ -123,6 +125,12 @@ class HeldOut:
         self.count = min(args.num_samples, len(chunks))
         self.batches = [to_device(b, runtime) for b in in_order(chunks, self.count, 16, self.K)]
         self.num_tokens = sum(int(b["mask"].sum()) for b in self.batches)
+        self.given = max(1, self.vae.args.max_chunks // 4)  # chunks of a prompt
+        length = (self.given + 1) * self.K
+        long_enough = [i for i in range(len(chunks)) if chunks.lengths[i] >= length][: args.num_prompts]
+        if not long_enough:
+            raise UserError(f"{args.data_path} has no sequence of the {length} tokens that BrierLM needs")
+        self.prompts = torch.stack([chunks[i][:length] for i in long_enough]).to(runtime.device)
 
     def noise(self, shape, salt: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.args.seed * 1000 + salt)
@@ -145,7 +153,8 @@ class HeldOut:
         return self.accuracy(guess)
 
     def denoise(self, level: float) -> dict:
-        """Tokens recovered from x_t at t = level, by one look of the network and by decoding x_t / t directly."""
+        """Tokens recovered from x_t at t = level: by one look of the network, by one look at each chunk alone, and directly by the
+        decoder from x_t / t. The second tells what the network knows of chunks from what it reads off their neighbors."""
         t = torch.tensor([level], device=self.runtime.device)
 
         def noisy(number, batch):
@@ -156,8 +165,13 @@ class HeldOut:
             mask = real_chunks(batch["mask"], self.K)
             return self.flow.sample(mask, t, x=noisy(number, batch)).logits.argmax(-1)
 
+        def alone(number, batch):
+            chunks = noisy(number, batch).flatten(0, 1)[:, None]
+            mask = torch.ones(len(chunks), 1, dtype=torch.bool, device=chunks.device)
+            return self.flow.sample(mask, t, x=chunks).logits.argmax(-1).view(batch["tokens"].shape)
+
         direct = self.accuracy(lambda number, batch: decode(self.vae, noisy(number, batch) / level))
-        return {"noise_level": level, "model": self.accuracy(model), "direct": direct}
+        return {"noise_level": level, "model": self.accuracy(model), "alone": self.accuracy(alone), "direct": direct}
 
     def bound(self) -> dict:
         """The variational bound in nats per token and its parts, for the least noise that makes it tightest.
@@ -192,32 +206,19 @@ class HeldOut:
 
     def brier_lm(self, steps: int) -> dict:
         """BrierLM of the chunk after real prompts of a quarter of the window, with `steps` calls of the network, and Brier of its n-grams."""
-        given = max(1, self.vae.args.max_chunks // 4)
-        length = (given + 1) * self.K
-        rows = [self.chunks[i][:length] for i in range(len(self.chunks)) if self.chunks.lengths[i] >= length]
-        rows = torch.stack(rows[: self.args.num_prompts]).to(self.runtime.device)
-        truth = rows[:, -self.K :]
         samples = []
         for salt in (1, 2):
             generator = torch.Generator(self.runtime.device).manual_seed(self.args.seed * 1000 + salt)
             parts = []
-            for part in rows.split(64):
+            for part in self.prompts.split(64):
                 clean = self.vae.encode(part, torch.ones_like(part, dtype=torch.bool))
-                known = torch.arange(given + 1, device=part.device).expand(len(part), -1) < given
+                known = torch.arange(self.given + 1, device=part.device).expand(len(part), -1) < self.given
                 mask = torch.ones_like(known)
                 grid = self.times.grid(steps)
                 found = self.flow.sample(mask, grid, "stochastic", known=known, clean=clean, generator=generator)
                 parts.append(found.logits[:, -self.K :].argmax(-1))
             samples.append(torch.cat(parts))
-        scores = []
-        for n in range(1, min(4, self.K) + 1):
-            first, second = ((sample[:, :n] == truth[:, :n]).all(1).float() for sample in samples)
-            same = (samples[0][:, :n] == samples[1][:, :n]).all(1).float()
-            scores.append(float((first + second - same).mean()))
-        return {
-            "brier_lm": math.prod(max(score, 0.0) for score in scores) ** (1 / len(scores)),
-            "brier": scores,
-        }
+        return brier_lm(*samples, self.prompts[:, -self.K :])
 
     def variance(self) -> torch.Tensor:
         """Variance (latent_dim,) of the posterior means over the sequences, in the encoder's own units."""
@@ -279,17 +280,10 @@ def plot_reconstruction(report: dict, path: Path) -> None:
     left.set_ylabel("share of held-out tokens recovered")
     left.set_title(f"VAE alone, {report['chunk_size']} tokens in {report['latent_dim']} numbers", fontsize=10)
     levels = [row["noise_level"] for row in report["denoise"]]
-    right.plot(
-        levels, [row["model"] for row in report["denoise"]], "o-", color="#1f5fa8", markersize=4, label="denoised"
-    )
-    right.plot(
-        levels,
-        [row["direct"] for row in report["denoise"]],
-        "o-",
-        color="#999999",
-        markersize=4,
-        label="decoded directly",
-    )
+    for key, label, color in (
+        ("model", "denoised", "#1f5fa8"), ("alone", "denoised, each chunk alone", "#d1602b"), ("direct", "decoded directly", "#999999"),
+    ):  # fmt: skip
+        right.plot(levels, [row[key] for row in report["denoise"]], "o-", color=color, markersize=4, label=label)
     right.set_xlabel("noise_level (0 = pure noise, 1 = none)")
     right.set_title("flow, one look", fontsize=10)
     right.legend(frameon=False, loc="lower right")
@@ -356,8 +350,8 @@ def plot_map(held_out: HeldOut, tokenizer: Tokenizer, path: Path) -> None:
     for batch in held_out.batches:
         tokens, mask = by_chunk(batch, held_out.K)
         texts += [tokenizer.decode(row[real]) for row, real in zip(tokens.cpu(), mask.cpu()) if real.any()]
-    _, _, directions = torch.pca_lowrank(latents, q=2, niter=4)
-    points = ((latents - latents.mean(0)) @ directions).numpy()
+    _, _, directions = torch.pca_lowrank(F.pad(latents, (0, 1)), q=2, niter=4)  # two directions even of a single number
+    points = (F.pad(latents - latents.mean(0), (0, 1)) @ directions).numpy()
     figure, axis = plt.subplots(figsize=(9, 7), dpi=150, layout="constrained")
     axis.scatter(*points.T, s=3, color="#c9d6e6")
     taken: list[np.ndarray] = []

@@ -130,20 +130,21 @@ class Flow(nn.Module):
             return torch.randn(shape, device=place, generator=generator).to(mask.device)
 
         y = sigmas[0] * fresh_noise() if x is None else x / times[0].to(x.device)
-        x_prev = None
+        x_prev = alone_prev = None  # with the known positions, and without them
 
         def look(y, sigma):
+            nonlocal x_prev, alone_prev
             if known is not None:
                 y = torch.where(known.unsqueeze(-1), clean, y)
             level = torch.full((len(y),), sigma, device=y.device)
             guess = self.predict(y, level, mask, known, x_prev)
+            x_prev = guess.x1
             if guidance == 1 or known is None:
                 return guess
-            without = self.predict(
-                y, level, mask & ~known, None, None if x_prev is None else x_prev * ~known.unsqueeze(-1)
-            )
-            lean = [b + guidance * (a - b) for a, b in ((guess.x1, without.x1), (guess.logits, without.logits))]
-            return Prediction(*lean)
+            alone = self.predict(y, level, mask & ~known, None, alone_prev)
+            alone_prev = alone.x1
+            x1, logits = (b + guidance * (a - b) for a, b in ((guess.x1, alone.x1), (guess.logits, alone.logits)))
+            return Prediction(torch.where(known.unsqueeze(-1), clean, x1), logits)
 
         for sigma, target in pairwise(sigmas):
             x1 = look(y, sigma).x1
@@ -153,7 +154,6 @@ class Flow(nn.Module):
             down = max(0.0, target**2 - fresh**2) ** 0.5
             slope = (y - x1) / sigma
             moved = y + (down - sigma) * slope
-            x_prev = x1
             if sampler == "heun":
                 again = look(moved, target).x1
                 moved = y + (target - sigma) * (slope + (moved - again) / target) / 2

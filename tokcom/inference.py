@@ -155,6 +155,8 @@ def generate(
     if device is not None and torch.device(device).type != place.type:
         raise UserError(f"device {device}: the model is on {place}")
     given = 0 if prompt_ids is None else len(prompt_ids) // args.chunk_size
+    if prompt_ids is not None and (not given or len(prompt_ids) % args.chunk_size):
+        raise UserError(f"a prompt of {len(prompt_ids)} tokens: need whole chunks of {args.chunk_size}")
     _check_window(denoised_model, given + num_chunks)
     shape = batch_size, given + num_chunks
     mask = torch.ones(shape, dtype=torch.bool, device=place)
@@ -198,7 +200,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--exact", action="store_true", help="encode also keeps the tokens its vectors would get wrong")
     parser.add_argument("--prompt", help="text to continue, for conditional")
     parser.add_argument("--num_chunks", type=int, help="vectors to generate (default: the model's window)")
-    parser.add_argument("--num_generate_chunks", type=int, default=64, help="vectors after the prompt" + show)
+    parser.add_argument(
+        "--num_generate_chunks", type=int, help="vectors after the prompt (default: 64, or what the window has left)"
+    )
     parser.add_argument("--num_steps", type=int, default=50, help="denoising steps" + show)
     parser.add_argument("--noise_level", type=float, default=0.5, help="0 = pure noise, 1 = none" + show)
     parser.add_argument(
@@ -214,8 +218,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    for name in ("num_generate_chunks", "num_steps", "batch_size"):
-        if getattr(args, name) < 1:
+    for name in ("num_steps", "batch_size", "num_chunks", "num_generate_chunks"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
     runtime = devices.start(args.device, args.seed, "fp32")
     vae, denoiser, model_args, config = load_checkpoint(args.checkpoint, runtime.device)
@@ -237,8 +241,10 @@ def main() -> None:
         texts = [tokenizer.decode(row) for row in ids]
     elif args.mode == "conditional":
         prompt = whole_chunks(tokenizer, args.prompt, model_args.chunk_size)
+        room = model_args.max_chunks - len(prompt) // model_args.chunk_size
+        count = min(64, max(1, room)) if args.num_generate_chunks is None else args.num_generate_chunks
         ids = generate(
-            vae, denoiser, args.num_generate_chunks, batch_size=args.batch_size, prompt_ids=prompt,
+            vae, denoiser, count, batch_size=args.batch_size, prompt_ids=prompt,
             sampler=args.sampler or "stochastic", guidance=args.guidance, **options,
         )  # fmt: skip
         texts = [tokenizer.decode(row) for row in ids]
@@ -284,7 +290,10 @@ def whole_chunks(tokenizer: Tokenizer, prompt: str | None, chunk_size: int) -> t
 
 def fingerprint(vae: TokComVAE) -> str:
     """A name for the VAE that wrote a latents file: latents of another one mean nothing here."""
-    return hashlib.sha256(vae.head.weight.detach().cpu().numpy().tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for name, value in sorted(vae.state_dict().items()):  # with the statistics that it normalizes by
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def write_latents(args: argparse.Namespace, vae: TokComVAE, tokenizer: Tokenizer) -> None:

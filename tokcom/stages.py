@@ -36,7 +36,7 @@ class VAELoss(nn.Module):
         real = mask.any(1)
         tokens, mask = tokens[real], mask[real]
         mean, log_variance = self.vae.posterior(tokens, mask, self.config.token_dropout)
-        spread = mean.detach().std(0)
+        spread = mean.detach().std(0, correction=0)
         noise = (log_variance.exp() + (self.config.latent_noise * spread).square()).sqrt()
         logits = self.vae.decode_raw(mean + noise * torch.randn_like(mean))
         ce = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), reduction="none")
@@ -75,7 +75,7 @@ class VAEStage:
             tokens, mask = by_chunk(batch, self.vae.args.chunk_size)
             with self.runtime.autocast():
                 mean, _ = self.vae.posterior(tokens, mask)
-                spread = mean[mask.any(1)].std(0)
+                spread = mean[mask.any(1)].std(0, correction=0)
                 noise = torch.randn(mean.shape, generator=generator).to(mean.device) * spread * self.config.latent_noise
                 clean, noisy = self.vae.decode_raw(mean), self.vae.decode_raw(mean + noise)
             ce = F.cross_entropy(noisy.flatten(0, 1).float(), tokens.flatten(), reduction="none").view(tokens.shape)

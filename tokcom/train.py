@@ -108,8 +108,10 @@ def parse_args() -> argparse.Namespace:
     run.add_argument("--compile", action=flag, default=False, help="torch.compile the networks" + show)
     run.add_argument("--seed", type=int, default=0, help="of everything" + show)
     run.add_argument("--wandb_project", help="also log to Weights & Biases, offline without a network")
-    chosen, _ = parser.parse_known_args()
-    parser.set_defaults(**PRESETS[chosen.preset])
+    first = argparse.ArgumentParser(add_help=False)  # the preset alone, so that --help shows its values
+    first.add_argument("--preset", default=best)
+    chosen, _ = first.parse_known_args()
+    parser.set_defaults(**PRESETS.get(chosen.preset, {}))
     return parser.parse_args()
 
 
@@ -118,23 +120,34 @@ def main() -> None:
     model_args, config = from_dict(ModelArgs, vars(args)), from_dict(TrainConfig, vars(args))
     model_args.check()
     config.check()
-    if args.save_steps < 1 or args.log_interval < 1:
-        raise UserError("--save_steps and --log_interval need at least 1")
+    if args.save_steps < 1 or args.log_interval < 1 or args.num_workers < 0:
+        raise UserError("--save_steps and --log_interval need at least 1, --num_workers 0 or more")
     runtime = device.start(args.device, args.seed, args.precision)
     output = Path(args.output_dir)
-    resumed = resume_path(args.resume, output)
+    before = stage_one(args, output)
+    resumed = None if before else resume_path(args.resume, output)
     saved = load_checkpoint(resumed, RESUMED) if resumed else None
+    if saved and args.stage not in ("both", saved["stage"]):
+        raise UserError(
+            f"{resumed} is of stage {saved['stage']}: pass --stage {saved['stage']} or both, or start stage two without --resume"
+        )
     start = load_start(args, output) if args.stage == "diffusion" and not saved else saved
     if start:
         compare(model_args, start["model_args"])
+    if saved:
+        tell_changes(args, saved["config"], runtime)
 
-    # data
+    # data: the first rank builds what has to be built, the others find it
+    if not runtime.is_main:
+        runtime.wait()
     train, val, tokenizer = open_data(
         args.data_path, output / "data", Tokenizer.from_json(start["tokenizer"]) if start else None,
         dataset_name=args.dataset_name, dataset_config=args.dataset_config, tokenizer_path=args.tokenizer_path,
         vocab_size=args.vocab_size, min_tokens=max(1, model_args.max_length // 4), max_tokens=model_args.max_length,
         seed=args.seed,
     )  # fmt: skip
+    if runtime.is_main:
+        runtime.wait()
     for chunks in (train, val):
         chunks.check(model_args.max_length, tokenizer.vocab_size, "--max_length")
     model_args.vocab_size = model_args.omni_token_id = tokenizer.vocab_size
@@ -151,13 +164,14 @@ def main() -> None:
             f"{len(train):,} sequences, {order.batches_per_epoch} steps per epoch, {runtime.device} {runtime.dtype}; writing {output}"
         )
     record = {**vars(args), "vocab_size": tokenizer.vocab_size}
-    steps_so_far = saved["training"]["offset"] + saved["training"]["step"] if saved else None
+    training = (saved or before or {}).get("training")
+    steps_so_far = training["offset"] + training["step"] if training else None
     log = RunLog(output, record, runtime, steps_so_far, args.wandb_project)
     keep = Keeper(args, model_args, config, tokenizer, vae, denoiser, output, runtime)
     interrupt = Interrupt()
 
     # stage one
-    offset, finished = 0, True
+    offset, finished = steps_so_far if before else 0, True
     if args.stage != "diffusion" and not (saved and saved["stage"] == "diffusion"):
         offset, finished = fit(VAEStage(vae, config, runtime), args, train, val, order, log, keep, interrupt, saved, 0)
         saved = None
@@ -172,7 +186,7 @@ def main() -> None:
             times = TimeSampler.from_state(saved["training"]["times"], runtime.device)
         else:
             vae.set_statistics(*measure_latents(vae, train, config, runtime))
-            times = TimeSampler(config.time_sampling, config.t_mean, config.t_std, runtime.device)
+            times = TimeSampler(config.time_sampling, config.t_mean, config.t_std, runtime.device, config.noise_std)
         keep.times = times
         stage = DiffusionStage(vae, denoiser, times, config, runtime)
         _, finished = fit(stage, args, train, val, order, log, keep, interrupt, saved, offset)
@@ -199,7 +213,9 @@ def fit(stage, args, train, val, order, log, keep, interrupt, saved, offset) -> 
         load_weights(stage.trained, state["weights"], args.resume)
         ema.load_state_dict(state["ema"], state["step"])
         optimizer.load_state_dict(state["optimizer"])
-        step, best, spent = state["step"], state["best"], state["seconds"]
+        step, spent = state["step"], state["seconds"]
+        if (keep.output / BEST[stage.name]).is_file():  # not so where a run goes on in another folder
+            best = state["best"]
     budget = TimeBudget(args.time_budget, spent, config.vae_share if stage.name == "vae" else 1 - config.vae_share)
     planned = order.batches_per_epoch * (stage.epochs if budget.limit is None else 10**6)
     total_steps = budget.total_steps(step, planned, runtime)
@@ -246,7 +262,9 @@ def fit(stage, args, train, val, order, log, keep, interrupt, saved, offset) -> 
                 stage.refit()
             if validates:
                 with ema.applied(stage.trained):
-                    result = stage.validate(val)
+                    result = {
+                        name: runtime.mean(value) for name, value in stage.validate(val).items()
+                    }  # one for all ranks
                     log.log(offset + step, **{f"{stage.name}/{name}": value for name, value in result.items()})
                     if result["val_loss"] < best:
                         best = result["val_loss"]
@@ -277,18 +295,27 @@ class Keeper:
         self.times: TimeSampler | None = None
 
     def save(self, name: str, stage: str, epoch: int, val_loss: float, training: dict | None) -> None:
-        """One file with both networks as they are now, and with `training` what it takes to go on."""
+        """One file with both networks as they are now, and with `training` what it takes to go on. Every rank has to call."""
+        times = self.times.state_dict(self.runtime) if self.times else None
         if self.runtime.is_main:
             state = {
                 "epoch": epoch, "stage": stage, "val_loss": val_loss, "model_args": to_dict(self.model_args),
                 "config": {**vars(self.args), **to_dict(self.config)}, "tokenizer": self.tokenizer.to_json(),
                 "vae_model_state_dict": self.vae.state_dict(), "denoised_model_state_dict": self.denoiser.state_dict(),
-                "times": self.times.state_dict() if self.times else None,
+                "times": times,
             }  # fmt: skip
             if training:
-                state["training"] = training | {"times": state["times"]}
+                state["training"] = training | {"times": times}
             save_checkpoint(self.output / name, state)
         self.runtime.wait()
+
+
+def stage_one(args: argparse.Namespace, output: Path) -> dict | None:
+    """The last checkpoint of stage one, where --stage diffusion goes on in its folder; else None."""
+    if args.stage != "diffusion" or args.resume or not (output / LAST).is_file():
+        return None
+    last = load_checkpoint(output / LAST, RESUMED)
+    return last if last["stage"] == "vae" else None
 
 
 def load_start(args: argparse.Namespace, output: Path) -> dict:
@@ -297,6 +324,19 @@ def load_start(args: argparse.Namespace, output: Path) -> dict:
     if not path.is_file():
         raise UserError(f"no VAE at {path}: train one with --stage vae, or name it with --vae_checkpoint")
     return load_checkpoint(path, RESUMED[:-1])
+
+
+def tell_changes(args: argparse.Namespace, saved: dict, runtime: device.Runtime) -> None:
+    """Say which settings differ from those of the run that goes on. Raises UserError for noise of another size."""
+    changed = {
+        name: value for name, value in vars(args).items() if name in saved and saved[name] != value and name != "resume"
+    }
+    if "noise_std" in changed:
+        raise UserError(
+            f"the checkpoint was trained with --noise_std {saved['noise_std']}, not {args.noise_std}; pass the same"
+        )
+    if changed and runtime.is_main:
+        print("changed: " + ", ".join(f"--{name} {saved[name]} -> {value}" for name, value in changed.items()))
 
 
 def compare(model_args: ModelArgs, saved: dict) -> None:

@@ -45,3 +45,40 @@ def test_grids_ascend_from_the_start_to_nearly_clean(t_start, steps):
     assert len(grid) == steps and (grid.diff() > 0).all() and grid[0] > 0 and grid[-1] < 1
     if t_start is not None:
         assert grid[0] == pytest.approx(t_start)
+
+
+def test_a_saved_sampler_of_several_ranks_goes_on_as_if_it_had_not_been_saved():
+    class Ranks:
+        """Two ranks in one process: adding over them is adding the other's tensor."""
+
+        world_size = 2
+
+        def sum(self, values):
+            return values + self.other
+
+    runtime, ranks = Ranks(), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        sampler = TimeSampler("fitted", 0.0, 2.0)
+        t = torch.rand(4000)
+        sampler.observe(t, 3 * (1 - t) + 0.1 * torch.randn(4000))
+        ranks.append(sampler)
+
+    def fit(pair):
+        other = pair[1]
+        runtime.other = torch.stack([other.loss_sum, other.weight])
+        pair[0].refit(runtime)
+        return pair[0].density
+
+    runtime.other = torch.stack([ranks[1].loss_sum, ranks[1].weight])
+    saved = ranks[0].state_dict(runtime)
+    resumed = [TimeSampler.from_state(saved) for _ in ranks]
+    assert torch.allclose(fit(resumed), fit(ranks))
+
+
+def test_noise_of_another_size_moves_times_and_no_noise_level():
+    u = torch.linspace(0.01, 0.99, 50)
+    for name in ("logit_normal", "fitted"):
+        one, small = TimeSampler(name, 0.0, 1.5), TimeSampler(name, 0.0, 1.5, noise_std=0.05)
+        assert torch.allclose(sigma_of(one.sample(u)), 0.05 * sigma_of(small.sample(u)), rtol=1e-4)
+        assert torch.allclose(sigma_of(one.grid(9)), 0.05 * sigma_of(small.grid(9)), rtol=1e-3)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kit.errors import UserError
 from kit.tokenizer import Tokenizer
 from tests.conftest import sentences
 from tokcom import evaluate, inference
@@ -70,6 +71,8 @@ def test_generation_repeats_itself_for_a_seed_and_keeps_prompts(loaded):
                  generator=torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
     ]  # fmt: skip
+    with pytest.raises(UserError, match="need whole chunks of 4"):
+        generate(vae, denoiser, 8, num_steps=4, prompt_ids=prompt[:5])
     assert runs[0].shape == (2, 44) and torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
     assert (runs[0][:, :12] == prompt).all()
 
@@ -97,6 +100,13 @@ def test_with_its_mistakes_kept_a_text_comes_back_to_the_letter(run, tmp_path):
     assert back.read_bytes() == book.read_bytes()
 
 
+def test_latents_are_read_by_no_vae_but_their_own(run, refuse, tmp_path):
+    """The VAE of stage one is the same network, and its vectors are not normalized."""
+    run("--mode", "encode", "--input_text", sentences(5, 5), "--output_file", tmp_path / "latents.pt")
+    said = refuse("--mode", "decode", "--latents", tmp_path / "latents.pt", checkpoint="best_vae.pt")
+    assert "another model" in said
+
+
 def test_the_writing_modes_write(run):
     assert "tokens recovered" in run(
         "--mode", "denoise_reconstruct", "--input_text", sentences(1, 40), "--num_steps", 3
@@ -107,6 +117,7 @@ def test_the_writing_modes_write(run):
         "--mode", "conditional", "--prompt", prompt, "--num_generate_chunks", 4, "--num_steps", 3, "--guidance", 2
     )
     assert prompt[-12:] in said
+    assert run("--mode", "conditional", "--prompt", prompt, "--num_steps", 2)  # as much as the window has room for
 
 
 def test_what_cannot_work_says_so(refuse, trained, tmp_path):
@@ -121,6 +132,8 @@ def test_what_cannot_work_says_so(refuse, trained, tmp_path):
     assert "cannot read" in refuse("--mode", "encode", "--input_file", tmp_path / "absent.txt")
     assert "at least 4, one whole chunk" in refuse("--mode", "conditional", "--prompt", "")
     assert "window holds 1 to 16" in refuse("--mode", "generate", "--num_chunks", 17)
+    assert "need at least 1" in refuse("--mode", "generate", "--num_chunks", 0)
+    assert "half a surrogate pair" in refuse("--mode", "encode", "--input_text", "caf\udce9")
     assert "window holds 1 to 16" in refuse(
         "--mode", "conditional", "--prompt", sentences(1, 2), "--num_generate_chunks", 16
     )
@@ -142,6 +155,7 @@ def test_a_report_has_every_number_and_figure(call, refused, data, trained, tmp_
     accuracies = list(report["reconstruction_at_noise"].values())
     assert accuracies[0] >= accuracies[-1]
     assert [row["noise_level"] for row in report["denoise"]] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    assert all(0 <= row["alone"] <= 1 for row in report["denoise"])
     half = report["denoise"][4]
     assert half["model"] > half["direct"] + 0.05
     assert [row["calls"] for row in report["calls"]] == [1, 2, 4, 8, 16, 32, 64]

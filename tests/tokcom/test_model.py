@@ -85,7 +85,7 @@ def test_settings_go_to_a_dict_and_come_back(name):
     ("change", "message"),
     [
         ({"chunk_size": 1}, "need 2 to 16"), ({"chunk_size": 17}, "need 2 to 16"), ({"max_length": 30}, "no multiple"),
-        ({"hidden_size": 33}, "even width"), ({"num_key_value_heads": 3}, "no multiple"), ({"latent_dim": 0}, "a latent 1"),
+        ({"hidden_size": 33}, "even width"), ({"num_key_value_heads": 3}, "no multiple"), ({"latent_dim": 0}, "--latent_dim 0: need at least 1"),
     ],
 )  # fmt: skip
 def test_sizes_that_do_not_fit_are_refused(change, message):

@@ -1,12 +1,14 @@
 """Both stages learn, and go on exactly where they were stopped."""
 
+import os
 import signal
+import subprocess
 import sys
 import time
 
 import pytest
 
-from tests.runs import load, rows, run_stopped, run_whole, same_tensors
+from tests.runs import ROOT, load, rows, run_stopped, run_whole, same_tensors
 from tests.tokcom.conftest import SMALL
 from tokcom import train
 
@@ -76,6 +78,44 @@ def test_stage_two_alone_starts_from_a_vae(call, refused, data, trained, tmp_pat
     assert same_tensors(first, second)
 
 
+def test_stage_two_follows_stage_one_in_its_folder(call, refused, data, tmp_path):
+    common = ("--data_path", data, *SMALL, "--vae_epochs", 1, "--diffusion_epochs", 1, "--output_dir", tmp_path)
+    assert call(train, *common, "--stage", "vae") == 0
+    steps = load(tmp_path / "last.pth")["training"]["step"]
+    assert "is of stage vae" in refused(train, *common, "--stage", "diffusion", "--resume", "auto")
+    assert call(train, *common, "--stage", "diffusion") == 0
+    logged = list(rows(tmp_path, "loss"))
+    assert max(logged) == 2 * steps and logged == sorted(set(logged))
+    assert "is of stage diffusion" in refused(train, *common, "--stage", "vae", "--resume", "auto")
+
+
+def test_a_run_goes_on_in_another_folder(call, data, tmp_path, capsys):
+    common = ("--data_path", data, *SMALL, "--vae_epochs", 1, "--diffusion_epochs", 1)
+    assert call(train, *common, "--stage", "vae", "--output_dir", tmp_path / "a") == 0
+    again = (*common, "--vae_epochs", 2, "--output_dir", tmp_path / "b", "--resume", tmp_path / "a" / "last.pth")
+    assert call(train, *again) == 0
+    assert "changed: --" in capsys.readouterr().out and (tmp_path / "b" / "best_diffusion.pt").is_file()
+
+
+def test_two_processes_build_the_data_once_and_train_as_one(text_folder, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *MODULE[1:]]
+    command += [
+        "--data_path",
+        text_folder,
+        *SMALL,
+        "--vae_epochs",
+        "1",
+        "--diffusion_epochs",
+        "1",
+        "--output_dir",
+        tmp_path,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert rows(tmp_path, "diffusion/val_loss") and load(tmp_path / "best_diffusion.pt")["times"]["weight"].sum() > 0
+
+
 def test_a_time_budget_covers_both_stages(call, data, tmp_path):
     start = time.monotonic()
     assert call(train, "--data_path", data, *SMALL, "--time_budget", "10s", "--output_dir", tmp_path) == 0
@@ -115,5 +155,6 @@ def test_bad_input_is_one_line(refused, data, tmp_path, monkeypatch, options, me
 
 
 def test_a_checkpoint_of_another_size_is_refused(refused, data, trained, tmp_path):
-    given = ("--data_path", data, *SMALL, "--latent_dim", 12, "--output_dir", trained, "--resume", "auto")
-    assert "--latent_dim 24, not 12" in refused(train, *given)
+    given = ("--data_path", data, *SMALL, "--output_dir", trained, "--resume", "auto")
+    assert "--latent_dim 24, not 12" in refused(train, *given, "--latent_dim", 12)
+    assert "--noise_std 1.0, not 0.5" in refused(train, *given, "--noise_std", 0.5)

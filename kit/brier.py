@@ -1,0 +1,22 @@
+"""BrierLM (CALM, arXiv 2510.27688): a score of generated text that needs samples and no probabilities."""
+
+import math
+
+import torch
+
+NGRAMS = 4
+
+
+def brier_lm(first: torch.Tensor, second: torch.Tensor, truth: torch.Tensor) -> dict:
+    """`brier_lm` in [0, 1], and `brier`, the score of each length of n-gram, which may be negative.
+
+    first, second: two independent continuations (B, N) of each prompt; truth (B, N). An n-gram's score is the share of samples
+    that are right, less the share of pairs that are alike; BrierLM is the geometric mean over n = 1 to min(4, N), 0 where
+    one of them is negative.
+    """
+    scores = []
+    for n in range(1, min(NGRAMS, truth.shape[1]) + 1):
+        a, b, true = first[:, :n], second[:, :n], truth[:, :n]
+        right = (a == true).all(1).float() + (b == true).all(1).float()
+        scores.append(float((right - (a == b).all(1).float()).mean()))
+    return {"brier_lm": math.prod(max(score, 0.0) for score in scores) ** (1 / len(scores)), "brier": scores}

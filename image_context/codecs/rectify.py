@@ -14,6 +14,7 @@ HEADER_REACH = 8  # blocks of a page's beginning in which its header stands, cor
 MAX_BLOCKS = 160  # on a side of a page that is looked for
 LIKENESS = 0.6  # correlation above which something is a bull's-eye
 SIZES = np.geomspace(0.4, 2.0, 24)  # of a block, in 28 pixels
+COARSE = 3  # every so many of them are tried first
 
 
 def bullseye(size: float, reach: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,17 +109,24 @@ def find_bullseyes(gray: np.ndarray) -> tuple[np.ndarray, float] | None:
         return None
     windows = [(0, 0), (width - reach_x, 0), (width - reach_x, height - reach_y), (0, height - reach_y)]
     parts = np.stack([gray[y : y + reach_y, x : x + reach_x] for x, y in windows]) / 255
-    maps = [_correlate(parts, size) for size in SIZES]
-    best = np.array([[part.max() for part in found] for found in maps])  # (sizes, corners)
-    at = int(best.mean(1).argmax())
-    if best[at].min() < LIKENESS:
+    maps = {i: _correlate(parts, SIZES[i]) for i in range(0, len(SIZES), COARSE)}
+
+    def likeness(i: int) -> float:
+        return float(maps[i].max((1, 2)).mean())
+
+    near = max(maps, key=likeness)
+    around = range(max(0, near - COARSE), min(len(SIZES), near + COARSE + 1))
+    maps |= {i: _correlate(parts, SIZES[i]) for i in around if i not in maps}
+    at = max(around, key=likeness)
+    if maps[at].max((1, 2)).min() < LIKENESS:
         return None
     corners = []
     for (x, y), found in zip(windows, maps[at]):
         row, column = np.unravel_index(found.argmax(), found.shape)
         corners.append((x + column + 0.5 + _peak(found[row], column), y + row + 0.5 + _peak(found[:, column], row)))
     step = np.log(SIZES[1] / SIZES[0])
-    block = BLOCK * float(SIZES[at] * np.exp(step * _peak(best.mean(1), at)))
+    peak = _peak(np.array([likeness(i) for i in around]), around.index(at))
+    block = BLOCK * float(SIZES[at] * np.exp(step * peak))
     apart = min(np.hypot(x - u, y - v) for (x, y), (u, v) in combinations(corners, 2))
     return (np.array(corners), block) if apart > block / 2 else None
 

@@ -1,6 +1,7 @@
 """The four programs, one after the other, as a user runs them; and what they refuse."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -9,7 +10,10 @@ from PIL import Image
 from image_context import gallery, generate_train_data, plot_results, run_exp, train_lora
 from image_context.config import load_config
 from image_context.dataset import read_records
+from image_context.plot_results import summarize
+from image_context.run_exp import read_results
 from image_context.tasks import split_of
+from kit.errors import UserError
 from tests.runs import load, rows, same_tensors
 
 CODEBOOK = {
@@ -35,6 +39,7 @@ def write_config(path, **changes):
     return path
 
 
+COSTS = {"total_tokens": 9, "ratio_context": 1.0, "ratio_total": 0.5, "visual_tokens": 0, "context_tokens": 4}
 ON_CPU = ("--device", "cpu", "--precision", "fp32")
 
 
@@ -99,6 +104,17 @@ def test_an_experiment_goes_on_where_it_stopped(run, call, tmp_path):
     assert all(row["prediction"] == whole[row["id"]]["prediction"] for row in rows)
 
 
+def test_results_hold_whatever_a_reader_says(tmp_path):
+    path = tmp_path / "results.jsonl"
+    said = [{"id": str(i), "prediction": f"a{c}b"} for i, c in enumerate("\x85\u2028\u2029\x0c\r")]
+    lines = [json.dumps(row, ensure_ascii=False).encode() for row in said]
+    path.write_bytes(b"\n".join(lines) + b"\n" + '{"id": "é'.encode()[:-1])  # killed inside a character
+    assert read_results(path) == said
+    path.write_bytes(b"\n".join([lines[0], b"{}", lines[1]]))
+    with pytest.raises(UserError, match="line 2 is no result"):
+        read_results(path)
+
+
 def test_a_failure_is_recorded_and_counts_as_wrong(run, call, tmp_path):
     render = {"render": {"codec": "render", "options": {"page_width": 100, "margin": 20}}}
     config = write_config(tmp_path / "c.yaml", data={
@@ -111,6 +127,9 @@ def test_a_failure_is_recorded_and_counts_as_wrong(run, call, tmp_path):
     assert call(plot_results, "--input", tmp_path / "results/results.jsonl", "--output", tmp_path / "plots") == 0
     point = json.loads((tmp_path / "plots" / "summary.json").read_text())["points"][0]
     assert point["mean"] == 0 and point["failures"] == 2
+    assert summarize(
+        [{**rows[0], "error": None, "metrics": {"needle_hit": 1, "char_error_rate": 0.5}, "costs": COSTS}, rows[1]]
+    )[0]["metrics"] == {"needle_hit": 0.5, "char_error_rate": 0.75}
 
 
 def test_resumed_training_repeats_the_uninterrupted_one(run, call, tmp_path):
@@ -166,6 +185,10 @@ def test_configs_that_make_no_sense_are_refused(refused, tmp_path):
 
     assert "training.epochs: unknown key" in told(training={"epochs": 3})
     assert "data.tasks.0" in told(data={"tasks": ["sing"]})
+    assert "data.tasks: List should have at least 1 item" in told(data={"tasks": []})
+    assert "data.codecs.a/b" in told(data={"codecs": {"a/b": {"codec": "text"}}})
+    assert "codec qr version 'abc'" in told(data={"codecs": {"a": {"codec": "qr", "options": {"version": "abc"}}}})
+    assert "codec render fonts 5" in told(data={"codecs": {"a": {"codec": "render", "options": {"fonts": 5}}}})
     assert "has no option 'colour'" in told(data={"codecs": {"a": {"codec": "codebook", "options": {"colour": 3}}}})
     assert "data.codecs.a.codec" in told(data={"codecs": {"a": {"codec": "morse"}}})
     assert "no codec of this config is to be trained" in told(data={"codecs": {"a": {"codec": "text", "train": 0}}})
@@ -176,6 +199,7 @@ def test_configs_that_make_no_sense_are_refused(refused, tmp_path):
 
 def test_wrong_folders_and_readers_are_refused(run, refused, tmp_path):
     config = run / "config.yaml"
+    before = (run / "results" / "results.jsonl").read_bytes()
     assert "write it with generate_train_data" in refused(
         train_lora, "--config", config, "--output_dir", tmp_path, *ON_CPU
     )
@@ -187,6 +211,12 @@ def test_wrong_folders_and_readers_are_refused(run, refused, tmp_path):
         train_lora, "--config", changed, "--output_dir", run, *ON_CPU, "--resume", "auto"
     )
     assert "results of another config or reader" in refused(run_exp, *common)
+    assert (run / "results" / "results.jsonl").read_bytes() == before
+    assert "was trained on its data" in refused(generate_train_data, "--config", config, "--output_dir", run)
+    harder = write_config(tmp_path / "harder.yaml", data={"lengths": [7]})
+    shutil.copytree(run / "train_data", tmp_path / "copy" / "train_data")
+    copied = ("--output_dir", tmp_path / "copy", *ON_CPU)
+    assert "another `data` than the config's" in refused(train_lora, "--config", harder, *copied)
     fresh = ("--config", config, "--output_dir", tmp_path / "new", *ON_CPU)
     assert "no folder at --lora_path" in refused(run_exp, *fresh, "--lora_path", tmp_path / "nowhere")
     (tmp_path / "adapter").mkdir()
@@ -194,4 +224,7 @@ def test_wrong_folders_and_readers_are_refused(run, refused, tmp_path):
         '{"base_model_name_or_path": "Qwen/Qwen2-VL-7B-Instruct"}'
     )
     assert "is for Qwen/Qwen2-VL-7B-Instruct" in refused(run_exp, *fresh, "--lora_path", tmp_path / "adapter")
+    for content in ("{", "[]", "{}"):
+        (tmp_path / "adapter" / "adapter_config.json").write_text(content)
+        assert "the adapter is damaged" in refused(run_exp, *fresh, "--lora_path", tmp_path / "adapter")
     assert "cannot read" in refused(plot_results, "--input", tmp_path / "no.jsonl", "--output", tmp_path)

@@ -59,7 +59,12 @@ def main() -> None:
     parser.add_argument(
         "--thorough", type=int, default=1000, help="as many, where hardly one of them was lost (default: %(default)s)"
     )
-    parser.add_argument("--survivors", nargs="+", metavar="NAME", help="codecs augmented (default: all but the finest)")
+    parser.add_argument(
+        "--survivors",
+        nargs="+",
+        metavar="NAME",
+        help="codecs augmented; others keep their rows (default: all but the finest)",
+    )
     parser.add_argument(
         "--parts", nargs="+", default=PARTS, choices=PARTS, help="measured; others keep their rows (default: all)"
     )
@@ -78,7 +83,12 @@ def main() -> None:
         "survival": lambda: survival(texts, args.documents, args.thorough, args.survivors),
     }  # fmt: skip
     for part in args.parts:
-        report[part] = []
+        kept = [
+            row
+            for row in report.get(part, ())
+            if part == "survival" and row["codec"] not in (args.survivors or row["codec"])
+        ]
+        report[part] = kept
         for row in rows[part]():
             print(row, flush=True)
             report[part].append(row)

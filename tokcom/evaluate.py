@@ -6,7 +6,8 @@ Padding and prompts count nowhere. Accuracies are shares of held-out tokens. `nl
 in nats per token (Kingma et al., arXiv 2107.00630): what one look misses at the least noise, plus half the squared error of
 the denoiser integrated over the signal-to-noise ratio, for the least noise that makes the sum smallest. `brier_lm` is CALM's
 (arXiv 2510.27688): two independent continuations of real prompts, n-grams of one chunk against the true one, geometric mean over
-n = 1 to 4.
+n = 1 to 4. `alone` is the network without neighbors: what it recovers beyond that is context. `flops_per_token_and_call` is of
+a look at whole sequences, divided by their tokens; to write one chunk every call looks at its prompt again.
 """
 
 import argparse

@@ -16,7 +16,8 @@ from kit.tokenizer import Tokenizer
 
 TASKS = ("json", "needle", "random")
 SPLITS = ("train", "eval")
-TRIES = 400
+TRIES = 400  # documents drawn before a length is given up
+REDRAWS = 2000  # of tokens that would merge with their neighbors
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 KEYS = (
     "id",
@@ -103,7 +104,7 @@ def _random_sample(length: int, rng: random.Random, tokenizer: Tokenizer, langua
     """Tokens drawn evenly from those that stand for themselves; drawn again where two would merge into others."""
     ids = plain_ids(tokenizer)
     drawn = [rng.choice(ids) for _ in range(length)]
-    for _ in range(TRIES):
+    for _ in range(REDRAWS):
         text = tokenizer.decode(drawn)
         found = tokenizer.encode(text).tolist()
         if found == drawn:

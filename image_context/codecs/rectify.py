@@ -64,9 +64,9 @@ def candidates(image: Image.Image, has_header: Callable[[np.ndarray, bool], bool
 def _by_size(image: Image.Image, has_header) -> Iterator[tuple[np.ndarray, bool]]:
     """The whole image is the page, of unknown size in blocks."""
     guess = image.width / BLOCK
-    for width in sorted(range(2, MAX_BLOCKS), key=lambda w: abs(np.log(w / guess))):
+    for width in sorted(range(1, MAX_BLOCKS), key=lambda w: abs(np.log(w / guess))):
         height = round(image.height * width / image.width)
-        if not 2 <= height < MAX_BLOCKS:
+        if not 1 <= height < MAX_BLOCKS:
             continue
         rows = min(height, -(-HEADER_REACH // width) + 1)
         box = (0, 0, image.width, image.height * rows / height)

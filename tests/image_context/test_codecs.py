@@ -127,9 +127,9 @@ def test_qr_survives_a_scan(text, seed):
     lambda image: image.transpose(Image.ROTATE_90),
     lambda image: image.rotate(180),
 ], ids=["larger", "smaller", "quarter turn", "half turn"])  # fmt: skip
-@pytest.mark.parametrize("frame", ["header", "fiducials"])
-def test_a_page_is_found_scaled_and_turned(change, frame):
-    codec = build_codec("codebook", frame=frame, parity=32)
+@pytest.mark.parametrize("options", [{"frame": "header"}, {"frame": "fiducials"}, {"columns": 1}], ids=str)
+def test_a_page_is_found_scaled_and_turned(change, options):
+    codec = build_codec("codebook", parity=32, **options)
     assert codec.decode([change(image) for image in codec.encode(SAMPLE).images]) == SAMPLE
 
 

@@ -59,9 +59,7 @@ class Flow(nn.Module):
         skip, out, scale = 1 / (1 + s**2), s / (1 + s**2).sqrt(), (1 + s**2).rsqrt()
         vae, K = self.vae, self.vae.args.chunk_size
         table = vae.embed.weight[: vae.args.vocab_size]
-        table = (
-            table * table.square().mean().rsqrt()
-        )  # unit spread, as the noisy vectors beside which the network reads it
+        table = table * table.square().mean().rsqrt()  # unit spread, as the noisy vectors beside which it is read
 
         def embeddings(logits):
             return logits.float().softmax(-1).to(table.dtype) @ table

@@ -223,10 +223,11 @@ class DenoisedModel(nn.Module):
     """An hourglass that looks at a noisy sequence of vectors: tokens, chunks, tokens.
 
     In: the noisy vectors, an earlier estimate, and `heard`, the embeddings of the tokens that the decoder hears in each noisy
-    vector by itself. Each token first looks at its neighbors; the trunk looks at whole chunks; then each token hears what the
-    trunk has to say. Out: `say`, to be added to what the decoder's head reads after `trust` (one number from the noise level)
-    has scaled what the decoder heard; and `features`, out of which `mean`, together with `expect` from the embeddings of the
-    tokens now believed in, makes the conditional mean of the vector. All four start so that nothing is added.
+    vector by itself. Each token first looks at its neighbors (`near`), then the trunk looks at whole chunks. Out: what is said
+    of each token, by the trunk (`say`), by the neighbors (`near_say`) and by both together (`both_say`), to be added to what the
+    decoder's head reads after `trust` (one number from the noise level) has scaled what the decoder heard; and features, out of
+    which `mean`, together with `expect` from the embeddings of the tokens now believed in, makes the conditional mean of the
+    vector. All of these start so that nothing is added.
     """
 
     def __init__(self, args: ModelArgs):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +15,8 @@ from kit.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of a codec; names files
+T = TypeVar("T")
+Some = Annotated[list[T], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -36,14 +38,9 @@ class CodecConfig(Section):
 
 
 class DataConfig(Section):
-    tasks: Annotated[list[Literal[TASKS]], Field(min_length=1)] = ["json", "needle", "random"]
-    lengths: Annotated[list[Positive], Field(min_length=1)] = [
-        512,
-        1024,
-        2048,
-        4096,
-    ]  # tokens of a document, by the model's tokenizer
-    languages: Annotated[list[Literal["en", "zh"]], Field(min_length=1)] = ["en"]  # of the hay
+    tasks: Some[Literal[TASKS]] = ["json", "needle", "random"]
+    lengths: Some[Positive] = [512, 1024, 2048, 4096]  # tokens of a document, by the model's tokenizer
+    languages: Some[Literal["en", "zh"]] = ["en"]  # of the hay
     samples: Positive = 20  # of each task, length and language, in evaluation
     codecs: Annotated[dict[Name, CodecConfig], Field(min_length=1)] = {
         "text": CodecConfig(codec="text"),
@@ -51,16 +48,14 @@ class DataConfig(Section):
         "codebook": CodecConfig(codec="codebook"),
         "qr": CodecConfig(codec="qr"),
     }
-    augmentations: Annotated[list[Literal[AUGMENTATIONS]], Field(min_length=1)] = ["clean"]
+    augmentations: Some[Literal[AUGMENTATIONS]] = ["clean"]
     geometry: bool = False  # whether heavy also moves the page
 
 
 class GenerationConfig(Section):
     num_samples_per_codec: Positive = 500
-    lengths: Annotated[list[Positive], Field(min_length=1)] | None = (
-        None  # of training documents (default: those of data)
-    )
-    augmentations: Annotated[list[Literal[AUGMENTATIONS]], Field(min_length=1)] | None = None
+    lengths: Some[Positive] | None = None  # of training documents (default: those of data)
+    augmentations: Some[Literal[AUGMENTATIONS]] | None = None
 
 
 class LoraConfig(Section):

@@ -105,7 +105,7 @@ def read_pages(codec, args: argparse.Namespace) -> None:
         if error.text:
             put(error.text, args.output_file)
             where = args.output_file or "above"
-            raise UserError(f"{error}; what is whole is in {where}") from error
+            raise UserError(f"{error}; what could be read is in {where}") from error
         raise
 
 

@@ -73,17 +73,23 @@ def needle_hit(prediction: str, answer: str, distractors: list[str]) -> bool:
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """95 % interval (Wilson's) of the mean of values in [0, 1], one for each document.
+    """95 % interval of the mean of values in [0, 1], one for each document.
 
-    Exact for right or wrong; shares in between vary less than those, so for them it is wider than it need be, never narrower
-    (a bootstrap of few documents that are nearly all right is far too narrow).
+    Wilson's where each is right or wrong. For shares Agresti and Coull's: z^2 / 2 documents that are all wrong and as many that
+    are all right are added, so that a few documents that are nearly all right do not look certain, as in a bootstrap.
     """
-    n = len(values)
+    n, z = len(values), 1.959964
     if n == 0:
         return math.nan, math.nan
-    z, share = 1.959964, sum(values) / n
-    middle, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
+    if all(value in (0, 1) for value in values):
+        share = sum(values) / n
+        middle, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+        return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
+    size = n + z * z
+    mean, square = (sum(value**power for value in values) + z * z / 2 for power in (1, 2))
+    mean, square = mean / size, square / size
+    spread = z * math.sqrt((square - mean * mean) / size)
+    return max(0.0, mean - spread), min(1.0, mean + spread)
 
 
 def _parse(text: str) -> tuple | None:

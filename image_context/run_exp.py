@@ -11,7 +11,6 @@ counts as wrong. Decoding is greedy, documents are of the evaluation split.
 import argparse
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,6 +31,7 @@ from kit import device, errors
 from kit.errors import UserError
 from kit.interrupt import Interrupt
 from kit.runlog import environment, make_folder, progress_bar, write_json
+from kit.textfile import replace_text
 from kit.tokenizer import Tokenizer
 
 SLACK = {"json": 8, "random": 8, "needle": 48}  # tokens that a reader may say beyond the answer's length
@@ -229,9 +229,7 @@ def finished_ids(path: Path, config_hash: str, reader: str) -> set[str]:
             raise UserError(
                 f"{path} holds results of another config or reader ({record['reader']}): choose another --output_dir"
             )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    os.replace(partial, path)
+    replace_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     return {record["id"] for record in records}
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from kit.device import Runtime
 from kit.errors import UserError
+from kit.textfile import replace_text
 
 
 class RunLog:
@@ -103,10 +104,7 @@ def make_folder(path: str | Path) -> Path:
 
 def write_json(path: str | Path, value) -> None:
     """Write indented JSON through a temporary file, so that a reader never sees half of it."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def environment(runtime: Runtime) -> dict:
@@ -147,9 +145,7 @@ def _commit() -> str | None:
 def _cut_after(path: Path, step: int) -> None:
     """Rid a file of lines of what was written after `step`."""
     if path.exists():
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(line + "\n" for line in _lines_up_to(path, step)), encoding="utf-8")
-        os.replace(partial, path)
+        replace_text(path, "".join(line + "\n" for line in _lines_up_to(path, step)))
 
 
 def _lines_up_to(path: Path, step: float) -> list[str]:

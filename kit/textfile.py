@@ -1,5 +1,6 @@
 """UTF-8 files read and written to the letter: no line end, mark or byte is changed on the way."""
 
+import os
 from pathlib import Path
 
 from kit.errors import UserError
@@ -21,3 +22,11 @@ def write_text(path: str | Path, text: str) -> None:
         Path(path).write_bytes(text.encode())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def replace_text(path: str | Path, text: str) -> None:
+    """Write a file of the program's own through a temporary one, so that a reader never sees half of it."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(text.encode())
+    os.replace(partial, path)

@@ -83,12 +83,8 @@ def main() -> None:
         "survival": lambda: survival(texts, args.documents, args.thorough, args.survivors),
     }  # fmt: skip
     for part in args.parts:
-        kept = [
-            row
-            for row in report.get(part, ())
-            if part == "survival" and row["codec"] not in (args.survivors or row["codec"])
-        ]
-        report[part] = kept
+        kept = report.get(part, []) if part == "survival" and args.survivors else []
+        report[part] = [row for row in kept if row["codec"] not in args.survivors]
         for row in rows[part]():
             print(row, flush=True)
             report[part].append(row)

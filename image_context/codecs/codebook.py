@@ -232,10 +232,12 @@ class CodebookCodec:
         symbols, whole = (np.concatenate([pages[i][part] for i in sorted(pages)]) for part in (0, 1))
         if missing or lost:
             unchecked = lost and not first.layout.parity  # a checksum tells that something is wrong, and not what
-            told = [
-                f"{lost} of {read_in} symbols {'are doubtful: their page fails its checksum' if unchecked else 'cannot be read'}"
-            ] * bool(lost)
-            told += [f"{len(missing)} of {first.pages} pages are missing"] * bool(missing)
+            told = []
+            if lost:
+                what = "are doubtful: their page fails its checksum" if unchecked else "cannot be read"
+                told.append(f"{lost} of {read_in} symbols {what}")
+            if missing:
+                told.append(f"{len(missing)} of {first.pages} pages are missing")
             if unchecked and first.payload != "zstd":
                 whole = whole | np.concatenate([np.full(len(pages[i][1]), i not in missing) for i in sorted(pages)])
             raise DamagedCode(" and ".join(told), self._to_text(symbols, whole, first.payload, partial=True), lost)
@@ -258,10 +260,10 @@ class CodebookCodec:
         whole = symbols < self.alphabet
         lost = int((~whole).sum())
         if not len(ends) or lost:
-            told = f"no codebook text in {len(images)} images: " + "no end symbol" * (not len(ends))
-            told += " and " * (not len(ends) and lost > 0) + f"{lost} of {len(symbols)} symbols do not exist" * (
-                lost > 0
-            )
+            told = [] if len(ends) else ["no end symbol"]
+            if lost:
+                told.append(f"{lost} of {len(symbols)} symbols do not exist")
+            told = f"no codebook text in {len(images)} images: {' and '.join(told)}"
             raise DamagedCode(told, self._to_text(symbols, whole, self.payload, partial=True), lost)
         return self._to_text(symbols, whole, self.payload)
 

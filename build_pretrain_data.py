@@ -1,4 +1,4 @@
-"""Text -> tokens -> chunks of random length -> data/train, data/val, data/tokenizer.json, data/stats.json.
+"""Text -> tokens -> chunks of random length -> data/train, data/val, data/test, data/tokenizer.json, data/stats.json.
 
     python build_pretrain_data.py                                   # the text that every Python carries
     python build_pretrain_data.py --input novels/ --vocab_size 4096 # your own .txt, .jsonl, .parquet (also .gz, .zst)
@@ -40,7 +40,8 @@ def parse_args() -> argparse.Namespace:
     output.add_argument(
         "--overwrite", action=argparse.BooleanOptionalAction, default=False, help="replace a finished build" + show
     )
-    output.add_argument("--val_fraction", type=float, help="share of the tokens held out, by document" + show)
+    output.add_argument("--val_fraction", type=float, help="share of the tokens that checkpoints are chosen by" + show)
+    output.add_argument("--test_fraction", type=float, help="share that reports are made on, whole documents" + show)
     output.add_argument("--seed", type=int, help="seed of split and chunk lengths" + show)
     output.add_argument("--num_workers", type=int, default=os.cpu_count(), help="tokenizing threads" + show)
     return parser.parse_args()
@@ -52,13 +53,12 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     settings = BuildSettings(**{field.name: getattr(args, field.name) for field in fields(BuildSettings)})
     stats = build(settings, args.output_dir, args.overwrite)
-    for split in ("train", "val"):
-        part = stats["splits"][split]
+    for split, part in stats["splits"].items():
         print(f"{split:5} {part['documents']:9,} documents {part['chunks']:9,} chunks {part['tokens']:13,} tokens")
     print(
         f"{stats['bytes']:,} bytes, {stats['tokens_per_byte']:.3f} tokens per byte, vocabulary {stats['vocab_size']:,}"
     )
-    print(f"wrote {args.output_dir}/train, val, tokenizer.json, stats.json")
+    print(f"wrote {args.output_dir}/{', '.join(stats['splits'])}, tokenizer.json, stats.json")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""The method on one page: noising, what a noisy pixel says by itself, the two losses, time sampling, samplers.
+"""The method on one page: noising, likelihood, posterior, the two losses, samplers. All in reading order, (B, N, ...).
 
-Noising      z = t * x + (1 - t) * eps, t = 1 clean, as in JiT; the noise level on the scale of colors is sigma = (1 - t) / t.
-token        The network gives context logits pi_v for every pixel; the pixel adds its own exact Gaussian evidence:
-             logit_v = pi_v - |z - t c_v|^2 / (2 (1 - t)^2), softmax over the palette, loss = cross-entropy on the token,
-             x_pred = sum_v p_v c_v. Still x-prediction: the network learns only what the noisy pixel cannot say.
-pixel        The seeds' objective: the network predicts the clean picture (or the velocity), loss = JiT's v-loss.
-Padding enters no loss and no statistic. Pixels that are `known` (given clean) are context: no loss falls on them.
+Noising      z = t * x + (1 - t) * noise, t = 1 clean, as in JiT; the noise level on the scale of colors is sigma = (1 - t) / t.
+token        The network gives context logits for every token; the color adds its exact Gaussian log-likelihood:
+             logit_v = context_v - |z - t c_v|^2 / (2 (1 - t)^2), softmax over the palette, loss = cross-entropy on the
+             token, x_pred = sum_v p_v c_v. Still x-prediction: the network learns only what the color cannot say.
+             Beside an n-gram model, its context log-probabilities join the network's, weighed by gates.
+pixel        The reference recipe: the network predicts the clean image (or the velocity), loss = JiT's v-loss.
+Padding enters no loss and no statistic. Positions in `cond_mask` are given clean: no loss falls on them.
 """
 
 from dataclasses import dataclass
@@ -15,167 +16,283 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from baselines.ngram import DENSE_VOCAB, Context, NGram, unigram_context
 from kit.errors import UserError
 from kit.times import MIN_SIGMA, sigma_of
 from model import JiT
-from palette import Canvas, Palette
+from palette import Layout, Palette
 
 OBJECTIVES = ("token", "pixel")
-SAMPLERS = ("euler", "heun", "stochastic")
+SAMPLERS = ("posterior", "euler", "heun", "stochastic")
 V_LOSS_EPS = 0.05  # JiT's floor under 1 - t
 MAX_LOGITS = 1 << 27  # logits held at once; larger batches are cut and recomputed in the backward pass
+NGRAM_CANDIDATES, NGRAM_SEGMENT = (8, 24), 64  # of the n-gram model beside the network, see NGram.contexts
+SPARSE_CANDIDATES = 32  # of each position, for vocabularies above DENSE_VOCAB
+
+
+@dataclass
+class Observation:
+    """What noisy colors say before the network is asked: z (B, N, 3) at times t (B, N), and what follows from them.
+
+    soft (B, N, S * D): the mean embeddings of each token's posteriors, under the unigrams and every order of the n-gram
+    model, None without a vocabulary; contexts: what each order of the n-gram model says.
+    """
+
+    z: torch.Tensor
+    t: torch.Tensor
+    soft: torch.Tensor | None = None
+    contexts: tuple[Context, ...] = ()
 
 
 @dataclass
 class Prediction:
-    """One look: `x_pred` (B, 3, H, W), and in reading order `tokens` (B, N) long and `nll` (B, N) of the truth in nats.
+    """One forward pass: x_pred (B, N, 3), tokens (B, N) long, nll (B, N) of the truth in nats, and `prev`.
 
-    `nll` is None without the truth or in the pixel objective, which gives no likelihood. Padding holds zeros.
+    `nll` is None without the truth or in the pixel objective, which gives no likelihood. `prev` is what the next pass is
+    conditioned on. Padding holds zeros.
     """
 
     x_pred: torch.Tensor
     tokens: torch.Tensor
     nll: torch.Tensor | None
+    prev: torch.Tensor
 
 
 class Diffusion(nn.Module):
-    """A network, a palette and a canvas under one objective. `forward` is the training loss, so that DDP can wrap it."""
+    """A network, a palette and a layout under one objective. `forward` is the training loss, so that DDP can wrap it."""
 
-    def __init__(self, network: JiT, palette: Palette, canvas: Canvas, objective: str = "token"):
+    def __init__(
+        self,
+        network: JiT,
+        palette: Palette,
+        layout: Layout,
+        objective: str = "token",
+        log_unigram: torch.Tensor | None = None,
+        ngram: NGram | None = None,
+    ):
         super().__init__()
         if objective not in OBJECTIVES:
             raise UserError(f"unknown objective {objective!r}; choose from {', '.join(OBJECTIVES)}")
         if (objective == "token") != (network.vocab_size is not None):
             raise UserError("the token objective needs a network with a vocab_size, the pixel objective one without")
         if network.vocab_size not in (None, palette.vocab_size):
-            raise UserError(f"the network speaks {network.vocab_size} tokens, the palette {palette.vocab_size}")
-        self.network, self.palette, self.canvas, self.objective = network, palette, canvas, objective
+            raise UserError(f"the network has {network.vocab_size} tokens, the palette {palette.vocab_size}")
+        if bool(network.ngram) != (ngram is not None):
+            raise UserError(
+                "the network was built to stand beside an n-gram model" + " that is missing" * network.ngram
+            )
+        self.network, self.palette, self.layout, self.objective, self.ngram = network, palette, layout, objective, ngram
+        if log_unigram is None:
+            log_unigram = torch.full((palette.vocab_size,), 1 / palette.vocab_size).log()
+        self.register_buffer("log_unigram", log_unigram, persistent=False)
+        self.ngram_candidates = NGRAM_CANDIDATES
+        self.joined = ngram is not None  # while False, the network is trained and used alone
 
     # ------------------------------------------------------------------------------------------------------------------
-    # Noising and evidence
+    # Noising, likelihood, posterior
 
-    def add_noise(self, tokens, t, noise, known=None):
-        """Tokens (B, N) to a noisy picture z (B, 3, H, W); known positions (B, N) stay clean."""
+    def add_noise(self, tokens, t, noise, cond_mask=None):
+        """Tokens (B, N) to noisy colors z (B, N, 3) at times t (B,); positions in cond_mask (B, N) stay clean."""
         x = self.palette.colors[tokens]
-        z = t[:, None, None] * x + (1 - t[:, None, None]) * noise
-        if known is not None:
-            z = torch.where(known[..., None], x, z)
-        return self.canvas.paint(z)
+        t = t[:, None, None]
+        z = t * x + (1 - t) * noise
+        return z if cond_mask is None else torch.where(cond_mask[..., None], x, z)
 
-    def evidence(self, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """log p(z | token) up to a constant: noisy colors z (M, 3) at times t (M,) to (M, V), in float32.
+    def log_likelihood(self, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """log p(z | token) up to a constant: noisy colors z (..., 3) at times t (...) to (..., V), in float32.
 
         -|z - t c|^2 / (2 (1-t)^2) without its |z|^2 term, in a form that stays finite at t = 0.
         """
-        t = t.float().clamp(max=1 / (1 + MIN_SIGMA))
+        t = t.float().clamp(max=1 / (1 + MIN_SIGMA))[..., None]
         inverse = t / (1 - t).square()
         colors = self.palette.colors
         with torch.autocast(z.device.type, enabled=False):  # differences of large numbers: bf16 would lose them
-            return torch.addmm(
-                (inverse * t / -2)[:, None] * colors.square().sum(-1), inverse[:, None] * z.float(), colors.T
-            )
+            return inverse * t / -2 * colors.square().sum(-1) + (inverse * z.float()) @ colors.T
 
-    def logits(
-        self, features: torch.Tensor, z: torch.Tensor, t: torch.Tensor, temperature: float = 1.0
-    ) -> torch.Tensor:
-        """Context logits of features (M, F), divided by the temperature, plus the evidence: (M, V) float32."""
-        return self.network.head(features).float() / temperature + self.evidence(z, t)
+    def observe(self, z, t, mask, cond_mask=None, fold=None) -> Observation:
+        """All that z (B, N, 3) at times t (B,) says of each token before the network; fold (B,) as in NGram."""
+        t = t[:, None].expand(mask.shape)
+        if cond_mask is not None:  # what is given clean counts as seen at almost no noise
+            t = torch.where(cond_mask, 1 / (1 + self.palette.spacing / 8), t)
+        observation = Observation(z, t)
+        if self.objective == "pixel":
+            return observation
+        dtype = torch.get_autocast_dtype(z.device.type) if torch.is_autocast_enabled(z.device.type) else torch.float32
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            seen = self.likelihoods(z, t)
+            if self.joined:
+                observation.contexts = tuple(self.ngram.contexts(
+                    seen, mask, fold, self.network.ngram, self.ngram_candidates, NGRAM_SEGMENT, dtype
+                ))  # fmt: skip
+            contexts = (unigram_context(seen, self.log_unigram), *observation.contexts)
+            posteriors = [context.posterior(seen) for context in contexts]
+        observation.soft = torch.cat([self._mean_embedding(posterior) for posterior in posteriors], dim=-1)
+        return observation
+
+    def likelihoods(self, z, t):
+        """What `NGram.contexts` reads: log-likelihoods (B, N, V), or with a vocabulary above DENSE_VOCAB the likeliest tokens
+        (B, N, K), their log-likelihoods (B, N, K), and the log of the unigram-weighted likelihood of all others (B, N).
+
+        Candidates are found by lattice arithmetic around z / t. The others' total is the mean likelihood over the lattice, a
+        product over the channels, less the candidates' part, times their unigram probability: exact where color and
+        frequency have nothing to do with each other.
+        """
+        if self.palette.vocab_size <= DENSE_VOCAB:
+            return self.log_likelihood(z, t)
+        t = t.float().clamp(1e-4, 1 / (1 + MIN_SIGMA))[..., None]
+        y, precision = z.float() / t, (t / (1 - t)).square() / 2
+        ids, exists = self.palette.around(y)
+        distance = (self.palette.colors[ids] - y[..., None, :]).square().sum(-1)
+        log_likelihood = torch.where(exists, -distance * precision, -torch.inf)
+        _, top = (log_likelihood + self.log_unigram[ids]).topk(min(SPARSE_CANDIDATES, ids.shape[-1]), dim=-1)
+        ids, log_likelihood = ids.gather(-1, top), log_likelihood.gather(-1, top).clamp_min(-1e4)
+        levels = torch.linspace(-1, 1, self.palette.levels, device=z.device)
+        whole = (-(y[..., None] - levels).square() * precision[..., None]).exp().mean(-1).log().sum(-1)
+        V, K = self.palette.vocab_size, ids.shape[-1]
+        others = (whole.exp() * V - log_likelihood.exp().sum(-1)).clamp_min(1e-30) / (V - K)
+        unseen = (1 - self.log_unigram[ids].exp().sum(-1)).clamp_min(1e-9)
+        return ids, log_likelihood, others.log() + unseen.log()
+
+    def _mean_embedding(self, posterior) -> torch.Tensor:
+        """sum_v q_v E_v (B, N, D) of a posterior q: (B, N, V), or ids and q (B, N, K) and the rest's q (B, N)."""
+        if torch.is_tensor(posterior):
+            return posterior @ self.network.embedding
+        ids, q, rest = posterior
+        mean = F.embedding_bag(
+            ids.flatten(0, 1), self.network.embedding, per_sample_weights=q.flatten(0, 1), mode="sum"
+        )
+        return mean.view(*ids.shape[:2], -1) + rest[..., None] * self.network.rest_embedding
 
     # ------------------------------------------------------------------------------------------------------------------
-    # Training
+    # Forward pass
 
-    def forward(self, tokens, mask, t, noise, known=None, self_condition: bool = False, num_patches=None):
+    def run_network(self, observation: Observation, t, mask, cond_mask=None, prev=None) -> torch.Tensor:
+        """The network's output (B, N, D or 3) in reading order."""
+        o, to_patches = observation, self.layout.to_patches
+        out = self.network(
+            *(to_patches(o.z), t, to_patches(mask)),
+            *(None if each is None else to_patches(each) for each in (cond_mask, o.soft, prev)),
+        )
+        return self.layout.from_patches(out)
+
+    def logits(self, features, z, t, contexts: tuple[Context, ...] = (), temperature: float = 1.0) -> torch.Tensor:
+        """Logits (..., V) float32 of features (..., D): context logits, divided by the temperature, plus log-likelihood.
+
+        The context logits are the network's own plus the n-grams' context log-probabilities, each under its gate: a
+        log-linear pool whose weights follow from the features.
+        """
+        logits = self.network.head(features).float()
+        if contexts:
+            gates = self.network.gate(features).float().unsqueeze(-1)
+            logits = logits * gates[..., 0, :]
+            for order, context in enumerate(contexts, 1):
+                logits = torch.addcmul(logits, gates[..., order, :], context.full(self.log_unigram))
+        return logits / temperature + self.log_likelihood(z, t)
+
+    def forward(self, tokens, mask, t, noise, cond_mask=None, fold=None, self_condition: bool = False):
         """Training loss of a batch.
 
-        tokens (B, N), mask (B, N), t (B,), noise (B, N, 3), known (B, N) or None; `self_condition` looks twice and feeds
-        the first estimate to the second look. Returns the mean loss over the pixels to predict, and the mean of each
-        sample (B,), detached, for fitting the time sampler (NaN for a sample with nothing to predict).
+        tokens (B, N), mask (B, N), t (B,), noise (B, N, 3), cond_mask (B, N) or None, fold (B,) or None (see NGram);
+        `self_condition` makes a first pass whose result the second is given. Returns the mean loss over the tokens to
+        predict, and the mean of each sample (B,), detached, for fitting the noise schedule (NaN where nothing is predicted).
         """
-        z, picture_mask = self.add_noise(tokens, t, noise, known), self.canvas.paint(mask)
-        picture_known = None if known is None else self.canvas.paint(known)
-        x_prev = None
+        z = self.add_noise(tokens, t, noise, cond_mask)
+        observation = self.observe(z, t, mask, cond_mask, fold)
+        prev = None
         if self_condition:
             with torch.no_grad():
-                x_prev = self.denoise(z, t, mask, known, tokens, num_patches=num_patches).x_pred
-        out = self.network(z, t, picture_mask, picture_known, x_prev, num_patches)
-        predict = mask if known is None else mask & ~known
+                prev = self.predict(observation, t, mask, cond_mask).prev
+        out = self.run_network(observation, t, mask, cond_mask, prev)
         if self.objective == "token":
-            loss = self._token_loss(out, z, t, tokens, predict)
+            loss = self._token_loss(out, observation, tokens)
         else:
-            loss = self._velocity_loss(out, z, t, tokens, noise, predict)
-        count = predict.sum(1)
-        per_sample = torch.zeros_like(t).index_add_(0, predict.nonzero()[:, 0], loss.detach()) / count
-        return loss.mean(), per_sample
+            loss = self._velocity_loss(out, z, t, tokens, noise)
+        counted = (mask if cond_mask is None else mask & ~cond_mask).float()
+        count = counted.sum(1)
+        return (loss * counted).sum() / count.sum().clamp_min(1), (loss.detach() * counted).sum(1) / count
 
-    def _token_loss(self, features, z, t, tokens, predict):
-        """Cross-entropy (M,) of the pixels where predict (B, N), in reading order."""
-        features = self.canvas.read(features.permute(0, 3, 1, 2))[predict]
-        z, t, target = self.canvas.read(z)[predict], t[:, None].expand_as(predict)[predict], tokens[predict]
+    def _token_loss(self, features, observation: Observation, tokens):
+        """Cross-entropy (B, N)."""
 
-        def part(features, z, t, target):
-            return F.cross_entropy(self.logits(features, z, t), target, reduction="none")
+        def part(features, z, t, contexts, target):
+            return F.cross_entropy(self.logits(features, z, t, contexts), target, reduction="none")
 
-        rows = max(1, MAX_LOGITS // self.palette.vocab_size)
-        if len(target) <= rows:
-            return part(features, z, t, target)
-        parts = zip(*(each.split(rows) for each in (features, z, t, target)))
-        return torch.cat([recompute(part, *each, use_reentrant=False) for each in parts])
+        rows = self._rows(features, observation)
+        parts = [(*row, target) for row, target in zip(rows, tokens.flatten().split(len(rows[0][1])))]
+        if len(parts) == 1:
+            return part(*parts[0]).view(tokens.shape)
+        return torch.cat([recompute(part, *each, use_reentrant=False) for each in parts]).view(tokens.shape)
 
-    def _velocity_loss(self, out, z, t, tokens, noise, predict):
-        """JiT's v-loss (M,): squared error of (x - z) / (1 - t), averaged over the channels."""
-        out, z = self.canvas.read(out.float())[predict], self.canvas.read(z)[predict]
-        t = t[:, None].expand_as(predict)[predict][:, None]
-        x, noise = self.palette.colors[tokens][predict], noise[predict]
+    def _rows(self, features, observation: Observation) -> list[tuple]:
+        """features, z, t and contexts of all positions in a row, cut so that at most MAX_LOGITS logits exist at once."""
+        size = max(1, MAX_LOGITS // self.palette.vocab_size)
+        flat = [each.flatten(0, 1).split(size) for each in (features, observation.z, observation.t)]
+        contexts = [context.flatten(0, 1) for context in observation.contexts]
+        parts = [tuple(c[i * size : (i + 1) * size] for c in contexts) for i in range(len(flat[0]))]
+        return list(zip(*flat, parts))
+
+    def _velocity_loss(self, out, z, t, tokens, noise):
+        """JiT's v-loss (B, N): squared error of (x - z) / (1 - t), averaged over the channels."""
+        x, t = self.palette.colors[tokens], t[:, None, None]
         if self.network.predict_clean:
-            return ((out - x) / (1 - t).clamp_min(V_LOSS_EPS)).square().mean(-1)
-        return (out - (x - noise)).square().mean(-1)
+            return ((out.float() - x) / (1 - t).clamp_min(V_LOSS_EPS)).square().mean(-1)
+        return (out.float() - (x - noise)).square().mean(-1)
 
     # ------------------------------------------------------------------------------------------------------------------
-    # One look
+    # Prediction
 
-    def denoise(
-        self, z, t, mask, known=None, tokens=None, x_prev=None, temperature=1.0, num_patches=None
-    ) -> Prediction:
-        """Estimate the clean picture and its tokens from z (B, 3, H, W) at time t (B,).
+    def denoise(self, z, t, mask, cond_mask=None, tokens=None, prev=None, temperature=1.0) -> Prediction:
+        """Estimate the clean colors and their tokens from z (B, N, 3) at time t (B,), in one forward pass.
 
-        mask (B, N), known (B, N) or None (those pixels of z are clean). With the truth `tokens` (B, N) the prediction
-        carries their negative log-likelihood; with known, they also are what known positions return.
+        mask (B, N), cond_mask (B, N) or None (there z is clean). With the truth `tokens` (B, N) the prediction carries their
+        negative log-likelihood.
         """
-        picture_known = None if known is None else self.canvas.paint(known)
-        out = self.network(z, t, self.canvas.paint(mask), picture_known, x_prev, num_patches)
-        colors = self.canvas.read(z)
+        return self.predict(self.observe(z, t, mask, cond_mask), t, mask, cond_mask, tokens, prev, temperature)
+
+    def recover(self, z, t, mask, cond_mask=None, tokens=None, passes: int = 1, callback=None) -> Prediction:
+        """The likeliest token of each position: `passes` forward passes at the same noise, each given the one before.
+
+        `callback(i, x_pred)` is called after each pass.
+        """
+        observation, found = self.observe(z, t, mask, cond_mask), None
+        for i in range(passes):
+            found = self.predict(observation, t, mask, cond_mask, tokens, found and found.prev)
+            if callback:
+                callback(i, found.x_pred)
+        return found
+
+    def predict(
+        self, observation: Observation, t, mask, cond_mask=None, tokens=None, prev=None, temperature=1.0
+    ) -> Prediction:
+        """`denoise`, from what was observed."""
+        out = self.run_network(observation, t, mask, cond_mask, prev)
+        z = observation.z
         if self.objective == "pixel":
-            x = self.canvas.read(out.float())
-            if not self.network.predict_clean:
-                x = colors + (1 - t)[:, None, None] * x
-            if known is not None:
-                x = torch.where(known[..., None], colors, x)
+            x = out.float() if self.network.predict_clean else z + (1 - t)[:, None, None] * out.float()
+            x = x if cond_mask is None else torch.where(cond_mask[..., None], z, x)
             x = x * mask[..., None]
-            return Prediction(self.canvas.paint(x), self.palette.decode(x) * mask, None)
-        predict = mask if known is None else mask & ~known
-        features, noisy = self.canvas.read(out.permute(0, 3, 1, 2))[predict], colors[predict]
-        times = t[:, None].expand_as(predict)[predict]
-        target = None if tokens is None else tokens[predict]
-        x, best, nll = [], [], []
-        for part in torch.arange(len(noisy), device=z.device).split(max(1, MAX_LOGITS // self.palette.vocab_size)):
-            logits = self.logits(features[part], noisy[part], times[part], temperature)
+            return Prediction(x, self.palette.decode(x) * mask, None, x)
+        x, best, nll, prev = [], [], [], []
+        embedding = self.network.embedding.detach()
+        targets = None if tokens is None else tokens.flatten()
+        for features, colors, times, contexts in self._rows(out, observation):
+            logits = self.logits(features, colors, times, contexts, temperature)
+            if targets is not None:
+                start = sum(map(len, best))
+                nll.append(F.cross_entropy(logits, targets[start : start + len(logits)], reduction="none"))
             best.append(logits.argmax(-1))
-            if target is not None:
-                nll.append(F.cross_entropy(logits, target[part], reduction="none"))
+            p = logits.softmax(-1)
+            prev.append(p @ embedding)
             with torch.autocast(z.device.type, enabled=False):
-                x.append(logits.softmax(-1) @ self.palette.colors)
-        x_all = torch.zeros_like(colors)
-        x_all[predict] = torch.cat(x)
-        found = torch.zeros(predict.shape, dtype=torch.long, device=z.device)
-        found[predict] = torch.cat(best)
-        if known is not None:
-            x_all = torch.where((mask & known)[..., None], colors, x_all)
-            found = torch.where(mask & known, self.palette.decode(colors), found)
-        nll_all = None
-        if target is not None:
-            nll_all = torch.zeros(predict.shape, device=z.device)
-            nll_all[predict] = torch.cat(nll)
-        return Prediction(self.canvas.paint(x_all), found, nll_all)
+                x.append(p @ self.palette.colors)
+        x, found, prev = (torch.cat(each).view(*mask.shape, *each[0].shape[1:]) for each in (x, best, prev))
+        if cond_mask is not None:
+            x = torch.where(cond_mask[..., None], z, x)
+            found = torch.where(cond_mask, self.palette.decode(z), found)
+        if nll:
+            scored = mask if cond_mask is None else mask & ~cond_mask
+            nll = torch.cat(nll).view(mask.shape) * scored
+        return Prediction(x * mask[..., None], found * mask, nll if targets is not None else None, prev)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Sampling
@@ -187,59 +304,63 @@ class Diffusion(nn.Module):
         grid,
         sampler="euler",
         z=None,
-        known=None,
-        known_tokens=None,
+        cond_mask=None,
+        cond_tokens=None,
         temperature=1.0,
         generator=None,
-        watch=None,
+        callback=None,
     ) -> torch.Tensor:
-        """Tokens (B, N) by integrating from grid[0] to grid[-1], then one last look that decides.
+        """Tokens (B, N) by integrating from grid[0] to grid[-1], then one last pass that decides.
 
-        mask (B, N); `grid` (S,) ascending times; z (B, 3, H, W) the picture at grid[0], or None for pure noise. Known
-        positions (B, N) hold known_tokens (B, N) throughout. In the scale y = z / t the flow is dy/dsigma = (y - x) / sigma
-        (Song et al., 2021); `euler` is exact where x does not change (DDIM), `heun` corrects with a second look, and
-        `stochastic` (EDM's ancestral step, Karras et al., 2022) renews as much noise as the posterior allows.
-        `watch(i, x_pred)` is called after each look.
+        mask (B, N); `grid` (S,) ascending times; z (B, N, 3) the noisy colors at grid[0], or None for pure noise. Positions in
+        cond_mask (B, N) hold cond_tokens (B, N) throughout. In the scale y = z / t the flow is dy/dsigma = (y - x) / sigma
+        (Song et al., 2021); `euler` is exact where x does not change (DDIM), `heun` corrects with a second pass, and
+        `stochastic` (EDM's ancestral step, Karras et al., 2022) renews as much noise as the posterior allows. These three
+        draw a text; `posterior`, and any of them at temperature 0, stays at grid[0] and takes each position's likeliest
+        token after S passes (`recover`). `callback(i, x_pred)` is called after each pass.
         """
         if sampler not in SAMPLERS:
             raise UserError(f"unknown sampler {sampler!r}; choose from {', '.join(SAMPLERS)}")
-        batch = len(mask)
-        num_patches = self.canvas.patches_for(int(mask.any(0).nonzero().max()) + 1)
-        device = mask.device
+        batch, device = len(mask), mask.device
         if z is None:
-            z = torch.randn(batch, 3, self.canvas.img_size, self.canvas.img_size, device=device, generator=generator)
-            z = z * (1 - grid[0])
-        clean = None if known is None else self.canvas.paint(self.palette.colors[known_tokens])
-        picture_known = None if known is None else self.canvas.paint(known)[:, None]
-        x_prev = None
+            z = torch.randn(*mask.shape, 3, device=device, generator=generator) * (1 - grid[0])
+        clean = None if cond_mask is None else self.palette.colors[cond_tokens]
+        prev = None
 
-        def look(y, t):
+        def estimate(y, t):
             z = y * t
             if clean is not None:
-                z = torch.where(picture_known, clean, z)
+                z = torch.where(cond_mask[..., None], clean, z)
             times = torch.full((batch,), float(t), device=device)
-            return self.denoise(z, times, mask, known, None, x_prev, temperature, num_patches)
+            return self.denoise(z, times, mask, cond_mask, None, prev, temperature or 1.0)
+
+        def finish(found):
+            return found.tokens if cond_mask is None else torch.where(cond_mask, cond_tokens, found.tokens)
 
         y = z / grid[0].clamp_min(1e-6)
+        if sampler == "posterior" or temperature == 0:
+            z = y * grid[0] if clean is None else torch.where(cond_mask[..., None], clean, y * grid[0])
+            times = torch.full((batch,), float(grid[0]), device=device)
+            return finish(self.recover(z, times, mask, cond_mask, passes=len(grid), callback=callback))
         for i in range(len(grid) - 1):
             sigma, target = sigma_of(grid[i]), sigma_of(grid[i + 1])
-            x = look(y, grid[i]).x_pred
-            if watch:
-                watch(i, x)
+            found = estimate(y, grid[i])
+            x, prev = found.x_pred, found.prev
+            if callback:
+                callback(i, x)
             fresh = 0.0
             if sampler == "stochastic":
                 fresh = min(target, (target**2 * (sigma**2 - target**2) / sigma**2).clamp_min(0).sqrt())
             down = (target**2 - fresh**2) ** 0.5
             slope = (y - x) / sigma
             moved = y + (down - sigma) * slope
-            x_prev = x
             if sampler == "heun" and i < len(grid) - 2:
-                again = look(moved, grid[i + 1]).x_pred
+                again = estimate(moved, grid[i + 1]).x_pred
                 moved = y + (target - sigma) * (slope + (moved - again) / target) / 2
             if sampler == "stochastic":
                 moved = moved + fresh * torch.randn(y.shape, device=device, generator=generator)
             y = moved
-        final = look(y, grid[-1])
-        if watch:
-            watch(len(grid) - 1, final.x_pred)
-        return final.tokens if known is None else torch.where(known, known_tokens, final.tokens)
+        found = estimate(y, grid[-1])
+        if callback:
+            callback(len(grid) - 1, found.x_pred)
+        return finish(found)

@@ -1,10 +1,11 @@
-"""How many tokens come back? Recovery from noise on held-out text, against decoders that need no model.
+"""How many tokens come back? Recovery from noise on the test split, against classical decoders.
 
-    python evaluate.py --checkpoint RUN/best_model.pth --data_path data/val --output_dir RUN/report
+    python evaluate.py --checkpoint RUN/best_model.pth --data_path data --output_dir RUN/report
 
-Writes report.json, recovery.png (recovery against noise for the model, the unigram posterior and the nearest color) and
-pixels.png (clean, noisy, recovered and wrong pixels side by side). All three decoders see the same noise. Intervals are
-95 % bootstrap intervals over chunks.
+Writes report.json, recovery.png (recovery against noise for all decoders) and pixels.png (clean, noisy, recovered and wrong
+pixels side by side). The decoders see the same noise: nearest color; unigram posterior; bigram and trigram forward-backward
+(baselines/ngram.py, counted from the training text, no network); and the checkpoint's network. Intervals are 95 % bootstrap
+intervals over chunks.
 """
 
 import argparse
@@ -17,10 +18,10 @@ import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
 
-from dataset import collate
-from diffusion import SAMPLERS, Diffusion
+from baselines.ngram import Context, unigram_context
+from diffusion import NGRAM_SEGMENT, SAMPLERS, Diffusion, Prediction
 from kit import device, errors
-from kit.chunks import Chunks, open_chunks
+from kit.chunks import Chunks, open_test, reported
 from kit.errors import UserError
 from kit.runlog import environment, make_folder, progress_bar, write_json
 from palette import to_pixels
@@ -29,26 +30,35 @@ from pretrained import Pretrained, load_pretrained
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-GRID_POINTS = 12
+SPACINGS = (0.28, 0.35, 0.455, 0.56, 0.7, 0.85, 1.225, 2.1, 3.5)  # noise levels, in units of the palette's spacing
+PASSES = (1, 2, 4)
 SHOWN = (0.9, 0.5, 0.2)  # nearest-color accuracies at which full sampling is measured and pixels.png is drawn
-COLORS = {"model": "#0b6e4f", "unigram": "#c8963e", "nearest": "#8d99ae"}
+COLORS = {
+    "model": "#0b6e4f", "trigram": "#8c2f39", "bigram": "#d1603d", "unigram": "#c8963e", "nearest": "#8d99ae",
+}  # fmt: skip
+TRIGRAM_CANDIDATES = (24,)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     show = " (default: %(default)s)"
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of train.py")
-    parser.add_argument("--data_path", default="data/val", help="chunks of the data builder, or any raw text" + show)
+    parser.add_argument(
+        "--data_path", default="data", help="folder of the data builder, of which test/ is used, or any raw text" + show
+    )
     parser.add_argument("--output_dir", default="report", help="where to write" + show)
     parser.add_argument(
         "--img_size", type=int, help="refuse a checkpoint of another image size (default: take the checkpoint's)"
     )
     parser.add_argument("--num_samples", type=int, default=256, help="held-out chunks, drawn at random" + show)
     parser.add_argument(
-        "--t", type=float, nargs="+", help="times to look at (default: 12 noise levels around the palette's spacing)"
+        "--t", type=float, nargs="+", help="times to evaluate (default: nine noise levels around the palette's spacing)"
     )
-    parser.add_argument("--num_inference_steps", type=int, default=8, help="looks per full sampling" + show)
-    parser.add_argument("--sampler", default="euler", choices=SAMPLERS, help="of full sampling" + show)
+    parser.add_argument("--passes", type=int, default=2, help="forward passes at the same noise to recover by" + show)
+    parser.add_argument("--num_inference_steps", type=int, default=8, help="forward passes per full sampling" + show)
+    parser.add_argument(
+        "--sampler", default="euler", choices=SAMPLERS, help="a sampler that draws, for comparison" + show
+    )
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=True, help="use the averaged weights" + show
     )
@@ -66,40 +76,38 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if args.num_samples < 1 or args.batch_size < 1 or args.num_inference_steps < 1:
-        raise UserError("--num_samples, --batch_size and --num_inference_steps need at least 1")
+    if args.num_samples < 1 or args.batch_size < 1 or args.num_inference_steps < 1 or args.passes < 1:
+        raise UserError("--num_samples, --batch_size, --num_inference_steps and --passes need at least 1")
     if args.t and not all(0 < t < 1 for t in args.t):
         raise UserError("--t: give times between 0 (pure noise) and 1 (clean), both excluded")
     runtime = device.start(args.device, args.seed, args.precision)
     loaded = load_pretrained(args.checkpoint, runtime.device, args.img_size, args.ema)
     output = make_folder(args.output_dir)
-    chunks, _, _ = open_chunks(
-        args.data_path,
-        output / "data",
-        loaded.tokenizer,
-        min_tokens=min(64, loaded.capacity),
-        max_tokens=loaded.capacity,
-        val_fraction=0.0,
-        seed=args.seed,
-    )
+    chunks = open_test(
+        args.data_path, output / "data", loaded.tokenizer,
+        min_tokens=min(64, loaded.capacity), max_tokens=loaded.capacity, seed=args.seed,
+    )  # fmt: skip
     chunks.check(loaded.capacity, loaded.tokenizer.vocab_size, "--img_size")
     held_out = HeldOut(chunks, loaded, args, runtime)
 
     half = held_out.sigma_at(0.5)
     spacing = loaded.diffusion.palette.spacing
-    sigmas = [1 / t - 1 for t in args.t] if args.t else np.geomspace(spacing / 5, 1.5, GRID_POINTS).tolist()
+    sigmas = [1 / t - 1 for t in args.t] if args.t else [spacing * level for level in SPACINGS]
     with torch.no_grad(), runtime.autocast(), progress_bar(len(sigmas) + 1, "recovery", unit="level") as bar:
         recovery = []
         for sigma in [*sorted(sigmas), half]:
             recovery.append(held_out.recovery(sigma))
             bar.update()
     at_half = recovery.pop()
-    with torch.no_grad(), runtime.autocast(), progress_bar(len(SHOWN), "sampling", unit="level") as bar:
+    wanted = [(share, "posterior") for share in SHOWN]
+    if args.sampler != "posterior":
+        wanted.append((0.5, args.sampler))
+    with torch.no_grad(), runtime.autocast(), progress_bar(len(wanted), "sampling", unit="level") as bar:
         sampled = []
-        for share in SHOWN:
-            sampled.append(held_out.sampled(held_out.sigma_at(share)))
+        for share, sampler in wanted:
+            sampled.append(held_out.sampled(held_out.sigma_at(share), sampler))
             bar.update()
-    middle = sampled[SHOWN.index(0.5)]
+    middle = next(row for row in sampled if row["sampler"] == "posterior" and row["sigma"] == at_half["sigma"])
 
     report = {
         "checkpoint": str(args.checkpoint),
@@ -107,6 +115,7 @@ def main() -> None:
         "num_chunks": len(held_out.chunks),
         "num_tokens": held_out.num_tokens,
         "vocab_size": loaded.tokenizer.vocab_size,
+        "passes": args.passes,
         "recovery": recovery,
         "at_nearest_50": at_half,
         "sampled": sampled,
@@ -115,25 +124,30 @@ def main() -> None:
         "throughput": held_out.throughput(),
         "training": {
             "step": loaded.step,
-            **{k: loaded.config[k] for k in ("model", "img_size", "objective", "palette", "scan", "seed")},
+            **{k: loaded.config[k] for k in ("model", "img_size", "objective", "palette", "scan", "ngram", "seed")},
+            "parameters": sum(p.numel() for p in loaded.diffusion.network.parameters()),
         },
+        "ngram_bits": held_out.ngram_bits(),
         "environment": environment(runtime),
     }
     write_json(output / "report.json", report)
     plot_recovery(report, output / "recovery.png")
     with torch.no_grad(), runtime.autocast():
         plot_pixels(held_out, output / "pixels.png")
-    print(f"{'sigma':>7} {'t':>6} {'nearest':>8} {'unigram':>8} {'model':>8}   bits/token")
+    names = ("nearest", "unigram", "bigram", "trigram", "model")
+    print(f"{'sigma':>7} {'t':>6} " + " ".join(f"{name:>8}" for name in names) + "   model, bits/token")
     for row in [*recovery, at_half]:
         bits = "" if row["nll_bits"] is None else f"{row['nll_bits']:.3f}"
         mark = "  <- nearest color gets half" if row is at_half else ""
         print(
-            f"{row['sigma']:7.3f} {row['t']:6.3f} {row['nearest']:8.2%} {row['unigram']:8.2%} {row['model']:8.2%}   {bits}{mark}"
+            f"{row['sigma']:7.3f} {row['t']:6.3f} "
+            + " ".join(f"{row[name]:8.2%}" for name in names)
+            + f"   {bits}{mark}"
         )
     for row in sampled:
         print(
-            f"full sampling from sigma {row['sigma']:.3f}: {row['accuracy']:.2%} of tokens, {row['exact_match']:.1%} of chunks whole, "
-            f"character error rate {row['char_error_rate']:.2%}"
+            f"{row['num_inference_steps']} passes of {row['sampler']} from sigma {row['sigma']:.3f}: {row['accuracy']:.2%} of tokens, "
+            f"{row['exact_match']:.1%} of chunks whole, character error rate {row['char_error_rate']:.2%}"
         )
     print(f"wrote {output}/report.json, recovery.png, pixels.png")
     runtime.finish()
@@ -148,7 +162,7 @@ class HeldOut:
 
     def __init__(self, chunks: Chunks, loaded: Pretrained, args, runtime):
         self.loaded, self.args, self.runtime = loaded, args, runtime
-        chosen = np.random.default_rng(args.seed).permutation(len(chunks))[: args.num_samples]
+        chosen = reported(chunks, args.num_samples)
         chosen = chosen[np.argsort(chunks.lengths[chosen], kind="stable")]  # like lengths together: less padding
         self.chunks = [chunks[i] for i in chosen]
         self.num_tokens = sum(map(len, self.chunks))
@@ -159,9 +173,15 @@ class HeldOut:
         """Batches on the device, each with its own fixed noise (B, N, 3)."""
         generator = torch.Generator().manual_seed(self.args.seed)
         for start in range(0, len(self.chunks), self.args.batch_size):
-            batch = collate(self.chunks[start : start + self.args.batch_size], self.loaded.capacity)
-            batch["noise"] = torch.randn(*batch["tokens"].shape, 3, generator=generator)
-            yield {name: value.to(self.runtime.device) for name, value in batch.items()}
+            batch = self.loaded.collate(self.chunks[start : start + self.args.batch_size])
+            batch["noise"] = torch.randn(*batch["tokens"].shape, 3, generator=generator).to(self.runtime.device)
+            yield batch
+
+    def ngram_bits(self) -> dict:
+        """Bits per token of the n-gram models alone, as language models."""
+        return {
+            str(order): self.loaded.ngram.bits_per_token([c.numpy() for c in self.chunks], order) for order in (2, 3)
+        }
 
     def sigma_at(self, share: float) -> float:
         """The noise level at which nearest-color decoding recovers `share` of these tokens."""
@@ -179,50 +199,82 @@ class HeldOut:
         return self.loaded.diffusion.add_noise(batch["tokens"], t, batch["noise"]), t
 
     def recovery(self, sigma: float) -> dict:
-        """One look at noise `sigma`: share of tokens right for the three decoders, and the model's bits per token."""
-        diffusion, rows, nll = self.loaded.diffusion, [], []
+        """Fraction of tokens recovered at noise `sigma` by each decoder, and bits per token where there is a likelihood."""
+        diffusion, rows = self.loaded.diffusion, []
         for batch in self.batches():
             tokens, mask = batch["tokens"], batch["mask"]
             z, t = self.noisy(batch, sigma)
-            patches = diffusion.canvas.patches_for(int(batch["num_tokens"].max()))
-            guess = diffusion.denoise(z, t, mask, tokens=tokens, num_patches=patches)
-            noisy = diffusion.canvas.read(z)
-            unigram = torch.zeros_like(tokens)
-            evidence = diffusion.evidence(noisy[mask], t[:, None].expand_as(mask)[mask])
-            unigram[mask] = (evidence + self.loaded.log_unigram).argmax(-1)
-            guesses = {"model": guess.tokens, "unigram": unigram, "nearest": diffusion.palette.decode(noisy / t[0])}
-            rows.append(
-                {k: ((g == tokens) & mask).sum(1).cpu().numpy() for k, g in guesses.items()}
-                | {"count": mask.sum(1).cpu().numpy()}
-            )
-            if guess.nll is not None:
-                nll.append(guess.nll.sum(1).double().cpu().numpy())
+            guesses = {"nearest": diffusion.palette.decode(z / t[0])}
+            nll = {}
+            for name, found in self.passes(z, t, batch).items():
+                guesses[f"passes {name}"], nll[f"passes {name}"] = found.tokens, found.nll
+            for name, context, seen in self.classical(z, t, mask):
+                guesses[name] = context.best(seen)
+                if context.dense is not None:
+                    nll[name] = -(context.dense + seen).gather(-1, tokens[..., None])[..., 0] * mask
+            row = {name: ((guess == tokens) & mask).sum(1) for name, guess in guesses.items()}
+            row |= {f"{name} nll": values.double().sum(1) for name, values in nll.items() if values is not None}
+            rows.append({name: values.cpu().numpy() for name, values in {**row, "count": mask.sum(1)}.items()})
         table = {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
         result = {"t": 1 / (1 + sigma), "sigma": sigma}
-        for name in ("model", "nearest", "unigram"):
-            result[name], result[f"{name}_ci"] = share_with_interval(table[name], table["count"])
-        result["nll_bits"], result["nll_bits_ci"] = None, None
-        if nll:
-            result["nll_bits"], result["nll_bits_ci"] = share_with_interval(
-                np.concatenate(nll) / math.log(2), table["count"]
-            )
+        chosen = f"passes {self.args.passes}"
+        for name, column in {"model": chosen, **{n: n for n in ("nearest", "unigram", "bigram", "trigram")}}.items():
+            result[name], result[f"{name}_ci"] = share_with_interval(table[column], table["count"])
+        for name, column in {
+            "nll_bits": chosen,
+            "unigram_bits": "unigram",
+            "bigram_bits": "bigram",
+            "trigram_bits": "trigram",
+        }.items():
+            result[name], result[f"{name}_ci"] = None, None
+            if f"{column} nll" in table:
+                bits = table[f"{column} nll"] / math.log(2)
+                result[name], result[f"{name}_ci"] = share_with_interval(bits, table["count"])
+        result["passes"] = {
+            name.split()[1]: float(hits.sum() / table["count"].sum())
+            for name, hits in table.items() if name.startswith("passes") and not name.endswith("nll")
+        }  # fmt: skip
         return result
 
-    def sampled(self, sigma: float) -> dict:
+    def passes(self, z, t, batch: dict) -> dict[int, Prediction]:
+        """What the network finds after each number of passes at the same noise."""
+        diffusion, mask, found, result = self.loaded.diffusion, batch["mask"], None, {}
+        observation = diffusion.observe(z, t, mask)
+        wanted = {*PASSES, self.args.passes}
+        for number in range(1, max(wanted) + 1):
+            found = diffusion.predict(observation, t, mask, tokens=batch["tokens"], prev=found and found.prev)
+            if number in wanted:
+                result[number] = found
+        return result
+
+    def classical(self, z, t, mask) -> list[tuple[str, Context, object]]:
+        """Contexts of the decoders that have no network, with the likelihoods they go with."""
+        diffusion, ngram = self.loaded.diffusion, self.loaded.ngram
+        with torch.autocast(z.device.type, enabled=False):
+            seen = diffusion.likelihoods(z, t[:, None].expand(mask.shape))
+            unigrams = unigram_context(seen, diffusion.log_unigram)
+            bigrams, trigrams = ngram.contexts(
+                seen, mask, candidates=TRIGRAM_CANDIDATES, segment=NGRAM_SEGMENT, dtype=self.runtime.dtype
+            )
+        return [("unigram", unigrams, seen), ("bigram", bigrams, seen), ("trigram", trigrams, seen)]
+
+    def sampled(self, sigma: float, sampler: str) -> dict:
         """Full sampling from noise `sigma`: tokens right, chunks wholly right, character error rate."""
         found = []
         grid = self.loaded.grid(self.args.num_inference_steps, 1 / (1 + sigma))
         generator = torch.Generator(self.runtime.device).manual_seed(self.args.seed)
         for batch in self.batches():
             z, _ = self.noisy(batch, sigma)
-            tokens = self.loaded.diffusion.sample(batch["mask"], grid, self.args.sampler, z, generator=generator)
+            tokens = self.loaded.diffusion.sample(batch["mask"], grid, sampler, z, generator=generator)
             found += [row[mask].cpu() for row, mask in zip(tokens, batch["mask"])]
         right = np.array([int((a == b).sum()) for a, b in zip(found, self.chunks)])
         count = np.array([len(c) for c in self.chunks])
         edits = np.array(
             [Levenshtein.distance(a, b) for a, b in zip(self.loaded.tokenizer.decode_batch(found), self.texts)]
         )
-        result = {"t": 1 / (1 + sigma), "sigma": sigma, "num_inference_steps": self.args.num_inference_steps}
+        result = {
+            "t": 1 / (1 + sigma), "sigma": sigma, "sampler": sampler, "num_inference_steps": self.args.num_inference_steps,
+        }  # fmt: skip
         for name, hits, out_of in (
             ("accuracy", right, count),
             ("exact_match", (right == count).astype(int), np.ones_like(count)),
@@ -232,22 +284,19 @@ class HeldOut:
         return result
 
     def throughput(self) -> dict:
-        """Tokens per second of one look, over every batch once, after a warm-up; padding is not counted."""
+        """Tokens per second of one forward pass, over every batch once, after a warm-up; padding is not counted."""
         with torch.no_grad(), self.runtime.autocast():
             batches = list(self.batches())
-            self._look(batches[-1])
+            self._forward(batches[-1])
             start = time.perf_counter()
             for batch in batches:
-                self._look(batch)
+                self._forward(batch)
             seconds = time.perf_counter() - start
-        return {"tokens_per_second_per_look": round(self.num_tokens / seconds), "batch_size": self.args.batch_size}
+        return {"tokens_per_second_per_pass": round(self.num_tokens / seconds), "batch_size": self.args.batch_size}
 
-    def _look(self, batch: dict) -> None:
+    def _forward(self, batch: dict) -> None:
         z, t = self.noisy(batch, 0.2)
-        patches = self.loaded.diffusion.canvas.patches_for(int(batch["num_tokens"].max()))
-        self.loaded.diffusion.denoise(
-            z, t, batch["mask"], num_patches=patches
-        ).tokens.sum().item()  # waits for the device
+        self.loaded.diffusion.denoise(z, t, batch["mask"]).tokens.sum().item()  # waits for the device
 
 
 def share_with_interval(hits: np.ndarray, out_of: np.ndarray, resamples: int = 1000) -> tuple[float, list[float]]:
@@ -262,47 +311,38 @@ def share_with_interval(hits: np.ndarray, out_of: np.ndarray, resamples: int = 1
 
 
 def plot_recovery(report: dict, path: Path) -> None:
-    """Share of tokens recovered in one look against the noise, with intervals, for the three decoders."""
+    """Fraction of tokens recovered against the noise, with intervals, for every decoder."""
     rows = sorted([*report["recovery"], report["at_nearest_50"]], key=lambda row: row["sigma"])
     sigma = [row["sigma"] for row in rows]
+    network = {0: "network", 2: "network with bigrams", 3: "network with trigrams"}[report["training"]["ngram"]]
     labels = {
-        "model": "model, one look",
-        "unigram": "unigram posterior (no model)",
-        "nearest": "nearest color (no model)",
-    }
+        "model": network, "trigram": "trigram forward-backward", "bigram": "bigram forward-backward",
+        "unigram": "unigram posterior", "nearest": "nearest color",
+    }  # fmt: skip
     figure, axis = plt.subplots(figsize=(7.2, 4.4), dpi=150, layout="constrained")
     for name, label in labels.items():
         low, high = zip(*(row[f"{name}_ci"] for row in rows))
         axis.fill_between(sigma, low, high, color=COLORS[name], alpha=0.18, linewidth=0)
         axis.plot(sigma, [row[name] for row in rows], color=COLORS[name], marker="o", markersize=3.5, label=label)
-    points = [(row["sigma"], row["accuracy"]) for row in report["sampled"]]
-    axis.plot(
-        *zip(*points),
-        "D",
-        color="#111111",
-        markersize=5,
-        markerfacecolor="none",
-        label=f"model, {report['sampled'][0]['num_inference_steps']} looks",
-    )
     half = report["at_nearest_50"]
     axis.axvline(half["sigma"], color="#bbbbbb", linewidth=0.8, linestyle="--", zorder=0)
     axis.annotate(
-        f"nearest color gets half;\nthe model gets {half['model']:.1%}", (half["sigma"], half["model"]),
-        xytext=(14, 6), textcoords="offset points", fontsize=8.5, color="#333333",
+        f"nearest color gets half;\n{network}: {half['model']:.1%}", (half["sigma"], 0.5),
+        xytext=(-8, -4), textcoords="offset points", fontsize=8.5, color="#333333", ha="right",
     )  # fmt: skip
     axis.set_xscale("log")
     ticks = [s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0) if min(sigma) * 0.9 <= s <= max(sigma) * 1.1]
     axis.set_xticks(ticks, [f"{s:g}" for s in ticks])
     axis.minorticks_off()
     axis.set_xlabel("noise on colors in [−1, 1], σ = (1 − t) / t")
-    axis.set_ylabel("share of held-out tokens recovered")
+    axis.set_ylabel("fraction of test tokens recovered")
     axis.set_ylim(0, 1.02)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="lower left", fontsize=9)
     training = report["training"]
     axis.set_title(
-        f"{training['model']}, {training['objective']} objective, {report['vocab_size']} tokens, {report['num_tokens']:,} held-out tokens",
+        f"{training['model']}, {training['objective']} objective, {report['vocab_size']} tokens, {report['num_tokens']:,} test tokens",
         fontsize=10,
     )
     figure.savefig(path)
@@ -313,23 +353,24 @@ def plot_pixels(held_out: HeldOut, path: Path) -> None:
     """A typical long chunk at three noise levels: clean, noisy, recovered, and which pixels are wrong."""
     diffusion: Diffusion = held_out.loaded.diffusion
     batch = typical_chunk(held_out)
-    mask = diffusion.canvas.paint(batch["mask"])[0].cpu().numpy()
-    clean = diffusion.canvas.paint(diffusion.palette.colors[batch["tokens"]])[0]
+    to_image = diffusion.layout.to_image
+    mask = to_image(batch["mask"])[0].cpu().numpy()
+    clean = to_image(diffusion.palette.colors[batch["tokens"]])[0]
     figure, axes = plt.subplots(len(SHOWN), 4, figsize=(8.6, 7.0), dpi=150, layout="constrained")
     for row, share in zip(axes, SHOWN):
         sigma = held_out.sigma_at(share)
         z, t = held_out.noisy(batch, sigma)
-        guess = diffusion.denoise(z, t, batch["mask"])
-        recovered = diffusion.canvas.paint(diffusion.palette.colors[guess.tokens])[0]
-        right = diffusion.canvas.paint(guess.tokens == batch["tokens"])[0].cpu().numpy()
-        nearest = diffusion.palette.decode(diffusion.canvas.read(z / t[0])) == batch["tokens"]
+        found = diffusion.recover(z, t, batch["mask"], passes=held_out.args.passes).tokens
+        recovered = to_image(diffusion.palette.colors[found])[0]
+        right = to_image(found == batch["tokens"])[0].cpu().numpy()
+        nearest = diffusion.palette.decode(z / t[0]) == batch["tokens"]
         wrong = np.where(right[..., None], np.array([232, 236, 239]), np.array([200, 40, 40]))
         kept = right[mask].mean()
         nearest_kept = nearest[batch["mask"]].float().mean().item()
         panels = (
             (to_pixels(clean), "clean"),
-            (to_pixels(z[0] / t[0]), f"noisy, σ = {sigma:.3f}\nnearest color {nearest_kept:.0%}"),
-            (to_pixels(recovered), f"recovered in one look\n{kept:.0%} of tokens"),
+            (to_pixels(to_image(z / t[0])[0]), f"noisy, σ = {sigma:.3f}\nnearest color {nearest_kept:.0%}"),
+            (to_pixels(recovered), f"recovered\n{kept:.0%} of tokens"),
             (wrong, f"wrong tokens\n{(~right & mask).sum()} of {mask.sum()}"),
         )
         for axis, (pixels, title) in zip(row, panels):

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataset import collate
 from diffusion import SAMPLERS
 from kit import device, errors
 from kit.corpus import documents, find_sources
@@ -59,9 +58,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--num_samples", type=int, default=1, help="how many to generate, or fillings of one text" + show
     )
-    parser.add_argument("--num_inference_steps", type=int, default=32, help="looks of the network" + show)
-    parser.add_argument("--sampler", default="stochastic", choices=SAMPLERS, help="how to step" + show)
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the context logits" + show)
+    parser.add_argument(
+        "--num_inference_steps",
+        type=int,
+        help="forward passes of the network (default: 32 where a text is drawn, 2 for posterior)",
+    )
+    parser.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        help="posterior takes the likeliest tokens, the others draw a text (default: posterior to reconstruct and decode, stochastic to generate and infill)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="of the context logits; 0 takes the likeliest tokens" + show
+    )
     parser.add_argument(
         "--t",
         type=float,
@@ -117,8 +126,12 @@ def check(args: argparse.Namespace) -> None:
     for name in ("num_samples", "num_inference_steps", "batch_size", "num_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
-    if not 0 < args.temperature < float("inf"):
-        raise UserError(f"--temperature {args.temperature}: need a positive number")
+    if not 0 <= args.temperature < float("inf"):
+        raise UserError(f"--temperature {args.temperature}: need 0 or more")
+    if args.sampler is None:
+        args.sampler = "posterior" if args.mode in ("reconstruct", "decode") else "stochastic"
+    if args.num_inference_steps is None:
+        args.num_inference_steps = 2 if args.sampler == "posterior" else 32
     needs_text = args.mode in ("reconstruct", "infill", "encode")
     if needs_text and (args.input_text is None) == (args.input_file is None):
         raise UserError(f"--mode {args.mode} needs --input_text or --input_file")
@@ -183,17 +196,17 @@ def infill(loaded: Pretrained, args, output: Path) -> dict:
 def write_samples(loaded: Pretrained, args, output: Path, tokens: list, known: list) -> dict:
     """Sample the unknown positions of each text; write picture, text and, if asked, the way there."""
     grid = loaded.grid(args.num_inference_steps)
-    generator = torch.Generator(loaded.log_unigram.device).manual_seed(args.seed)
+    generator = torch.Generator(loaded.device).manual_seed(args.seed)
     samples, frames = [], []  # frames: the estimates of the first sample on its way
-    bar = progress_bar(len(grid) * -(-len(tokens) // args.batch_size), "sample", unit="look")
+    bar = progress_bar(len(grid) * -(-len(tokens) // args.batch_size), "sample", unit="pass")
 
-    def watch(_, x_pred):
+    def callback(_, x_pred):
         bar.update()
         if (args.gif or args.strip) and len(frames) < len(grid):
-            frames.append(x_pred[0].cpu())
+            frames.append(loaded.diffusion.layout.to_image(x_pred[:1])[0].cpu())
 
     for start in range(0, len(tokens), args.batch_size):
-        batch = to_device(collate(tokens[start : start + args.batch_size], loaded.capacity), loaded)
+        batch = loaded.collate(tokens[start : start + args.batch_size])
         given = torch.zeros_like(batch["mask"])
         for row, each in zip(given, known[start : start + args.batch_size]):
             row[: len(each)] = each.to(row.device)
@@ -201,11 +214,11 @@ def write_samples(loaded: Pretrained, args, output: Path, tokens: list, known: l
             batch["mask"],
             grid,
             args.sampler,
-            known=given if given.any() else None,
-            known_tokens=batch["tokens"],
+            cond_mask=given if given.any() else None,
+            cond_tokens=batch["tokens"],
             temperature=args.temperature,
             generator=generator,
-            watch=watch,
+            callback=callback,
         )
         for row, mask, was_given in zip(found, batch["mask"], given):
             index = len(samples)
@@ -230,23 +243,23 @@ def reconstruct(loaded: Pretrained, args, output: Path) -> dict:
     t = float(t_of(torch.tensor(diffusion.palette.spacing / 2))) if args.t is None else args.t
     chunks = loaded.chunk(loaded.tokenizer.encode(read_input(args)))
     grid = loaded.grid(args.num_inference_steps, t)
-    generator = torch.Generator(loaded.log_unigram.device).manual_seed(args.seed)
+    generator = torch.Generator(loaded.device).manual_seed(args.seed)
     ids, pictures, right, nearest_right, total = [], 0, 0, 0, 0
     with progress_bar(len(chunks), "reconstruct", unit="picture") as bar:
         for start in range(0, len(chunks), args.batch_size):
-            batch = to_device(collate(chunks[start : start + args.batch_size], loaded.capacity), loaded)
+            batch = loaded.collate(chunks[start : start + args.batch_size])
             tokens, mask = batch["tokens"], batch["mask"]
             noise = torch.randn(*tokens.shape, 3, device=tokens.device, generator=generator)
             z = diffusion.add_noise(tokens, torch.full((len(tokens),), t, device=tokens.device), noise)
             found = diffusion.sample(mask, grid, args.sampler, z, temperature=args.temperature, generator=generator)
             noisy = z / max(t, 1e-6)
-            nearest = diffusion.palette.decode(diffusion.canvas.read(noisy))
+            nearest = diffusion.palette.decode(noisy)
             right += int(((found == tokens) & mask).sum())
             nearest_right += int(((nearest == tokens) & mask).sum())
             total += int(mask.sum())
-            for row, picture, each in zip(found, noisy, mask):
+            for row, picture, each in zip(found, diffusion.layout.to_image(noisy), mask):
                 name = f"reconstruct_{pictures:03d}"
-                save_png(output / f"{name}_noisy.png", picture, diffusion.canvas.paint(each[None])[0])
+                save_png(output / f"{name}_noisy.png", picture, diffusion.layout.to_image(each[None])[0])
                 write_picture(loaded, output / f"{name}.png", row, each)
                 ids += row[each].tolist()
                 pictures += 1
@@ -267,7 +280,7 @@ def encode(loaded: Pretrained, args, output: Path) -> dict:
     chunks = loaded.chunk(tokens)
     files = []
     for index, chunk in enumerate(chunks):
-        batch = to_device(collate([chunk], loaded.capacity), loaded)
+        batch = loaded.collate([chunk])
         files.append(f"encode_{index:0{max(3, len(str(len(chunks) - 1)))}d}.png")
         write_picture(loaded, output / files[-1], batch["tokens"][0], batch["mask"][0])
     print(f"{len(tokens):,} tokens in {len(files)} picture(s): {output / files[0]}{' …' if len(files) > 1 else ''}")
@@ -280,10 +293,10 @@ def decode(loaded: Pretrained, args, output: Path) -> dict:
     paths = picture_paths(args.image)
     with progress_bar(len(paths), "decode", unit="picture") as bar:
         for path in paths:
-            picture, mask = load_picture(path, diffusion.canvas.img_size)
-            picture = picture.to(loaded.log_unigram.device)[None]
+            picture, mask = load_picture(path, diffusion.layout.img_size)
+            colors = diffusion.layout.from_image(picture[None]).to(loaded.device)
             mask = torch.ones(picture.shape[-2:], dtype=torch.bool) if mask is None else mask
-            mask = diffusion.canvas.read(mask.to(picture.device)[None])
+            mask = diffusion.layout.from_image(mask[None]).to(loaded.device)
             opaque = bool(mask.all())
             if opaque and args.num_tokens:
                 mask = torch.arange(loaded.capacity, device=mask.device)[None] < args.num_tokens
@@ -291,18 +304,15 @@ def decode(loaded: Pretrained, args, output: Path) -> dict:
                 raise UserError(f"{path} is wholly transparent: it holds no tokens")
             if args.denoise:
                 sigma = (
-                    estimate_sigma(loaded, diffusion.canvas.read(picture)[mask])
-                    if args.t is None
-                    else float(sigma_of(torch.tensor(args.t)))
+                    estimate_sigma(loaded, colors[mask]) if args.t is None else float(sigma_of(torch.tensor(args.t)))
                 )
                 t = 1 / (1 + sigma)
                 grid = loaded.grid(args.num_inference_steps, t)
-                ids = (
-                    diffusion.sample(mask, grid, "euler", picture * t, temperature=args.temperature)[mask].cpu().numpy()
-                )
+                found = diffusion.sample(mask, grid, args.sampler, colors * t, temperature=args.temperature)
+                ids = found[mask].cpu().numpy()
                 levels.append(round(sigma, 4))
             else:
-                ids = diffusion.palette.decode(diffusion.canvas.read(picture))[mask].cpu().numpy()
+                ids = diffusion.palette.decode(colors)[mask].cpu().numpy()
             if opaque and not args.num_tokens and loaded.tokenizer.end_id in ids:
                 ids = ids[: int(np.argmax(ids == loaded.tokenizer.end_id)) + 1]
             all_ids.append(ids)
@@ -319,21 +329,18 @@ def decode(loaded: Pretrained, args, output: Path) -> dict:
 # Pieces
 
 
-def to_device(batch: dict, loaded: Pretrained) -> dict:
-    return {name: value.to(loaded.log_unigram.device) for name, value in batch.items()}
-
-
 def write_picture(loaded: Pretrained, path: Path, tokens: torch.Tensor, mask: torch.Tensor) -> None:
     """Save tokens (N,), those where mask (N,), as a lossless picture."""
-    canvas, palette = loaded.diffusion.canvas, loaded.diffusion.palette
-    save_png(path, canvas.paint(palette.encode(tokens)[None])[0], canvas.paint(mask[None])[0])
+    layout, palette = loaded.diffusion.layout, loaded.diffusion.palette
+    save_png(path, layout.to_image(palette.encode(tokens)[None])[0], layout.to_image(mask[None])[0])
 
 
 def save_frames(path: Path, frames: list[torch.Tensor], mask: torch.Tensor, loaded: Pretrained, args) -> None:
     """Estimates (3, H, W) of the clean picture along the way, as a strip of at most eight, or an animation."""
-    size = loaded.diffusion.canvas.img_size
+    layout = loaded.diffusion.layout
+    size = layout.img_size
     scale = max(1, 256 // size)
-    shown = loaded.diffusion.canvas.paint(mask[None])[0].numpy()
+    shown = layout.to_image(mask[None])[0].numpy()
     pixels = [np.where(shown[..., None], to_pixels(frame), 255) for frame in frames]
     images = [Image.fromarray(p.astype(np.uint8)).resize((size * scale, size * scale), Image.NEAREST) for p in pixels]
     if args.strip:
@@ -368,7 +375,10 @@ def estimate_sigma(loaded: Pretrained, colors: torch.Tensor) -> float:
     sample = colors[torch.linspace(0, len(colors) - 1, min(len(colors), 512)).long()]
     distance = torch.cdist(sample, palette.colors).square()
     sigmas = torch.logspace(-2.3, 0.3, 53, device=colors.device)
-    fits = [(torch.logsumexp(loaded.log_unigram - distance / (2 * s**2), dim=1) - 3 * s.log()).mean() for s in sigmas]
+    fits = [
+        (torch.logsumexp(loaded.diffusion.log_unigram - distance / (2 * s**2), dim=1) - 3 * s.log()).mean()
+        for s in sigmas
+    ]
     return float(sigmas[int(torch.stack(fits).argmax())])
 
 

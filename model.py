@@ -1,9 +1,10 @@
-"""The JiT network: a plain vision transformer that maps a noisy picture to what is needed to clean it.
+"""The JiT network: a plain vision transformer on patches, and around it a path at the resolution of tokens.
 
 Trunk as in JiT (Li & He, arXiv 2511.13720): bottleneck patch embedding, 2-D RoPE beside a position embedding, RMSNorm on
-queries and keys, SwiGLU, adaLN-zero with gates, SDPA, dropout in the middle half. Around it stand two thin per-pixel
-parts, because here one patch holds p^2 tokens and one vector cannot speak for all of them: an embedding of every pixel
-before the trunk, and a decoder after it that adds the pixel's own features back to what the trunk says of its patch.
+queries and keys, SwiGLU, adaLN-zero with gates, SDPA, dropout in the middle half. It is what makes 4,096 tokens affordable,
+but one of its vectors stands for p^2 tokens, and what a token owes to its neighbors is lost on the way. So every token
+enters with the mean embedding of its own posterior, and residual blocks over a window of three tokens stand before and
+after the trunk (an hourglass: tokens, patches, tokens).
 """
 
 import re
@@ -114,15 +115,35 @@ class Block(nn.Module):
 # ----------------------------------------------------------------------------------------------------------------------
 # The network
 
-PICTURE_CHANNELS = 7  # noisy picture (3), earlier estimate of the clean one (3), "this pixel is given clean" (1)
+
+class TokenBlock(nn.Module):
+    """SwiGLU over each token and its two neighbors, with adaLN-zero; padding counts as zeros."""
+
+    def __init__(self, dim: int, cond_dim: int, dropout: float):
+        super().__init__()
+        hidden = int(dim * 8 / 3 + 7) // 8 * 8
+        self.norm = nn.RMSNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.gate_up = nn.Linear(3 * dim, 2 * hidden)
+        self.down = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.modulation = nn.Linear(cond_dim, 3 * dim)
+
+    def forward(self, x, c, mask):
+        """x (B, N, dim), c (B, cond_dim), mask (B, N, 1) of x's dtype."""
+        shift, scale, gate = self.modulation(c).chunk(3, dim=-1)
+        h = F.pad(modulate(self.norm(x), shift, scale) * mask, (0, 0, 1, 1))
+        h = torch.cat([h[:, :-2], h[:, 1:-1], h[:, 2:]], dim=-1)
+        a, b = self.gate_up(h).chunk(2, dim=-1)
+        return x + gate.unsqueeze(1) * self.dropout(self.down(F.silu(a) * b))
 
 
 class JiT(nn.Module):
-    """Noisy picture in; out come per-pixel features for a palette softmax, or a picture.
+    """Noisy colors in, features per token out, everything in patch order (B, N, ...), N a multiple of p^2.
 
-    `vocab_size`: an int puts a head on the pixel features that turns them into logits (`head`, applied by the caller to
-    the pixels it needs); None makes the network return pictures. `predict_clean` says what those pictures are, the
-    clean image or the velocity; it changes nothing in here.
+    `vocab_size`: an int gives the network token embeddings, through which it reads posteriors (`embed`), and a head that
+    turns features into logits (applied by the caller); None makes it return colors (B, N, 3), the clean ones or, as
+    `predict_clean` says, the velocity. `ngram`: the order of the n-gram model that it stands beside (0 = none), whose
+    posteriors it reads and whose log-probabilities it weighs (`gate`). Without `soft_input` it reads colors alone.
     """
 
     def __init__(
@@ -133,20 +154,36 @@ class JiT(nn.Module):
         depth: int,
         num_heads: int,
         bottleneck_dim: int = 128,
-        pixel_dim: int = 64,
+        token_dim: int = 64,
+        token_depth: int = 2,
         vocab_size: int | None = None,
         predict_clean: bool = True,
         dropout: float = 0.0,
+        ngram: int = 0,
+        soft_input: bool = True,
     ):
         super().__init__()
         if img_size < patch_size or img_size % patch_size:
             raise UserError(f"--img_size {img_size} is not a multiple of the patch size {patch_size}")
-        self.img_size, self.patch_size, self.pixel_dim = img_size, patch_size, pixel_dim
-        self.vocab_size, self.predict_clean = vocab_size, predict_clean
+        self.img_size, self.patch_size, self.token_dim = img_size, patch_size, token_dim
+        self.vocab_size, self.predict_clean, self.ngram, self.soft_input = vocab_size, predict_clean, ngram, soft_input
         grid, area = img_size // patch_size, patch_size**2
-        self.pixel_embed = nn.Linear(PICTURE_CHANNELS, pixel_dim)
+        # z (3), an earlier estimate of x where there is no vocabulary to embed it (3), "given clean" (1)
+        self.color_embed = nn.Linear(7, token_dim)
+        if vocab_size:
+            self.embedding = nn.Parameter(torch.empty(vocab_size, token_dim))
+            self.rest_embedding = nn.Parameter(torch.zeros(token_dim))
+            self.soft_proj = nn.Linear(max(1, ngram) * token_dim, token_dim)
+            self.prev_proj = nn.Linear(token_dim, token_dim)
+        if ngram:
+            self.gate = nn.Linear(
+                token_dim, ngram
+            )  # of the network's own logits, and of each order of n-grams from 2 on
+        half = dict(dim=token_dim, cond_dim=embed_dim, dropout=dropout)
+        self.token_in = nn.ModuleList(TokenBlock(**half) for _ in range(token_depth))
+        self.token_out = nn.ModuleList(TokenBlock(**half) for _ in range(token_depth))
         self.patch_embed = nn.Sequential(
-            nn.Linear(area * pixel_dim, bottleneck_dim), nn.Linear(bottleneck_dim, embed_dim)
+            nn.Linear(area * token_dim, bottleneck_dim), nn.Linear(bottleneck_dim, embed_dim)
         )
         self.pos_embed = nn.Parameter(torch.empty(1, grid * grid, embed_dim))
         angles = rope_angles(grid, embed_dim // num_heads)
@@ -156,11 +193,9 @@ class JiT(nn.Module):
         middle = range(depth // 4, depth - depth // 4)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, dropout if i in middle else 0.0) for i in range(depth))
         self.norm = RMSNorm(embed_dim)
-        self.unpatch = nn.Linear(embed_dim, area * pixel_dim)
-        self.pixel_norm = RMSNorm(pixel_dim)
-        self.pixel_mlp = SwiGLU(pixel_dim)
-        self.final_norm = RMSNorm(pixel_dim)
-        self.head = nn.Linear(pixel_dim, vocab_size or 3)
+        self.unpatch = nn.Linear(embed_dim, area * token_dim)
+        self.final_norm = RMSNorm(token_dim)
+        self.head = nn.Linear(token_dim, vocab_size or 3)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -169,63 +204,83 @@ class JiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.pixel_embed.weight, std=0.5)  # seven inputs of unit size: 0.02 would drown them
+        nn.init.trunc_normal_(self.color_embed.weight, std=0.5)  # seven inputs of unit size: 0.02 would drown them
         nn.init.normal_(self.pos_embed, std=0.02)
-        for module in [*(block.modulation for block in self.blocks), self.head]:
+        zero = [block.modulation for block in [*self.blocks, *self.token_in, *self.token_out]]
+        if self.vocab_size:
+            nn.init.normal_(self.embedding)
+            zero.append(self.prev_proj)
+        if self.ngram:
+            zero.append(self.gate)
+        for module in [*zero, self.head]:
             nn.init.zeros_(module.weight)
+        if self.ngram:  # where n-grams join, the network and the highest order begin with equal weight
+            self.gate.bias.data[[0, -1]] = 0.5
+            if self.vocab_size:
+                nn.init.zeros_(self.soft_proj.weight[:, self.token_dim :])
 
-    def patchify(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, C) to (B, L, p^2, C), patches and pixels in them row by row."""
-        B, H, W, C = image.shape
-        p = self.patch_size
-        return image.view(B, H // p, p, W // p, p, C).transpose(2, 3).reshape(B, -1, p * p, C)
+    @torch.no_grad()
+    def start_from(self, state: dict, origin: str) -> None:
+        """Take the weights of another run, or of a network alone, which n-grams then join.
 
-    def unpatchify(self, patches: torch.Tensor) -> torch.Tensor:
-        """(B, L, p^2, C) back to (B, H, W, C); patches that are missing at the end become zeros."""
-        p, grid = self.patch_size, self.img_size // self.patch_size
-        patches = F.pad(patches, (0, 0, 0, 0, 0, grid * grid - patches.shape[1]))
-        return (
-            patches.view(-1, grid, grid, p, p, patches.shape[-1])
-            .transpose(2, 3)
-            .reshape(-1, grid * p, grid * p, patches.shape[-1])
-        )
-
-    def forward(self, z, t, mask, known=None, x_prev=None, num_patches=None):
-        """One look at a batch of noisy pictures.
-
-        z (B, 3, H, W) noisy, t (B,) with 1 = clean, mask (B, H, W) True = real token, known (B, H, W) True = given clean,
-        x_prev (B, 3, H, W) an earlier estimate of the clean picture, `num_patches` how many leading patches to compute
-        (None = all; the rest must be padding). Returns features (B, H, W, pixel_dim), or a picture (B, 3, H, W).
+        Raises UserError if the weights do not fit.
         """
-        if z.shape[-2:] != (self.img_size, self.img_size):
-            raise UserError(f"this model reads {self.img_size}x{self.img_size} images, not {z.shape[-1]}x{z.shape[-2]}")
-        known = torch.zeros_like(mask) if known is None else known
-        x_prev = torch.zeros_like(z) if x_prev is None else x_prev
-        picture = torch.cat([z, x_prev, known.unsqueeze(1).to(z.dtype)], dim=1).permute(0, 2, 3, 1)
-        real = self.patchify(mask.unsqueeze(-1))[:, :num_patches]
-        pixels = self.pixel_embed(self.patchify(picture)[:, :num_patches]) * real
-        B, L = pixels.shape[:2]
-        x = self.patch_embed(pixels.flatten(2)) + self.pos_embed[:, :L]
+        state = dict(state)
+        if self.ngram and "gate.bias" not in state and "soft_proj.weight" in state:
+            narrow = state["soft_proj.weight"]
+            state["soft_proj.weight"] = F.pad(narrow, (0, self.soft_proj.in_features - narrow.shape[1]))
+            state |= {"gate.weight": self.gate.weight, "gate.bias": self.gate.bias}
+        load_weights(self, state, origin)
+
+    def forward(self, z, t, mask, cond_mask=None, soft=None, prev=None):
+        """One forward pass.
+
+        z (B, N, 3) noisy colors, t (B,) with 1 = clean, mask (B, N) True = real token, cond_mask (B, N) True = given clean;
+        soft (B, N, S * token_dim) mean embeddings of each token under the posteriors that stand at the input (unigrams, then
+        each order of the n-gram model, or the first alone), prev (B, N, token_dim) the same under an earlier pass of this network (without a
+        vocabulary its colors (B, N, 3)).
+        Returns features (B, N, token_dim), or colors (B, N, 3).
+        """
+        B, N, _ = z.shape
+        if N % self.patch_size**2 or self.img_size**2 < N:
+            raise UserError(f"this model reads up to {self.img_size}x{self.img_size} tokens in whole patches, not {N}")
+        given = torch.zeros_like(z[..., :1]) if cond_mask is None else cond_mask.unsqueeze(-1).to(z.dtype)
+        x_prev = torch.zeros_like(z) if prev is None or self.vocab_size else prev
+        x = self.color_embed(torch.cat([z, x_prev, given], dim=-1))
+        if self.vocab_size:
+            if self.soft_input:  # before n-grams join, their places are empty
+                x = x + self.soft_proj(F.pad(soft, (0, self.soft_proj.in_features - soft.shape[-1])))
+            if prev is not None:
+                x = x + self.prev_proj(prev)
         c = F.silu(self.time_embed(t))
+        real = mask.unsqueeze(-1).to(x.dtype)
+        x = x * real
+        for block in self.token_in:
+            x = block(x, c, real)
+        h = self.patch_embed((x * real).view(B, N // self.patch_size**2, -1))
+        L = h.shape[1]
+        h = h + self.pos_embed[:, :L]
         rope = self.rope_cos[:L], self.rope_sin[:L]
-        attend = real.any(dim=2).view(B, 1, 1, L)
+        attend = mask.view(B, L, -1).any(dim=2).view(B, 1, 1, L)
         for block in self.blocks:
-            x = block(x, c, rope, attend)
-        pixels = pixels + self.unpatch(self.norm(x)).view(B, L, -1, self.pixel_dim)
-        pixels = pixels + self.pixel_mlp(self.pixel_norm(pixels))
-        features = self.unpatchify(self.final_norm(pixels))
-        return features if self.vocab_size else self.head(features).permute(0, 3, 1, 2)
+            h = block(h, c, rope, attend)
+        x = x + self.unpatch(self.norm(h)).view(B, N, -1)
+        for block in self.token_out:
+            x = block(x, c, real)
+        features = self.final_norm(x)
+        return features if self.vocab_size else self.head(features)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Presets
 
+SIZE_FLAGS = ("token_dim", "token_depth", "soft_input")  # arguments of train.py that change a preset
 SIZES = {
-    "Ti": dict(embed_dim=256, depth=6, num_heads=4, pixel_dim=64),
-    "S": dict(embed_dim=384, depth=12, num_heads=6, pixel_dim=128),
-    "B": dict(embed_dim=768, depth=12, num_heads=12, pixel_dim=256),
-    "L": dict(embed_dim=1024, depth=24, num_heads=16, pixel_dim=384),
-    "H": dict(embed_dim=1280, depth=32, num_heads=16, pixel_dim=512, bottleneck_dim=256),
+    "Ti": dict(embed_dim=256, depth=6, num_heads=4, token_dim=128),
+    "S": dict(embed_dim=384, depth=12, num_heads=6, token_dim=64),
+    "B": dict(embed_dim=768, depth=12, num_heads=12, token_dim=128),
+    "L": dict(embed_dim=1024, depth=24, num_heads=16, token_dim=256),
+    "H": dict(embed_dim=1280, depth=32, num_heads=16, token_dim=384, bottleneck_dim=256),
 }
 
 
@@ -235,25 +290,35 @@ def build_jit_model(
     predict_clean: bool = True,
     vocab_size: int | None = None,
     dropout: float = 0.0,
+    ngram: int = 0,
+    **sizes,
 ) -> JiT:
     """A JiT with random weights. `model_name`: JiT-{Ti,S,B,L,H}/{patch size}, for any patch size that divides img_size.
 
-    `vocab_size` chooses the palette-softmax head; None the picture head. Raises UserError for an unknown name.
+    `vocab_size` chooses the palette-softmax head; None the color head. `ngram`: the order of the n-gram model beside it. `sizes`
+    replace those of the preset (token_dim, token_depth, ...). Raises UserError for an unknown name.
     """
     match = re.fullmatch(r"JiT-([A-Za-z]+)/([1-9]\d*)", model_name)
     if not match or match[1] not in SIZES:
         raise UserError(
             f"unknown model {model_name!r}: JiT-SIZE/PATCH with SIZE one of {', '.join(SIZES)}, as in JiT-B/4"
         )
-    settings = dict(patch_size=int(match[2]), vocab_size=vocab_size, predict_clean=predict_clean, dropout=dropout)
-    return JiT(img_size, **SIZES[match[1]], **settings)
+    settings = dict(
+        patch_size=int(match[2]), vocab_size=vocab_size, predict_clean=predict_clean, dropout=dropout, ngram=ngram
+    )
+    return JiT(img_size, **{**SIZES[match[1]], **sizes}, **settings)
 
 
 def model_from_checkpoint(checkpoint: dict, origin: str, use_ema: bool = True) -> JiT:
     """The network of a loaded checkpoint of `train.py`, with its averaged weights if `use_ema`."""
     config = checkpoint["config"]
     vocab_size = config["vocab_size"] if config["objective"] == "token" else None
-    model = build_jit_model(config["model"], config["img_size"], config["predict_clean"], vocab_size)
+    if "ngram" not in config:
+        raise UserError(f"{origin} is of an older network, without a path at the resolution of tokens: train it again")
+    sizes = {name: config[name] for name in SIZE_FLAGS if config.get(name) is not None}
+    model = build_jit_model(
+        config["model"], config["img_size"], config["predict_clean"], vocab_size, ngram=config["ngram"], **sizes
+    )
     load_weights(model, checkpoint["ema_state_dict" if use_ema else "model_state_dict"], origin)
     return model
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from kit.errors import UserError
 
@@ -31,27 +32,21 @@ def levels_per_channel(vocab_size: int) -> int:
     return k
 
 
-class Palette:
+class Palette(nn.Module):
     """One color in [-1, 1]^3 for each token.
 
     `slots` (V,) long: the lattice slot of each token, a permutation of 0..V-1. `colors` (V, 3) float32.
     """
 
     def __init__(self, slots: torch.Tensor, name: str):
-        self.name = name
-        self.slots = slots.long()
-        self.vocab_size = len(slots)
-        self.levels = levels_per_channel(self.vocab_size)
-        if not torch.equal(self.slots.sort().values.cpu(), torch.arange(self.vocab_size)):
+        super().__init__()
+        slots = slots.long()
+        self.name, self.vocab_size, self.levels = name, len(slots), levels_per_channel(len(slots))
+        if not torch.equal(slots.sort().values.cpu(), torch.arange(self.vocab_size)):
             raise UserError("a palette must place every token on its own lattice slot")
-        self.token_of_slot = torch.argsort(self.slots)
-        self.colors = _digits(self.slots, self.levels) * (2 / (self.levels - 1)) - 1
-
-    def to(self, device) -> "Palette":
-        """The same palette with its tables on `device`."""
-        moved = object.__new__(Palette)
-        moved.__dict__ = {k: v.to(device) if torch.is_tensor(v) else v for k, v in self.__dict__.items()}
-        return moved
+        self.register_buffer("slots", slots, persistent=False)
+        self.register_buffer("token_of_slot", torch.argsort(slots), persistent=False)
+        self.register_buffer("colors", _digits(slots, self.levels) * (2 / (self.levels - 1)) - 1, persistent=False)
 
     def state(self) -> dict:
         """Plain values for a checkpoint; `Palette.from_state` is the way back."""
@@ -100,6 +95,24 @@ class Palette:
                 best_slot = torch.where(closer, slot, best_slot)
                 best_distance = torch.where(closer, distance, best_distance)
         return self.token_of_slot[best_slot]
+
+    def around(self, colors: torch.Tensor, reach: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens on the (2 * reach)^3 lattice points around colors (..., 3), found by arithmetic.
+
+        Returns ids (..., K) and which of them exist (..., K): points beyond the lattice or its used slots do not, and
+        carry id 0.
+        """
+        k = self.levels
+        place = (colors.float() + 1) * ((k - 1) / 2)
+        low = place.floor().clamp(reach - 1, max(reach - 1, k - 1 - reach)).long() - (reach - 1)
+        step = torch.arange(2 * reach, device=colors.device)
+        digits = low[..., None] + step  # (..., 3, 2 reach)
+        slot = digits[..., 0, :, None, None] + k * digits[..., 1, None, :, None] + k * k * digits[..., 2, None, None, :]
+        exists = (digits < k).unflatten(-2, (3,))
+        exists = exists[..., 0, :, None, None] & exists[..., 1, None, :, None] & exists[..., 2, None, None, :]
+        slot, exists = slot.flatten(-3), exists.flatten(-3)
+        exists = exists & (slot < self.vocab_size)
+        return self.token_of_slot[slot.clamp_max(self.vocab_size - 1)] * exists, exists
 
 
 def _digits(slots: torch.Tensor, k: int) -> torch.Tensor:
@@ -210,41 +223,51 @@ def separate_confusable(
 # Pictures
 
 
-class Canvas:
-    """Where the i-th token of a text stands in a picture of img_size x img_size pixels.
+class Layout(nn.Module):
+    """Where the i-th token of a text stands in an image of img_size x img_size pixels.
 
     block   each patch holds p^2 consecutive tokens, patch after patch (default)
-    raster  row by row, as the seeds have it
+    raster  row by row, as the reference recipe has it
+
+    The network works on patches. Under `block` reading order *is* patch order, so that nothing is ever permuted.
     """
 
     def __init__(self, img_size: int, patch_size: int, scan: str = "block"):
+        super().__init__()
         if scan not in SCANS:
             raise UserError(f"unknown scan {scan!r}; choose from {', '.join(SCANS)}")
         self.img_size, self.patch_size, self.scan = img_size, patch_size, scan
         self.num_positions = img_size * img_size
-        pixel = torch.arange(self.num_positions).view(img_size, img_size)
-        if scan == "block":
-            grid = img_size // patch_size
-            pixel = pixel.view(grid, patch_size, grid, patch_size).transpose(1, 2)
-        self.pixel_of_position = pixel.reshape(-1)
-        self.position_of_pixel = torch.argsort(self.pixel_of_position)
+        # texts are padded to a multiple of this: whole patches, or whole rows of patches
+        self.multiple = patch_size**2 if scan == "block" else img_size * patch_size
+        grid = img_size // patch_size
+        pixel = torch.arange(self.num_positions).view(grid, patch_size, grid, patch_size).transpose(1, 2).reshape(-1)
+        self.register_buffer("pixel_of_patch_position", pixel, persistent=False)
+        self.register_buffer("patch_position_of_pixel", torch.argsort(pixel), persistent=False)
 
-    def paint(self, values: torch.Tensor) -> torch.Tensor:
-        """Values in reading order (B, N) or (B, N, C) to a picture (B, H, W) or (B, C, H, W); N = H * W."""
-        picture = values[:, self.position_of_pixel.to(values.device)].unflatten(1, (self.img_size, self.img_size))
-        return picture.permute(0, 3, 1, 2) if values.ndim == 3 else picture
+    def to_patches(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, N, ...) from reading order to patch order; N is a multiple of `multiple`."""
+        return values if self.scan == "block" else values[:, self.pixel_of_patch_position[: values.shape[1]]]
 
-    def read(self, picture: torch.Tensor) -> torch.Tensor:
-        """The way back: (B, H, W) or (B, C, H, W) to values in reading order (B, N) or (B, N, C)."""
-        values = picture.flatten(-2)[..., self.pixel_of_position.to(picture.device)]
-        return values.transpose(1, 2) if picture.ndim == 4 else values
+    def from_patches(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, N, ...) from patch order back to reading order."""
+        return values if self.scan == "block" else values[:, self.patch_position_of_pixel[: values.shape[1]]]
 
-    def patches_for(self, num_tokens: int) -> int:
-        """How many leading patches hold the first `num_tokens` tokens."""
+    def to_image(self, values: torch.Tensor) -> torch.Tensor:
+        """Values in reading order (B, N) or (B, N, C), N at most img_size^2, to an image (B, H, W) or (B, C, H, W)."""
+        whole = values.new_zeros(len(values), self.num_positions, *values.shape[2:])
+        whole[:, : values.shape[1]] = values
         if self.scan == "block":
-            return -(-num_tokens // self.patch_size**2)
-        rows = -(-num_tokens // self.img_size)
-        return -(-rows // self.patch_size) * (self.img_size // self.patch_size)
+            whole = whole[:, self.patch_position_of_pixel]
+        image = whole.unflatten(1, (self.img_size, self.img_size))
+        return image.permute(0, 3, 1, 2) if values.ndim == 3 else image
+
+    def from_image(self, image: torch.Tensor) -> torch.Tensor:
+        """The way back: (B, H, W) or (B, C, H, W) to values in reading order (B, H * W) or (B, H * W, C)."""
+        values = image.flatten(-2)
+        if self.scan == "block":
+            values = values[..., self.pixel_of_patch_position]
+        return values.transpose(1, 2) if image.ndim == 4 else values
 
 
 def to_pixels(picture: torch.Tensor, mask: torch.Tensor | None = None) -> np.ndarray:

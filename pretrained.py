@@ -6,32 +6,43 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from baselines.ngram import ALL, NGram
+from dataset import collate
 from diffusion import Diffusion
 from kit.checkpoint import load_checkpoint
 from kit.errors import UserError
 from kit.times import TimeSampler
 from kit.tokenizer import Tokenizer
 from model import model_from_checkpoint
-from palette import Canvas, Palette
+from palette import Layout, Palette
 
-NEEDED = ("model_state_dict", "ema_state_dict", "config", "palette", "tokenizer", "time_sampler", "log_unigram")
+NEEDED = ("model_state_dict", "ema_state_dict", "config", "palette", "tokenizer", "time_sampler", "ngram")
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """`diffusion` in evaluation mode, `times` for sampling grids, `log_unigram` (V,) of the training tokens."""
+    """`diffusion` in evaluation mode, `times` for sampling grids, `ngram` counted from the training tokens."""
 
     diffusion: Diffusion
     tokenizer: Tokenizer
     times: TimeSampler
-    log_unigram: torch.Tensor
+    ngram: NGram
     config: dict
     step: int
 
     @property
     def capacity(self) -> int:
         """Tokens that one picture holds."""
-        return self.diffusion.canvas.num_positions
+        return self.diffusion.layout.num_positions
+
+    @property
+    def device(self) -> torch.device:
+        return self.diffusion.log_unigram.device
+
+    def collate(self, chunks: list[torch.Tensor]) -> dict:
+        """Chunks to a batch on the device, padded to whole patches."""
+        batch = collate(chunks, self.diffusion.layout.multiple)
+        return {name: value.to(self.device) for name, value in batch.items()}
 
     def grid(self, num_steps: int, t_start: float | None = None) -> torch.Tensor:
         """Times (num_steps,) for sampling from t_start (None = pure noise) to an eighth of the palette's spacing."""
@@ -62,9 +73,11 @@ def load_pretrained(
     if img_size is not None and img_size != config["img_size"]:
         raise UserError(f"{path} was trained with --img_size {config['img_size']}, not {img_size}")
     network = model_from_checkpoint(checkpoint, str(path), use_ema).eval()
-    palette = Palette.from_state(checkpoint["palette"])
-    canvas = Canvas(config["img_size"], network.patch_size, config["scan"])
-    diffusion = Diffusion(network.to(device), palette.to(device), canvas, config["objective"])
+    layout = Layout(config["img_size"], network.patch_size, config["scan"])
+    ngram = NGram.from_state(checkpoint["ngram"])
+    beside = ngram if config["ngram"] else None
+    palette, objective = Palette.from_state(checkpoint["palette"]), config["objective"]
+    diffusion = Diffusion(network, palette, layout, objective, ngram.log_unigram[ALL], beside).to(device).eval()
     times = TimeSampler.from_state(checkpoint["time_sampler"])
     tokenizer = Tokenizer.from_json(checkpoint["tokenizer"])
-    return Pretrained(diffusion, tokenizer, times, checkpoint["log_unigram"].to(device), config, checkpoint["step"])
+    return Pretrained(diffusion, tokenizer, times, ngram.to(device), config, checkpoint["step"])

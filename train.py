@@ -1,4 +1,4 @@
-"""Train a JiT on token-color pictures.
+"""Train a JiT on token-color images.
 
     python train.py --data_path data/train --model JiT-B/4 --img_size 64          # one GPU
     torchrun --nproc_per_node 8 train.py --data_path data/train                    # several
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from baselines.ngram import ALL, ORDERS, NGram
 from dataset import batches
 from diffusion import OBJECTIVES, Diffusion
 from kit import device, errors
@@ -33,14 +34,28 @@ from kit.runlog import RunLog, progress_bar
 from kit.schedule import SCHEDULES, lr_at
 from kit.times import TIME_SAMPLERS, TimeSampler
 from kit.tokenizer import Tokenizer
-from model import build_jit_model
-from palette import PALETTES, SCANS, Canvas, Palette, build_palette
+from model import SIZE_FLAGS, build_jit_model
+from palette import PALETTES, SCANS, Layout, Palette, build_palette
 from pretrained import NEEDED
 from validation import Validation
 
+FOLDS = 4  # of the n-gram model: what a chunk is trained with was counted from the other three quarters of the data
 REFIT_STEPS = 50  # how often the time sampler is fitted again
 RESUMED = (*NEEDED, "optimizer_state_dict", "step", "best_val_loss")  # what a checkpoint must hold to go on from
-FIXED_BY_CHECKPOINT = ("model", "img_size", "objective", "palette", "scan", "predict_clean", "time_sampling", "t_std")
+FIXED_BY_CHECKPOINT = (
+    "model",
+    "img_size",
+    "objective",
+    "palette",
+    "scan",
+    "predict_clean",
+    "time_sampling",
+    "t_std",
+    "ngram",
+    "token_dim",
+    "token_depth",
+    "soft_input",
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -77,7 +92,34 @@ def parse_args() -> argparse.Namespace:
         "--t_mean", type=float, help="mean of log(t/(1-t)) (default: noise 1.5 times the palette's spacing)"
     )
     model.add_argument("--t_std", type=float, default=1.2, help="its spread; JiT's own are -0.8 and 0.8" + show)
-    model.add_argument("--self_cond_prob", type=float, default=0.25, help="share of steps that look twice" + show)
+    model.add_argument(
+        "--ngram", type=int, default=3, choices=(0, *ORDERS),
+        help="order of the n-gram model that stands beside the network; 0 = the network alone" + show,
+    )  # fmt: skip
+    model.add_argument(
+        "--ngram_start",
+        type=float,
+        default=0.75,
+        help="fraction of the run after which the n-grams join; before, the network learns alone" + show,
+    )
+    model.add_argument(
+        "--init_from",
+        metavar="PATH",
+        help="start from the weights (not the optimizer) of a checkpoint, such as a network alone that --ngram joins",
+    )
+    model.add_argument(
+        "--token_dim", type=int, help="width of the path at the resolution of tokens (default: the model's)"
+    )
+    model.add_argument("--token_depth", type=int, help="its blocks before and after the trunk (default: the model's)")
+    model.add_argument(
+        "--soft_input", action=flag, default=True, help="the network reads posteriors, not colors alone" + show
+    )
+    model.add_argument(
+        "--self_cond_prob",
+        type=float,
+        default=0.25,
+        help="probability of a step with a second, conditioned pass" + show,
+    )
     model.add_argument(
         "--infill_prob", type=float, default=0.2, help="share of samples with prefixes or spans given clean" + show
     )
@@ -142,21 +184,22 @@ def main() -> None:
     saved = load_checkpoint(resumed, RESUMED) if resumed else None
     if saved:
         compare(args, saved["config"], resumed, runtime)
+    given = load_checkpoint(args.init_from, NEEDED) if args.init_from and not saved else None
 
     # data
-    tokenizer = Tokenizer.from_json(saved["tokenizer"]) if saved else None
+    begun = saved or given
+    tokenizer = Tokenizer.from_json(begun["tokenizer"]) if begun else None
     train, val, tokenizer = open_data(args, output, tokenizer, runtime)
     vocab_size = tokenizer.vocab_size
     for chunks in (train, val):
         chunks.check(args.img_size**2, vocab_size, "--img_size")
     counts, pairs = train.statistics(vocab_size)
     palette = (
-        Palette.from_state(saved["palette"])
-        if saved
+        Palette.from_state(begun["palette"])
+        if begun
         else build_palette(args.palette, vocab_size, counts, pairs, args.seed)
     )
-    palette = palette.to(runtime.device)
-    log_unigram = torch.log((torch.from_numpy(counts).float() + 0.5) / (counts.sum() + 0.5 * vocab_size))
+    ngram = NGram(train.folds(FOLDS if args.ngram else 1), vocab_size)
     order = LengthBuckets(train.lengths, args.batch_size, args.seed, runtime.rank, runtime.world_size)
     steps_per_epoch = order.batches_per_epoch // args.grad_accum
     if not steps_per_epoch:
@@ -169,12 +212,18 @@ def main() -> None:
 
     # model
     network = build_jit_model(
-        args.model, args.img_size, args.predict_clean, vocab_size if args.objective == "token" else None, args.dropout
-    )
+        args.model, args.img_size, args.predict_clean, vocab_size if args.objective == "token" else None, args.dropout,
+        ngram=args.ngram, **{name: getattr(args, name) for name in SIZE_FLAGS if getattr(args, name) is not None},
+    )  # fmt: skip
     if args.objective == "token":
-        network.head.bias.data.copy_(log_unigram)  # the untrained network is the unigram posterior
-    network.to(runtime.device)
-    diffusion = Diffusion(network, palette, Canvas(args.img_size, network.patch_size, args.scan), args.objective)
+        network.head.bias.data.copy_(ngram.log_unigram[ALL])  # the untrained network is the unigram posterior
+    if given:
+        network.start_from(given["ema_state_dict"], args.init_from)
+    layout = Layout(args.img_size, network.patch_size, args.scan)
+    diffusion = Diffusion(
+        network, palette, layout, args.objective, ngram.log_unigram[ALL], ngram if args.ngram else None
+    ).to(runtime.device)
+    joins = round(args.ngram_start * total_steps)
     t_mean = -math.log(1.5 * palette.spacing) if args.t_mean is None else args.t_mean
     times = TimeSampler(args.time_sampling, t_mean, args.t_std, runtime.device)
     optimizer = torch.optim.AdamW(
@@ -196,6 +245,8 @@ def main() -> None:
     config = {**vars(args), "vocab_size": vocab_size, "t_mean": t_mean}
     log = RunLog(output, config, runtime, step if resumed else None, args.wandb)
 
+    ngram_state = ngram.state()
+
     def save(name: str) -> None:
         observed = times.state_dict(runtime)  # by all ranks
         if runtime.is_main:
@@ -205,7 +256,7 @@ def main() -> None:
                 "optimizer_state_dict": optimizer.state_dict(),
                 "time_sampler": observed,
                 "palette": palette.state(),
-                "log_unigram": log_unigram,
+                "ngram": ngram_state,
                 "tokenizer": tokenizer.to_json(),
                 "config": config,
                 "step": step,
@@ -228,9 +279,11 @@ def main() -> None:
     trained = diffusion
     if runtime.world_size > 1:
         trained = nn.parallel.DistributedDataParallel(
-            diffusion, device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None
+            diffusion,
+            device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
+            broadcast_buffers=False,  # palette and n-gram tables never change
         )
-    validation = Validation(val, args.val_samples, args.batch_size, args.img_size**2, runtime)
+    validation = Validation(val, args.val_samples, args.batch_size, layout.multiple, runtime)
     losses = Losses(log, runtime, output)
     bar = progress_bar(total_steps, "train", initial=step, active=runtime.is_main)
     seen_tokens, since = 0, time.time()
@@ -240,27 +293,30 @@ def main() -> None:
     # loop
     while step < total_steps and not runtime.any(interrupt.received):
         epoch, inside = divmod(step, steps_per_epoch)
-        loader = batches(train, order.epoch(epoch, inside * args.grad_accum), args.img_size**2, args.num_workers)
+        loader = batches(train, order.epoch(epoch, inside * args.grad_accum), layout.multiple, args.num_workers)
         loader = iter(loader)
         while step < min(total_steps, (epoch + 1) * steps_per_epoch):
             lr = lr_at(step, args.lr, warmup_steps, total_steps, args.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = lr
+            diffusion.joined = args.ngram > 0 and step >= joins
             loss = 0.0
             for micro in range(args.grad_accum):
                 batch = next(loader)
                 torch.manual_seed(step_seed(args.seed, step, micro, 1 + runtime.rank))
                 seen_tokens += int(batch["num_tokens"].sum())
-                inputs = draw(batch, diffusion, times, args, runtime)
-                # all ranks look twice in the same steps, and exchange gradients once a step
-                twice = step_seed(args.seed, step, micro, 0) % 2**20 < args.self_cond_prob * 2**20
+                inputs = draw(batch, train, times, args, runtime)
+                # all ranks make a second pass in the same steps, and exchange gradients once a step
+                conditioned = step_seed(args.seed, step, micro, 0) % 2**20 < args.self_cond_prob * 2**20
                 last = runtime.world_size == 1 or micro == args.grad_accum - 1
                 with nullcontext() if last else trained.no_sync():
                     with runtime.autocast():
-                        part, per_sample = trained(**inputs, self_condition=twice)
+                        part, per_sample = trained(**inputs, self_condition=conditioned)
                     (part / args.grad_accum).backward()
                 loss = loss + part.detach() / args.grad_accum
-                times.observe(inputs["t"], torch.where((inputs["known"] & inputs["mask"]).any(1), math.nan, per_sample))
+                times.observe(
+                    inputs["t"], torch.where((inputs["cond_mask"] & inputs["mask"]).any(1), math.nan, per_sample)
+                )
             norm = nn.utils.clip_grad_norm_(network.parameters(), args.grad_clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -322,9 +378,9 @@ def check(args: argparse.Namespace) -> None:
     for name in ("max_steps", "val_interval"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
-    for name in ("self_cond_prob", "infill_prob", "dropout", "ema_decay"):
+    for name in ("self_cond_prob", "infill_prob", "dropout", "ema_decay", "ngram_start"):
         if not 0 <= getattr(args, name) <= 1:
-            raise UserError(f"--{name} {getattr(args, name)}: need a share from 0 to 1")
+            raise UserError(f"--{name} {getattr(args, name)}: need a number from 0 to 1")
     if args.weight_decay < 0 or args.num_workers < 0 or not args.grad_clip > 0:
         raise UserError("--weight_decay and --num_workers need 0 or more, --grad_clip more than 0")
     if not (args.lr > 0 and math.isfinite(args.lr)):
@@ -375,8 +431,8 @@ def open_data(args, output: Path, tokenizer, runtime) -> tuple[Chunks, Chunks, T
 # In the loop
 
 
-def draw(batch: dict, diffusion: Diffusion, times: TimeSampler, args, runtime) -> dict:
-    """Times, noise and given pixels for one batch; moves it to the device."""
+def draw(batch: dict, train: Chunks, times: TimeSampler, args, runtime) -> dict:
+    """Times, noise and given positions for one batch; moves it to the device."""
     tokens, mask = (batch[name].to(runtime.device, non_blocking=True) for name in ("tokens", "mask"))
     u = (torch.randperm(len(tokens)) + torch.rand(len(tokens))) / len(
         tokens
@@ -386,8 +442,8 @@ def draw(batch: dict, diffusion: Diffusion, times: TimeSampler, args, runtime) -
         "mask": mask,
         "t": times.sample(u).to(runtime.device),
         "noise": torch.randn(*tokens.shape, 3, device=runtime.device),
-        "known": draw_known(batch["num_tokens"], tokens.shape[1], args.infill_prob).to(runtime.device),
-        "num_patches": diffusion.canvas.patches_for(int(batch["num_tokens"].max())),
+        "cond_mask": draw_known(batch["num_tokens"], tokens.shape[1], args.infill_prob).to(runtime.device),
+        "fold": (1 + train.fold_of(batch["index"], FOLDS)).to(runtime.device) if args.ngram else None,
     }
 
 

@@ -10,11 +10,11 @@ gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
 NUM_GPUS=${NUM_GPUS:-$gpus}
 if [ "$NUM_GPUS" -gt 0 ]; then # JiT-B/4 on 64x64 pictures
   MODEL=${MODEL:-JiT-B/4} IMG_SIZE=${IMG_SIZE:-64} VOCAB_SIZE=${VOCAB_SIZE:-4096} MIN_TOKENS=${MIN_TOKENS:-256}
-  BATCH_SIZE=${BATCH_SIZE:-32} EPOCHS=${EPOCHS:-100} LR=${LR:-4e-4} NUM_WORKERS=${NUM_WORKERS:-4}
+  BATCH_SIZE=${BATCH_SIZE:-32} EPOCHS=${EPOCHS:-100} LR=${LR:-4e-4} NUM_WORKERS=${NUM_WORKERS:-4} NGRAM=${NGRAM:-0}
 else # a tiny preset that learns within minutes on two CPU cores
   MODEL=${MODEL:-JiT-Ti/4} IMG_SIZE=${IMG_SIZE:-16} VOCAB_SIZE=${VOCAB_SIZE:-512} MIN_TOKENS=${MIN_TOKENS:-64}
-  [ -n "${EPOCHS:-}" ] || MAX_STEPS=${MAX_STEPS-1250} # five to seven minutes; with EPOCHS set, all of them
-  BATCH_SIZE=${BATCH_SIZE:-32} EPOCHS=${EPOCHS:-2} LR=${LR:-2.5e-3} NUM_WORKERS=${NUM_WORKERS:-0}
+  [ -n "${EPOCHS:-}" ] || MAX_STEPS=${MAX_STEPS-900} # six to eight minutes; with EPOCHS set, all of them
+  BATCH_SIZE=${BATCH_SIZE:-32} EPOCHS=${EPOCHS:-2} LR=${LR:-2e-3} NUM_WORKERS=${NUM_WORKERS:-0} NGRAM=${NGRAM:-3}
 fi
 MAX_TOKENS=${MAX_TOKENS:-$((IMG_SIZE * IMG_SIZE))}
 WARMUP_EPOCHS=${WARMUP_EPOCHS:-0}
@@ -35,7 +35,7 @@ for name in DATA_PATH OUTPUT_DIR DATA_DIR TOKENIZER_PATH; do
   fi
 done
 
-for name in MODEL IMG_SIZE OBJECTIVE PALETTE SCAN DATA_PATH DATA_DIR TOKENIZER_PATH VOCAB_SIZE MIN_TOKENS MAX_TOKENS \
+for name in MODEL IMG_SIZE NGRAM OBJECTIVE PALETTE SCAN DATA_PATH DATA_DIR TOKENIZER_PATH VOCAB_SIZE MIN_TOKENS MAX_TOKENS \
   BATCH_SIZE EPOCHS MAX_STEPS LR WARMUP_EPOCHS OUTPUT_DIR NUM_GPUS NUM_WORKERS SEED WANDB; do
   printf '%-16s %s\n' "$name" "${!name:--}"
 done
@@ -65,7 +65,7 @@ if [ "$NUM_GPUS" -eq 0 ]; then DEVICE=cpu; fi
 launch=("$PYTHON")
 if [ "$NUM_GPUS" -gt 1 ]; then launch=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$NUM_GPUS"); fi
 train=(--data_path "$DATA_DIR/train" --model "$MODEL" --img_size "$IMG_SIZE" --objective "$OBJECTIVE" --palette "$PALETTE"
-  --scan "$SCAN" --batch_size "$BATCH_SIZE" --epochs "$EPOCHS" --lr "$LR" --warmup_epochs "$WARMUP_EPOCHS"
+  --scan "$SCAN" --ngram "$NGRAM" --batch_size "$BATCH_SIZE" --epochs "$EPOCHS" --lr "$LR" --warmup_epochs "$WARMUP_EPOCHS"
   --num_workers "$NUM_WORKERS" --output_dir "$OUTPUT_DIR" --seed "$SEED" --device "$DEVICE")
 if [ -n "$MAX_STEPS" ]; then train+=(--max_steps "$MAX_STEPS"); fi
 if [ -n "$WANDB" ]; then train+=(--wandb "$WANDB"); fi
@@ -79,7 +79,7 @@ trap 'stopped=1' INT TERM # train.py saves and leaves by itself; nothing is eval
 if [ -n "$stopped" ]; then exit 130; fi
 trap - INT TERM
 
-"$PYTHON" evaluate.py --checkpoint "$OUTPUT_DIR/best_model.pth" --data_path "$DATA_DIR/val" --output_dir "$OUTPUT_DIR/report" --device "$DEVICE"
+"$PYTHON" evaluate.py --checkpoint "$OUTPUT_DIR/best_model.pth" --data_path "$DATA_DIR" --output_dir "$OUTPUT_DIR/report" --device "$DEVICE"
 "$PYTHON" inference.py --checkpoint "$OUTPUT_DIR/best_model.pth" --mode generate --strip --gif --output_dir "$OUTPUT_DIR/samples" --device "$DEVICE" >"$OUTPUT_DIR/generate.log"
 
 echo

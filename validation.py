@@ -17,7 +17,7 @@ LOWEST_SIGMA, HIGHEST_SIGMA = 0.02, 4.0
 class Validation:
     """Up to `num_samples` chunks, each at one noise level; the levels are even in log sigma from 0.02 to 4."""
 
-    def __init__(self, chunks: Chunks, num_samples: int, batch_size: int, num_positions: int, runtime: Runtime):
+    def __init__(self, chunks: Chunks, num_samples: int, batch_size: int, multiple: int, runtime: Runtime):
         self.runtime = runtime
         chosen = np.sort(np.random.default_rng(1).permutation(len(chunks))[:num_samples])
         chosen = chosen[np.argsort(chunks.lengths[chosen], kind="stable")]
@@ -27,7 +27,7 @@ class Validation:
         batches = []
         for start in range(0, len(chosen), batch_size):
             rows = chosen[start : start + batch_size]
-            batch = collate([chunks[i] for i in rows], num_positions)
+            batch = collate([chunks[i] for i in rows], multiple)
             batch["t"] = t_of(log_sigma[start : start + len(rows)].exp())
             batch["noise"] = torch.randn(*batch["tokens"].shape, 3, generator=generator)
             batches.append(batch)
@@ -35,17 +35,16 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, diffusion: Diffusion) -> dict:
-        """Mean loss (nats per token, or squared error of the picture) and share of tokens recovered in one look."""
+        """Mean loss (nats per token, or squared error of the picture) and fraction of tokens recovered in one forward pass."""
         total = torch.zeros(3, dtype=torch.float64)
         diffusion.eval()
         for batch in self.batches:
             tokens, mask, t, noise = (batch[name].to(self.runtime.device) for name in ("tokens", "mask", "t", "noise"))
             z = diffusion.add_noise(tokens, t, noise)
-            patches = diffusion.canvas.patches_for(int(batch["num_tokens"].max()))
             with self.runtime.autocast():
-                guess = diffusion.denoise(z, t, mask, tokens=tokens, num_patches=patches)
+                guess = diffusion.denoise(z, t, mask, tokens=tokens)
             if guess.nll is None:
-                error = (diffusion.canvas.read(guess.x_pred) - diffusion.palette.colors[tokens]).square().mean(-1)
+                error = (guess.x_pred - diffusion.palette.colors[tokens]).square().mean(-1)
             else:
                 error = guess.nll
             right = (guess.tokens == tokens) & mask

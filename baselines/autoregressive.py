@@ -4,10 +4,10 @@
     python -m baselines.autoregressive --data_path RUN/data --output_dir checkpoints/autoregressive --hidden_size 512 \\
         --num_hidden_layers 16 --intermediate_size 1408 --num_attention_heads 8 --epochs 20
 
-`--data_path` is a folder of the data builder: train/, val/, tokenizer.json, such as the data/ of a TokCom run. Writes model/,
-config.json and report.json: negative log-likelihood in nats per held-out token, BrierLM (kit/brier.py) of the next 4 tokens
-after real prompts, by the same protocol as tokcom/evaluate.py, network calls per token and FLOPs of a call per token. The network
-is transformers' Llama.
+`--data_path` is a folder of the data builder: train/, val/, test/, tokenizer.json, such as the data/ of a TokCom run. The best
+weights are chosen on val and measured on test. Writes model/, config.json and report.json: negative log-likelihood in nats per
+held-out token, BrierLM (kit/brier.py) of the next 4 tokens after real prompts, on the sequences and by the protocol of
+tokcom/evaluate.py, network calls per token and FLOPs of a call per token. The network is transformers' Llama.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from kit import device, errors
 from kit.brier import NGRAMS, brier_lm
 from kit.budget import TimeBudget
-from kit.chunks import Chunks, LengthBuckets, open_chunks
+from kit.chunks import Chunks, LengthBuckets, open_chunks, open_test, reported
 from kit.errors import UserError
 from kit.randomness import step_seed
 from kit.runlog import RunLog, environment, make_folder, progress_bar, write_json
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     for name, value, text in (
         ("hidden_size", 192, "width"), ("num_hidden_layers", 6, "blocks"), ("num_attention_heads", 4, "heads"),
         ("intermediate_size", 512, "width inside the MLP"), ("max_length", 256, "longest sequence, in tokens"),
-        ("batch_size", 16, "sequences per step"), ("epochs", 2, "passes over the data"), ("num_samples", 128, "held-out sequences measured"),
+        ("batch_size", 16, "sequences per step"), ("epochs", 2, "passes over the data"), ("num_samples", 128, "sequences measured, of val and of test"),
         ("num_prompts", 512, "prompts continued for BrierLM"), ("seed", 0, "of everything"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value, help=text + show)
@@ -73,11 +73,12 @@ def main() -> None:
     )
     if val is None:
         raise UserError(f"no validation sequences beside {args.data_path}: build it with --val_fraction above 0")
-    for chunks in (train, val):
+    test = open_test(str(train.origin.parent), output / "data", tokenizer)  # of raw text: the build that was just made
+    for chunks in (train, val, test):
         chunks.check(args.max_length, tokenizer.vocab_size, "--max_length")
     order = LengthBuckets(train.lengths, args.batch_size, args.seed)
-    rows = prompts_of(val, args)
-    held_out = [val[i] for i in range(min(args.num_samples, len(val)))]
+    rows = prompts_of(test, args)
+    selection, held_out = ([c[i] for i in reported(c, args.num_samples)] for c in (val, test))
 
     # model
     model = build(args, tokenizer.vocab_size).to(runtime.device)
@@ -112,7 +113,7 @@ def main() -> None:
             total = bar.total = budget.total_steps(step, planned, runtime)
             bar.update()
             if step >= total or step % max(1, min(total, order.batches_per_epoch * args.epochs) // VALIDATIONS) == 0:
-                loss = float(score_text(model, held_out, runtime).mean())
+                loss = float(score_text(model, selection, runtime).mean())
                 log.log(step, val_loss=loss)
                 if loss < best:
                     best, weights = loss, {name: value.clone() for name, value in model.state_dict().items()}
@@ -130,6 +131,7 @@ def main() -> None:
         losses = score_text(model, held_out, runtime)
         brier = score_samples(model, rows, args, runtime)
     report = {
+        "data": args.data_path, "read_from": str(test.origin), "num_sequences": len(held_out), "num_tokens": len(losses),
         "nll": float(losses.mean()), **brier, "steps": step, "parameters": size, "calls_per_token": 1,
         "flops_per_token_and_call": flops_per_token(model, [train[i] for i in range(args.batch_size)], runtime),
         "environment": environment(runtime),
@@ -177,13 +179,13 @@ def score_text(model: nn.Module, sequences: list[torch.Tensor], runtime: device.
         return torch.cat([nll(model, sequences[i : i + 16], runtime) for i in range(0, len(sequences), 16)])
 
 
-def prompts_of(val: Chunks, args: argparse.Namespace) -> torch.Tensor:
+def prompts_of(test: Chunks, args: argparse.Namespace) -> torch.Tensor:
     """The first tokens (B, N) of held-out sequences: a prompt of a quarter of the window and the 4 after it.
 
     Raises UserError where no sequence is as long.
     """
     length = max(NGRAMS, args.max_length // 4) + NGRAMS
-    rows = [val[i][:length] for i in range(len(val)) if val.lengths[i] >= length][: args.num_prompts]
+    rows = [test[i][:length] for i in reported(test, args.num_prompts, length)]
     if not rows:
         raise UserError(f"no held-out sequence has the {length} tokens that BrierLM needs")
     return torch.stack(rows)

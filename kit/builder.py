@@ -1,8 +1,9 @@
 """Text -> tokens -> chunks of random length, as Parquet shards on disk.
 
-Documents are deduplicated, tokenized on all cores and ended with an end token. Some of them become the validation set,
-never a part of one. Each set is then one long stream, cut into chunks whose length is uniform between `min_tokens` and
-`max_tokens` and which never split a UTF-8 character. The result depends on the settings, not on the number of workers,
+Documents are deduplicated, tokenized on all cores and ended with an end token. Some of them, whole, become the test set
+(what reports are made on), some the validation set (what checkpoints are chosen by); among few long documents, validation
+is the end of one instead. Each set is then one long stream, cut into chunks whose length is uniform between `min_tokens`
+and `max_tokens` and which never split a UTF-8 character. The result depends on the settings, not on the number of workers,
 and appears only when it is complete: stats.json is written last. Memory does not grow with the corpus, apart from some
 fifty bytes a document.
 """
@@ -35,6 +36,7 @@ from kit.errors import UserError
 from kit.runlog import progress_bar, write_json
 from kit.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
+SPLITS = ("train", "val", "test")
 BATCH_PIECES = 32  # pieces of 65,536 characters that are tokenized at once; two batches are in flight
 SHARD_TOKENS = 1 << 24
 BPE_TRAINING_BYTES = 16 << 20  # more changes little, and a trainer holds every distinct word
@@ -56,15 +58,21 @@ class BuildSettings:
     vocab_size: int = 512
     min_tokens: int = 256
     max_tokens: int = 4096
-    val_fraction: float = 0.01  # of the tokens, by document
+    val_fraction: float = 0.01  # of the tokens, by document; 0: no such split
+    test_fraction: float = 0.01
     seed: int = 0
 
     def check(self) -> None:
         """Raises UserError for values that make no sense."""
         if not 1 <= self.min_tokens <= self.max_tokens:
             raise UserError(f"--min_tokens {self.min_tokens} and --max_tokens {self.max_tokens}: need 1 <= min <= max")
-        if not 0 <= self.val_fraction < 1:
-            raise UserError(f"--val_fraction {self.val_fraction}: need a share from 0 to below 1")
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: need a share from 0 to below 1")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise UserError(
+                f"--val_fraction {self.val_fraction} and --test_fraction {self.test_fraction}: need less than 1 together"
+            )
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed {self.seed}: need 0 or more, below 2^63")
         if self.input and self.dataset_name:
@@ -74,7 +82,7 @@ class BuildSettings:
 def build(
     settings: BuildSettings, output_dir: str | Path, overwrite: bool = False, tokenizer: Tokenizer | None = None
 ) -> dict:
-    """Write train/, val/, tokenizer.json and stats.json to `output_dir`; returns what went into stats.json.
+    """Write train/, val/, test/, tokenizer.json and stats.json to `output_dir`; returns what went into stats.json.
 
     `tokenizer`, if given, takes the place of the one the settings name. Raises UserError for bad input and, without
     `overwrite`, for a finished build; nothing half-written is then left behind.
@@ -83,7 +91,7 @@ def build(
     output = Path(output_dir)
     if (output / "stats.json").exists() and not overwrite:
         raise UserError(f"{output} already holds a finished build: pass --overwrite or choose another --output_dir")
-    for split in ("train", "val"):
+    for split in SPLITS:
         foreign = [p for p in (output / split).glob("*") if not p.match(f"{split}-[0-9]*.parquet")]
         if foreign:
             raise UserError(
@@ -201,6 +209,17 @@ class Spool:
             for start in range(int(ends[index] - self.lengths[index]), int(ends[index]), block):
                 yield np.asarray(tokens[start : min(start + block, int(ends[index]))])
 
+    def cut_end(self, index: int, size: int, continues: np.ndarray) -> None:
+        """Make the last `size` tokens of document `index`, and the rest of a split character, the document after it."""
+        tokens = np.memmap(self.path, dtype=np.uint32, mode="r")
+        end = sum(self.lengths[: index + 1])
+        start = end - min(size, self.lengths[index])
+        while continues[tokens[start]]:
+            start -= 1
+        self.lengths[index] -= end - start
+        self.lengths.insert(index + 1, end - start)
+        self.keys.insert(index + 1, 0)
+
 
 def tokenize(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Spool:
     """Tokenize every document that was not seen before. Reading and writing run beside the tokenizing threads."""
@@ -274,16 +293,15 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
 # Splitting and cutting
 
 
-def split_documents(lengths: np.ndarray, keys: np.ndarray, fraction: float, min_tokens: int) -> np.ndarray:
-    """Which documents (bool) are held out: about `fraction` of the tokens, at least `min_tokens`, whole documents.
+def split_documents(
+    lengths: np.ndarray, keys: np.ndarray, target: float, min_tokens: int, at_any_size: bool
+) -> np.ndarray:
+    """Which documents (bool) are held out: whole ones of about `target` tokens, at least `min_tokens`, or none.
 
     Documents are drawn in the order of their random keys; one that would hold out far too much is passed over. If none
-    fits, the shortest that holds a chunk goes. At least one document always stays.
+    fits, the shortest that holds a chunk goes, but only `at_any_size`. At least one document always stays.
     """
     held_out = np.zeros(len(lengths), dtype=bool)
-    if fraction == 0:
-        return held_out
-    target = max(fraction * lengths.sum(), min_tokens)
     total = 0
     for index in np.argsort(keys, kind="stable"):
         if total >= target:
@@ -292,14 +310,37 @@ def split_documents(lengths: np.ndarray, keys: np.ndarray, fraction: float, min_
             held_out[index] = True
             total += int(lengths[index])
     for index in np.argsort(lengths, kind="stable"):
-        if total >= min_tokens:
+        if total >= min_tokens or not at_any_size:
             break
         if not held_out[index] and total + lengths[index] >= min_tokens:
             held_out[index] = True
             total += int(lengths[index])
     if held_out.all():
         held_out[np.argmax(lengths)] = False
-    return held_out
+    return held_out & (lengths[held_out].sum() >= min_tokens)
+
+
+def assign_splits(spool: Spool, settings: BuildSettings, continues: np.ndarray) -> np.ndarray:
+    """The split of every document, as its place in SPLITS: test is drawn first, val from the rest.
+
+    Where no documents can be held out, the end of the longest that is left is, cut off as a document of its own in
+    `spool`: for val also where whole documents would be far too much, so that training keeps them.
+    """
+    splits = np.zeros(len(spool.lengths), dtype=np.int8)
+    total = sum(spool.lengths)
+    for number, fraction in ((2, settings.test_fraction), (1, settings.val_fraction)):
+        if fraction == 0:
+            continue
+        target = max(fraction * total, settings.min_tokens)
+        left = np.flatnonzero(splits == 0)
+        lengths, keys = np.array(spool.lengths, dtype=np.int64)[left], np.array(spool.keys)[left]
+        held_out = split_documents(lengths, keys, target, settings.min_tokens, at_any_size=SPLITS[number] == "test")
+        splits[left[held_out]] = number
+        if not held_out.any():
+            longest = int(left[np.argmax(lengths)])
+            spool.cut_end(longest, int(target), continues)
+            splits = np.insert(splits, longest + 1, number)
+    return splits
 
 
 def cut_chunks(
@@ -330,39 +371,32 @@ def cut_chunks(
 
 
 def write_splits(spool: Spool, tokenizer: Tokenizer, settings: BuildSettings, folder: Path) -> dict:
-    """Cut both sets and write their Parquet shards under `folder`; returns the numbers for stats.json."""
-    lengths = np.frombuffer(spool.lengths, dtype=np.uint64).astype(np.int64)
-    if lengths.sum() < settings.min_tokens * (1 + (settings.val_fraction > 0)):
+    """Cut all sets and write their Parquet shards under `folder`; returns the numbers for stats.json."""
+    documents, tokens = len(spool.lengths), sum(spool.lengths)
+    if tokens < settings.min_tokens * (1 + (settings.val_fraction > 0) + (settings.test_fraction > 0)):
         raise UserError(
-            f"the text is too short: {lengths.sum()} tokens for chunks of at least {settings.min_tokens}; add text or lower --min_tokens"
+            f"the text is too short: {tokens} tokens for chunks of at least {settings.min_tokens}; add text or lower --min_tokens"
         )
     continues = tokenizer.continues_character()
-    if len(lengths) == 1 and settings.val_fraction > 0:  # a lone document is cut in two, and its end held out
-        tail = int(max(settings.val_fraction * lengths[0], settings.min_tokens))
-        tokens = np.memmap(spool.path, dtype=np.uint32, mode="r")
-        while continues[tokens[lengths[0] - tail]]:
-            tail += 1
-        lengths = np.array([lengths[0] - tail, tail])
-        spool.lengths = array("Q", lengths.tolist())
-        held_out = np.array([False, True])
-    else:
-        held_out = split_documents(
-            lengths, np.frombuffer(spool.keys, dtype=np.uint64), settings.val_fraction, settings.min_tokens
-        )
+    splits = assign_splits(spool, settings, continues)
+    lengths = np.array(spool.lengths, dtype=np.int64)
     stats = {
-        "documents": len(lengths),
+        "documents": documents,
         "duplicates_removed": spool.duplicates,
         "chunks": 0,
         "tokens": 0,
         "bytes": spool.bytes,
-        "tokens_per_byte": round(int(lengths.sum()) / spool.bytes, 6),
+        "tokens_per_byte": round(tokens / spool.bytes, 6),
         "vocab_size": tokenizer.vocab_size,
         "end_token": tokenizer.end_token,
         "splits": {},
     }
-    for number, (split, chosen) in enumerate((("train", ~held_out), ("val", held_out))):
+    for number, split in enumerate(SPLITS):
+        chosen = splits == number
+        if not chosen.any():  # its fraction is 0
+            continue
         total = int(lengths[chosen].sum())
-        if total < settings.min_tokens and (split == "train" or settings.val_fraction > 0):
+        if total < settings.min_tokens:
             raise UserError(
                 f"{split} would hold only {total} tokens, fewer than one chunk: add documents or lower --min_tokens"
             )
@@ -410,9 +444,10 @@ def write_shards(
 def publish(partial: Path, output: Path, stats: dict) -> None:
     """Move the finished build into place; stats.json, which readers ask for, goes first when old and comes last when new."""
     (output / "stats.json").unlink(missing_ok=True)
-    for name in ("train", "val"):
+    for name in SPLITS:
         shutil.rmtree(output / name, ignore_errors=True)
-        os.replace(partial / name, output / name)
+        if name in stats["splits"]:
+            os.replace(partial / name, output / name)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         os.replace(partial / name, output / name)
     write_json(output / "stats.json", stats)

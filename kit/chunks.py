@@ -1,11 +1,14 @@
 """Chunks of token ids on disk, and which of them make which batch.
 
 `open_chunks` takes what the data builder wrote (read through Hugging Face `datasets`, memory-mapped), or any raw text, which
-it builds on the spot. `LengthBuckets` says which chunks make which batch, as a pure function of seed and epoch, so that a
-resumed run goes on where the killed one stopped.
+it builds on the spot. `open_test` opens the set that a report is made on, and `reported` says which of its chunks are measured.
+`LengthBuckets` says which chunks make which batch, as a pure function of seed and epoch, so that a resumed run goes on where
+the killed one stopped.
 """
 
+import itertools
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +18,7 @@ import pyarrow.compute
 import torch
 from torch.utils.data import Dataset
 
-from kit.builder import BuildSettings, build
+from kit.builder import SPLITS, BuildSettings, build
 from kit.errors import UserError
 from kit.tokenizer import Tokenizer, load_tokenizer
 
@@ -71,6 +74,30 @@ class Chunks(Dataset):
             seen += len(tokens)
         return counts, np.concatenate(pairs)
 
+    STRETCHES = 64
+
+    def fold_of(self, index: torch.Tensor, folds: int) -> torch.Tensor:
+        """In which of `folds` parts chunks (B,) are, from 0: the chunks lie in 64 stretches, dealt out in turn.
+
+        Neighboring chunks, mostly of one document, are in one part, and each part holds text from everywhere.
+        """
+        return index * self.STRETCHES // len(self) % folds
+
+    def folds(self, count: int, limit: int = 20_000_000) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """The chunks of each fold, for counting n-grams: lists of (tokens (n,), first (m,)), chunks back to back and where
+        each begins. Of more than `limit` tokens, the beginning of each stretch.
+        """
+        column, result = self.table.data.column("tokens"), [[] for _ in range(count)]
+        edges = [-(-len(self) * i // self.STRETCHES) for i in range(self.STRETCHES + 1)]
+        for number, (low, high) in enumerate(itertools.pairwise(edges)):
+            left = limit // self.STRETCHES
+            for part in column.slice(low, high - low).chunks:
+                if left > 0 and len(part):
+                    offsets = part.offsets.to_numpy() - part.offsets[0].as_py()
+                    result[number % count].append((part.flatten().to_numpy(), offsets[:-1]))
+                    left -= int(offsets[-1])
+        return result
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # From a path to chunks
@@ -118,11 +145,11 @@ def open_chunks(
     if path.is_dir() and is_built(path / "train"):
         path = path / "train"
     if not is_built(path):
-        if path.is_dir() and (path.name in ("train", "val")) and not any(path.iterdir()):
+        if path.is_dir() and path.name in SPLITS and not any(path.iterdir()):
             raise UserError(f"{path} is empty: run build_pretrain_data.py")
         tokenizer = build_once(build_dir, BuildSettings(input=[str(path)], **settings), tokenizer)
         path = build_dir / "train"
-    elif path.name in ("train", "val") and not (path.parent / "stats.json").exists():
+    elif path.name in SPLITS and not (path.parent / "stats.json").exists():
         raise UserError(f"{path.parent} holds an unfinished build (no stats.json): run build_pretrain_data.py again")
     else:
         beside = (path if path.is_dir() else path.parent).parent / "tokenizer.json"
@@ -134,6 +161,38 @@ def open_chunks(
     return open_built(path), val, tokenizer
 
 
+def open_test(data_path: str, build_dir: Path, tokenizer: Tokenizer, **settings) -> Chunks:
+    """The chunks that a report is made on.
+
+    Of a folder of the data builder: its test set, or with a note the validation set where it has no test set. A split or a
+    shard by its own name, or raw text, which is built whole: as `open_chunks` opens it, whose errors it raises.
+    """
+    path = Path(data_path)
+    if path.is_dir() and is_built(path / "train"):
+        split = "test" if is_built(path / "test") else "val"
+        if split == "val" and not is_built(path / "val"):
+            raise UserError(
+                f"{path} has neither a test nor a validation split: rebuild it with --test_fraction above 0"
+            )
+        if split == "val":
+            print(
+                f"note: {path} has no test split (built before there was one, or with --test_fraction 0): "
+                "reporting on val, which also chose the checkpoint; rebuild with --overwrite",
+                file=sys.stderr,
+            )
+        path = path / split
+    return open_chunks(str(path), build_dir, tokenizer, val_fraction=0.0, test_fraction=0.0, **settings)[0]
+
+
+def reported(chunks: Chunks, count: int, min_length: int = 0) -> np.ndarray:
+    """Which chunks every report measures, of any system: up to `count` of at least `min_length` tokens, in order on disk.
+
+    They are the first that are long enough in one fixed random order, so that smaller choices lie within larger ones.
+    """
+    order = np.random.default_rng(0).permutation(len(chunks))
+    return np.sort(order[chunks.lengths[order] >= min_length][:count])
+
+
 def build_once(build_dir: Path, settings: BuildSettings, given: Tokenizer | None = None) -> Tokenizer:
     """Build into `build_dir` unless just that was done already; returns the tokenizer used.
 
@@ -142,8 +201,14 @@ def build_once(build_dir: Path, settings: BuildSettings, given: Tokenizer | None
     stats = build_dir / "stats.json"
     if not stats.exists():
         build(settings, build_dir, tokenizer=given)
-    elif json.loads(stats.read_text(encoding="utf-8"))["settings"] != asdict(settings):
-        raise UserError(f"{build_dir} was built from other text or settings: remove it, or choose another --output_dir")
+    else:
+        asked = asdict(settings)
+        before = json.loads(stats.read_text(encoding="utf-8"))["settings"]
+        before.setdefault("test_fraction", settings.test_fraction)  # older builds are kept, so that their runs go on
+        if before != asked:
+            raise UserError(
+                f"{build_dir} was built from other text or settings: remove it, or choose another --output_dir"
+            )
     built = load_tokenizer(build_dir / "tokenizer.json")
     if given and not given.speaks_like(built):
         raise UserError(f"{build_dir} was built with another tokenizer: remove it, or choose another --output_dir")

@@ -1,13 +1,22 @@
 #!/usr/bin/env bash
-# ./train.sh with its CPU defaults from an empty folder; keeps the report and figures under results/cpu.
+# ./train.sh with its CPU defaults: the network beside n-grams once for each seed, and the network alone. Writes results/cpu.
+#   SEEDS="0 1 2" ./recipes/cpu.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
-OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/cpu}
-mkdir -p "$OUTPUT_DIR"
-started=$(date +%s)
-NUM_GPUS=0 OUTPUT_DIR=$OUTPUT_DIR ./train.sh
-echo "{\"seconds\": $(($(date +%s) - started))}" >"$OUTPUT_DIR/seconds.json"
-mkdir -p results/cpu
-cp "$OUTPUT_DIR/report/report.json" "$OUTPUT_DIR/report/recovery.png" "$OUTPUT_DIR/report/pixels.png" results/cpu/
-cp "$OUTPUT_DIR/samples/generate_000_strip.png" results/cpu/strip.png
-cp "$OUTPUT_DIR/samples/generate.json" "$OUTPUT_DIR/seconds.json" results/cpu/
+source kit/environment.sh
+SEEDS=${SEEDS:-0 1 2} WORK=${WORK:-checkpoints/cpu}
+export NUM_GPUS=0 DATA_DIR=$WORK/data
+mkdir -p "$WORK" results/cpu
+runs=()
+for seed in $SEEDS; do
+  started=$(date +%s)
+  SEED=$seed OUTPUT_DIR=$WORK/seed$seed ./train.sh
+  echo "{\"seconds\": $(($(date +%s) - started))}" >"$WORK/seed$seed/seconds.json"
+  runs+=("$WORK/seed$seed/report")
+done
+NGRAM=0 OUTPUT_DIR=$WORK/network ./train.sh
+"$PYTHON" -m recipes.recovery_table --hybrid "${runs[@]}" --network "$WORK/network/report" --output results/cpu/recovery.json
+first=$WORK/seed${SEEDS%% *}
+cp "$first/report/report.json" "$first/report/recovery.png" "$first/report/pixels.png" results/cpu/
+cp "$first/samples/generate_000_strip.png" results/cpu/strip.png
+cp "$first/samples/generate.json" "$first/seconds.json" results/cpu/

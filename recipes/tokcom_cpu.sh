@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 source kit/environment.sh
 RUN=${RUN:-checkpoints/tokcom_cpu} TIME=${TIME:-11m} RESULTS=results/tokcom/cpu
 "$PYTHON" -m tokcom.train --preset tiny --time_budget "$TIME" --output_dir "$RUN" --device cpu
-"$PYTHON" -m tokcom.evaluate --checkpoint "$RUN/best_diffusion.pt" --data_path "$RUN/data/val" --output_dir "$RUN/report" --num_prompts 128 ${BOOK:+--book "$BOOK"} --device cpu
+"$PYTHON" -m tokcom.evaluate --checkpoint "$RUN/best_diffusion.pt" --data_path "$RUN/data" --output_dir "$RUN/report" --num_prompts 128 ${BOOK:+--book "$BOOK"} --device cpu
 mkdir -p "$RESULTS"
 cp "$RUN/report/"*.png "$RUN/report/report.json" "$RUN/config.json" "$RESULTS/"
 TEXT="Return the list of names that the module defines, sorted. If the argument is omitted, the current scope is used."

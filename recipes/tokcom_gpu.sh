@@ -13,7 +13,7 @@ if [ ! -f "$RUN/data/stats.json" ]; then
     --min_tokens $((MAX_TOKENS / 4)) --max_tokens "$MAX_TOKENS"
 fi
 "$PYTHON" -m tokcom.train --preset "$PRESET" --data_path "$RUN/data" --time_budget "$TIME" --output_dir "$RUN" --device "$DEVICE"
-"$PYTHON" -m tokcom.evaluate --checkpoint "$RUN/best_diffusion.pt" --data_path "$RUN/data/val" --output_dir "$RUN/report" --num_samples "$SAMPLES" --num_prompts "$PROMPTS" ${BOOK:+--book "$BOOK"} --device "$DEVICE"
+"$PYTHON" -m tokcom.evaluate --checkpoint "$RUN/best_diffusion.pt" --data_path "$RUN/data" --output_dir "$RUN/report" --num_samples "$SAMPLES" --num_prompts "$PROMPTS" ${BOOK:+--book "$BOOK"} --device "$DEVICE"
 # both about 90 MFLOP per token and call of the network with a vocabulary of 8192 (both reports state what torch counted)
 "$PYTHON" -m baselines.autoregressive --data_path "$RUN/data" --output_dir "$RUN/autoregressive" --max_length "$MAX_TOKENS" \
   --hidden_size 512 --num_hidden_layers 10 --num_attention_heads 8 --intermediate_size 1408 --batch_size 32 --lr 1e-3 \

@@ -15,12 +15,18 @@ FILES = [
 FILES = FILES or [p for p in ROOT.rglob("*") if p.is_file() and ".venv" not in p.parts]
 
 
-def imports(path):
+def imported(path):
+    """Full names of the modules, or of what comes from them."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module.split(".")[0]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports(path):
+    """Packages and top-level modules."""
+    return {name.split(".")[0] for name in imported(path)}
 
 
 def python_files(folder):
@@ -29,19 +35,29 @@ def python_files(folder):
 
 @pytest.mark.parametrize("path", python_files("kit"), ids=lambda p: p.name)
 def test_kit_knows_no_room(path):
-    assert not set(imports(path)) & (ROOT_MODULES | {*ROOMS, "baselines"})
+    assert not imports(path) & (ROOT_MODULES | {*ROOMS, "baselines"})
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_rooms_import_kit_and_themselves_only(room):
     others = (ROOT_MODULES | {*ROOMS, "baselines"}) - {room}
     for path in python_files(room):
-        assert not set(imports(path)) & others, path
+        assert not imports(path) & others, path
 
 
-def test_the_root_imports_no_room():
+def test_the_root_imports_no_room_and_of_the_baselines_only_the_classical_decoder():
+    """It stands beside the network, as part of the method and in every report."""
     for path in ROOT.glob("*.py"):
-        assert not set(imports(path)) & {*ROOMS, "baselines"}, path
+        assert not imports(path) & {*ROOMS}, path
+        of_baselines = [name for name in imported(path) if name.split(".")[0] == "baselines"]
+        assert all(f"{name}.".startswith("baselines.ngram.") for name in of_baselines), path
+
+
+def test_baselines_import_no_room_and_of_the_root_only_its_data_and_palette():
+    paths = list((ROOT / "baselines").glob("*.py"))
+    assert len(paths) > 2
+    for path in paths:
+        assert not imports(path) & {*ROOT_MODULES - {"dataset", "palette"}, *ROOMS}, path
 
 
 @pytest.mark.parametrize(

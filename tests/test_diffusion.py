@@ -1,131 +1,512 @@
-"""Noise, evidence, losses, time sampling and samplers do what their formulas say."""
+"""Noise, likelihood, posterior, losses and samplers do what their formulas say."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import baselines.ngram
+import diffusion as method
+from baselines.ngram import ALL, NGram, unigram_context
 from diffusion import SAMPLERS, Diffusion
 from kit.errors import UserError
 from kit.times import TimeSampler
 from model import build_jit_model
-from palette import Canvas, build_palette
+from palette import SCANS, Layout, build_palette
 
 VOCAB = 64
+LARGE = 5000
 
 
-def make(objective="token", predict_clean=True):
+def texts(vocab_size=VOCAB, seed=0, count=40, length=60):
+    """Tokens (count, length) in which u is followed by one of three tokens."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(vocab_size, size=count)]
+    for _ in range(length - 1):
+        rows.append((5 * rows[-1] + 1 + rng.integers(3, size=count)) % vocab_size)
+    return np.stack(rows, axis=1)
+
+
+def counted(order=3, folds=1, vocab_size=VOCAB):
+    """An n-gram model of such texts."""
+    parts = [texts(vocab_size, seed) for seed in range(folds)]
+    return NGram([[(part.ravel(), np.arange(0, part.size, part.shape[1]))] for part in parts], vocab_size, order)
+
+
+def make(objective="token", predict_clean=True, ngram=None, scan="block", vocab_size=VOCAB):
+    """A new network; beside n-grams, with zero logits of its own, and gate 1 for them and for the highest order."""
     torch.manual_seed(0)
-    network = build_jit_model("JiT-Ti/4", 8, predict_clean, VOCAB if objective == "token" else None)
-    return Diffusion(network, build_palette("shuffled", VOCAB), Canvas(8, 4), objective)
+    network = build_jit_model(
+        "JiT-Ti/4", 8, predict_clean, vocab_size if objective == "token" else None,
+        ngram=ngram.order if ngram else 0, token_dim=16, token_depth=1,
+    )  # fmt: skip
+    if ngram:
+        nn.init.zeros_(network.gate.bias)
+        network.gate.bias.data[[0, -1]] = 1
+    log_unigram = ngram.log_unigram[ALL] if ngram else None
+    palette, layout = build_palette("shuffled", vocab_size), Layout(8, 4, scan)
+    return Diffusion(network, palette, layout, objective, log_unigram, ngram)
 
 
-def batch(seed=0, size=4):
+def opened(diffusion):
+    """Open the gates of the network, so that every part of it speaks."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in diffusion.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return diffusion.eval()
+
+
+def batch(seed=0, size=4, vocab_size=VOCAB):
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(VOCAB, (size, 64), generator=generator)
+    tokens = torch.randint(vocab_size, (size, 64), generator=generator)
     mask = torch.arange(64)[None] < torch.tensor([[64], [40], [17], [3]])[:size]
     return tokens, mask, torch.rand(size, generator=generator), torch.randn(size, 64, 3, generator=generator)
 
 
-def test_noise_follows_the_formula_and_spares_what_is_known():
+def real_batch(sigma=0.3, size=4, vocab_size=VOCAB):
+    """Unseen texts of the kind that `counted` has counted, at one noise level."""
+    tokens, mask, t, noise = batch(size=size)
+    tokens[:, :60] = torch.from_numpy(texts(vocab_size, seed=99, count=size))
+    return tokens, mask, torch.full_like(t, 1 / (1 + sigma)), noise
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Noising, likelihood, posterior
+
+
+def test_noise_follows_the_formula_and_spares_what_is_given():
     diffusion = make()
     tokens, _, t, noise = batch()
-    known = torch.zeros_like(tokens, dtype=torch.bool)
-    known[:, :5] = True
-    z = diffusion.canvas.read(diffusion.add_noise(tokens, t, noise, known))
+    given = torch.zeros_like(tokens, dtype=torch.bool)
+    given[:, :5] = True
+    z = diffusion.add_noise(tokens, t, noise, given)
     x = diffusion.palette.colors[tokens]
     assert torch.equal(z[:, :5], x[:, :5])
     assert torch.allclose(z[:, 5:], (t[:, None, None] * x + (1 - t[:, None, None]) * noise)[:, 5:])
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.9, 0.99])
-def test_evidence_is_the_gaussian_log_likelihood_up_to_a_constant(t):
+def test_the_log_likelihood_is_gaussian_up_to_a_constant(t):
     diffusion = make()
     z = torch.randn(20, 3, dtype=torch.float64)
     expected = -(z[:, None] - t * diffusion.palette.colors.double()).square().sum(-1) / (2 * (1 - t) ** 2)
-    found = diffusion.evidence(z, torch.full((20,), t)).double()
+    found = diffusion.log_likelihood(z, torch.full((20,), t)).double()
     assert torch.allclose(found.log_softmax(-1), expected.log_softmax(-1), atol=2e-2, rtol=1e-4)
 
 
-def test_evidence_keeps_full_precision_under_autocast():
+def test_the_log_likelihood_keeps_full_precision_under_autocast():
     diffusion = make()
     z, t = torch.rand(50, 3), torch.full((50,), 0.98)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(diffusion.evidence(z, t), diffusion.evidence(z, t).float())
-        inside = diffusion.evidence(z, t)
-    assert torch.equal(inside, diffusion.evidence(z, t))
+        inside = diffusion.log_likelihood(z, t)
+    assert inside.dtype == torch.float32 and torch.equal(inside, diffusion.log_likelihood(z, t))
 
 
-def test_an_untrained_token_network_is_the_unigram_posterior():
-    diffusion = make()
+@pytest.mark.parametrize("scan", SCANS)
+def test_an_untrained_network_without_ngrams_is_the_unigram_posterior(scan):
+    diffusion = make(scan=scan)
     diffusion.network.head.bias.data.normal_()
     tokens, mask, t, noise = batch()
     z = diffusion.add_noise(tokens, t, noise)
-    guess = diffusion.denoise(z, t, mask).tokens
-    evidence = diffusion.evidence(diffusion.canvas.read(z)[mask], t[:, None].expand_as(mask)[mask])
-    assert torch.equal(guess[mask], (evidence + diffusion.network.head.bias).argmax(-1))
+    found = diffusion.denoise(z, t, mask, tokens=tokens)
+    posterior = (diffusion.log_likelihood(z, t[:, None].expand_as(mask)) + diffusion.network.head.bias).log_softmax(-1)
+    assert torch.equal(found.tokens, posterior.argmax(-1) * mask)
+    assert torch.allclose(found.nll, -posterior.gather(-1, tokens[..., None])[..., 0] * mask, atol=1e-4)
+    assert torch.allclose(found.x_pred, (posterior.exp() @ diffusion.palette.colors) * mask[..., None], atol=1e-5)
+    loss, per_sample = diffusion(tokens, mask, t, noise)
+    assert loss.item() == pytest.approx((found.nll.sum() / mask.sum()).item(), rel=1e-4)
+    assert torch.allclose(per_sample, found.nll.sum(1) / mask.sum(1), rtol=1e-4)
 
 
-@pytest.mark.parametrize(("objective", "predict_clean"), [("token", True), ("pixel", True), ("pixel", False)])
-def test_loss_ignores_padding_and_known_pixels(objective, predict_clean):
-    diffusion = make(objective, predict_clean)
-    for parameter in diffusion.parameters():
-        nn.init.normal_(parameter, std=0.05)
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("order", [2, 3])
+def test_an_untrained_network_beside_ngrams_is_their_posterior(order, scan):
+    """Zero head, gate 1 for the highest order, 0 below: the same tokens, the same likelihood of the truth."""
+    ngram = counted(order)
+    diffusion = make(ngram=ngram, scan=scan)
+    tokens, mask, t, noise = real_batch()
+    z = diffusion.add_noise(tokens, t, noise)
+    found = diffusion.denoise(z, t, mask, tokens=tokens)
+    seen = diffusion.log_likelihood(z, t[:, None].expand_as(mask))
+    settings = dict(candidates=diffusion.ngram_candidates, segment=method.NGRAM_SEGMENT)
+    context = ngram.contexts(seen, mask, **settings)[-1]
+    assert torch.equal(found.tokens, context.best(seen) * mask)
+    nll = -(context.dense + seen).gather(-1, tokens[..., None])[..., 0] * mask
+    assert torch.allclose(found.nll, nll, atol=1e-4)
+    assert diffusion(tokens, mask, t, noise)[0].item() == pytest.approx((nll.sum() / mask.sum()).item(), rel=1e-4)
+    unigram = unigram_context(seen, ngram.log_unigram[ALL]).best(seen)
+    right = [((guess == tokens) & mask)[:, :60].sum().item() for guess in (found.tokens, unigram)]
+    assert right[0] > right[1] + 10
+
+
+@pytest.mark.parametrize("gates", [(1.0, 0.0, 1.0), (1.0, 1.0, 0.0), (0.0, 0.0, 0.0), (0.5, -0.5, 2.0)])
+def test_gates_weigh_the_networks_own_logits_and_the_context_of_each_order(gates):
+    ngram = counted()
+    diffusion = make(ngram=ngram)
+    diffusion.network.head.bias.data.normal_()
+    diffusion.network.gate.bias.data = torch.tensor(gates)
+    tokens, mask, t, noise = real_batch()
+    z = diffusion.add_noise(tokens, t, noise)
+    observation = diffusion.observe(z, t, mask)
+    bigrams, trigrams = (context.dense for context in observation.contexts)
+    assert (bigrams - trigrams).abs().max() > 0.1
+    context = gates[0] * diffusion.network.head.bias + gates[1] * bigrams + gates[2] * trigrams
+    for temperature in (1.0, 0.5):
+        logits = context / temperature + diffusion.log_likelihood(z, observation.t)
+        expected = -logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        found = diffusion.predict(observation, t, mask, tokens=tokens, temperature=temperature)
+        assert torch.allclose(found.nll[mask], expected[mask], atol=1e-3, rtol=1e-4)
+        assert torch.equal(found.tokens, logits.argmax(-1) * mask)
+
+
+def test_gates_follow_the_features_of_each_token():
+    diffusion = make(ngram=counted())
+    torch.nn.init.normal_(diffusion.network.gate.weight)
+    tokens, mask, t, noise = real_batch()
+    z = diffusion.add_noise(tokens, t, noise)
+    assert not torch.allclose(
+        diffusion.denoise(z, t, mask, tokens=tokens).nll,
+        make(ngram=counted()).denoise(z, t, mask, tokens=tokens).nll,
+        atol=0.01,
+    )
+
+
+def test_the_network_reads_the_mean_embedding_of_the_posterior_of_every_order():
+    ngram = counted()
+    diffusion = make(ngram=ngram)
+    tokens, mask, t, noise = real_batch()
+    z = diffusion.add_noise(tokens, t, noise)
+    observation = diffusion.observe(z, t, mask)
+    seen = diffusion.log_likelihood(z, observation.t)
+    contexts = (unigram_context(seen, diffusion.log_unigram), *observation.contexts)
+    embedding = diffusion.network.embedding
+    for found, context in zip(observation.soft.split(16, dim=-1), contexts, strict=True):
+        expected = (context.dense + seen).exp() @ embedding
+        assert torch.allclose(found[mask], expected[mask], atol=1e-4)
+    observation.soft.sum().backward()
+    assert embedding.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_the_network_works_in_patch_order_and_answers_in_reading_order(scan):
+    diffusion = opened(make(scan=scan, ngram=counted()))
+    tokens, mask, _, noise = batch()
+    t, given = torch.full((4,), 0.5), mask & (torch.arange(64) % 5 == 0)
+    observation = diffusion.observe(diffusion.add_noise(tokens, t, noise, given), t, mask, given)
+    prev = torch.randn(4, 64, 16)
+    out = diffusion.run_network(observation, t, mask, given, prev)
+    order = diffusion.layout.to_patches(torch.arange(64)[None])[0]
+    assert (order[:16].diff() == 1).all() == (scan == "block")
+    parts = (each[:, order] for each in (given, observation.soft, prev))
+    assert torch.allclose(
+        out[:, order], diffusion.network(observation.z[:, order], t, mask[:, order], *parts), atol=1e-5
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Given positions
+
+
+def test_given_positions_count_as_seen_at_almost_no_noise():
+    diffusion = make(ngram=counted())
+    tokens, mask, _, noise = real_batch()
+    t = torch.full((4,), 0.05)
+    given = mask & (torch.arange(64) % 4 == 1)
+    z = diffusion.add_noise(tokens, t, noise, given)
+    observation = diffusion.observe(z, t, mask, given)
+    sigma = 1 / observation.t - 1
+    assert torch.allclose(sigma[given], torch.tensor(diffusion.palette.spacing / 8))
+    assert torch.equal(observation.t[~given], t[:, None].expand_as(mask)[~given])
+    embedding = diffusion.network.embedding
+    for soft in observation.soft.split(16, dim=-1):
+        assert torch.allclose(soft[given], embedding[tokens[given]], atol=1e-2)
+        assert (soft[~given & mask] - embedding[tokens[~given & mask]]).abs().mean() > 0.1
+
+
+def test_given_tokens_inform_their_neighbors_through_the_ngrams():
+    """From pure noise, tokens between given ones are recovered as far as the texts decide them."""
+    diffusion = make(ngram=counted())
+    tokens, mask, _, noise = real_batch()
+    t, mask[:] = torch.full((4,), 0.01), torch.arange(64) < 60
+    given = mask & (torch.arange(64) % 2 == 0)
+    right = []
+    for cond_mask in (given, None):
+        z = diffusion.add_noise(tokens, t, noise, cond_mask)
+        found = diffusion.denoise(z, t, mask, cond_mask, tokens)
+        right.append((found.tokens == tokens)[mask & ~given].float().mean().item())
+        if cond_mask is not None:
+            assert torch.equal(found.tokens[given], tokens[given]) and not found.nll[given].any()
+            assert torch.equal(found.x_pred[given], diffusion.palette.colors[tokens[given]])
+    assert right[0] > 0.3 > 0.1 > right[1]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Losses
+
+
+@pytest.mark.parametrize(
+    ("objective", "predict_clean", "ngram"),
+    [("token", True, False), ("token", True, True), ("pixel", True, False), ("pixel", False, False)],
+)
+def test_loss_ignores_padding_and_given_positions(objective, predict_clean, ngram):
+    diffusion = opened(make(objective, predict_clean, counted() if ngram else None))
     tokens, mask, t, noise = batch()
-    known = mask & (torch.arange(64) % 3 == 0)
-    loss, per_sample = diffusion(tokens, mask, t, noise, known)
+    given = mask & (torch.arange(64) % 3 == 0)
+    loss, per_sample = diffusion(tokens, mask, t, noise, given)
     changed = torch.where(mask, tokens, (tokens + 7) % VOCAB)
-    noisier = torch.where((mask & ~known)[..., None], noise, noise * 5 + 1)
-    again, per_sample_again = diffusion(changed, mask, t, noisier, known)
+    noisier = torch.where((mask & ~given)[..., None], noise, noise * 5 + 1)
+    again, per_sample_again = diffusion(changed, mask, t, noisier, given)
     assert torch.allclose(loss, again, rtol=1e-5) and torch.allclose(per_sample, per_sample_again, rtol=1e-4)
-    weights = (mask & ~known).sum(1)
+    weights = (mask & ~given).sum(1)
     assert torch.allclose((per_sample * weights).sum() / weights.sum(), loss, rtol=1e-5)
+    all_given = mask.clone()
+    all_given[0] = False
+    _, per_sample = diffusion(tokens, mask, t, noise, all_given)
+    assert per_sample.isfinite().tolist() == [True, False, False, False]
 
 
-def test_cutting_the_logits_into_parts_changes_neither_loss_nor_gradient(monkeypatch):
+@pytest.mark.parametrize("ngram", [False, True])
+def test_cutting_the_logits_into_parts_changes_neither_loss_nor_gradient_nor_prediction(monkeypatch, ngram):
     results = []
     for limit in (1 << 27, VOCAB * 7):
-        monkeypatch.setattr("diffusion.MAX_LOGITS", limit)
-        diffusion = make()
-        loss, _ = diffusion(*batch())
+        monkeypatch.setattr(method, "MAX_LOGITS", limit)
+        diffusion = opened(make(ngram=counted() if ngram else None))
+        tokens, mask, t, noise = batch()
+        loss, _ = diffusion(tokens, mask, t, noise)
         loss.backward()
-        results.append((loss.detach(), diffusion.network.head.weight.grad))
-    assert torch.allclose(results[0][0], results[1][0]) and torch.allclose(results[0][1], results[1][1], atol=1e-7)
+        found = diffusion.denoise(diffusion.add_noise(tokens, t, noise), t, mask, tokens=tokens)
+        gradients = {name: p.grad for name, p in diffusion.network.named_parameters() if p.grad is not None}
+        results.append((loss.detach(), gradients, found))
+    (loss, gradients, found), (cut_loss, cut_gradients, cut_found) = results
+    assert torch.allclose(loss, cut_loss) and gradients.keys() == cut_gradients.keys()
+    assert all(torch.allclose(gradients[name], cut_gradients[name], atol=1e-6) for name in gradients)
+    assert torch.equal(found.tokens, cut_found.tokens)
+    for name in ("nll", "x_pred", "prev"):
+        assert torch.allclose(getattr(found, name), getattr(cut_found, name), atol=1e-4), name
+
+
+def test_each_text_is_learned_beside_the_tables_of_its_fold():
+    ngram = counted(folds=2)
+    diffusion = make(ngram=ngram)
+    tokens, mask, t, noise = real_batch()
+    tokens[:, :60] = torch.from_numpy(texts(seed=1, count=40)[:4])  # counted in the second part
+    loss = {}
+    for fold in (0, 1, 2):
+        _, loss[fold] = diffusion(tokens, mask, t, noise, fold=torch.full((4,), fold))
+    assert loss[2].mean() > loss[1].mean() + 0.01  # fold 2 is without the second part, fold 1 has counted it
+    mixed = diffusion(tokens, mask, t, noise, fold=torch.tensor([0, 1, 2, 1]))[1]
+    assert torch.allclose(mixed, torch.stack([loss[f][i] for i, f in enumerate((0, 1, 2, 1))]), rtol=1e-4)
+    assert torch.allclose(diffusion(tokens, mask, t, noise)[1], loss[0], rtol=1e-4)
 
 
 def test_clean_prediction_and_velocity_name_the_same_picture():
-    """A network that always returns v = x - eps for its own z must be read as x, exactly."""
+    """A network that always returns v = x - noise for its own z must be read as x, exactly."""
     diffusion = make("pixel", predict_clean=False)
     tokens, mask, t, noise = batch()
     x = diffusion.palette.colors[tokens]
-    velocity = diffusion.canvas.paint(x - noise)
-    diffusion.network.forward = lambda *args, **kwargs: velocity
+    diffusion.network.forward = lambda *args, **kwargs: x - noise
     z = diffusion.add_noise(tokens, t, noise)
     assert torch.equal(diffusion.denoise(z, t, mask).tokens, tokens * mask)
     assert diffusion(tokens, mask, t, noise)[0] < 1e-10
 
 
+def test_the_pixel_loss_is_that_of_the_velocity():
+    diffusion = make("pixel")
+    tokens, mask, t, noise = batch()
+    x = diffusion.palette.colors[tokens]
+    diffusion.network.forward = lambda *args, **kwargs: x + 0.1
+    _, per_sample = diffusion(tokens, mask, t, noise)
+    assert torch.allclose(per_sample, (0.1 / (1 - t).clamp_min(0.05)).square(), rtol=1e-4)
+
+
+def test_texts_are_learned_beyond_their_ngrams():
+    """A few steps on one batch lower the loss below that of the n-grams, where it starts, through every parameter."""
+    diffusion = make(ngram=counted())
+    tokens, mask, t, noise = real_batch(0.6)
+    optimizer = torch.optim.AdamW(diffusion.network.parameters(), 3e-3)
+    losses = []
+    for step in range(12):
+        loss, _ = diffusion(tokens, mask, t, noise, self_condition=step % 2 == 0)
+        loss.backward()
+        if step == 11:
+            idle = {n for n, p in diffusion.network.named_parameters() if p.grad is None or not p.grad.abs().sum()}
+            assert idle <= {"rest_embedding", "prev_proj.weight", "prev_proj.bias"}
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert diffusion.network.prev_proj.weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_network_that_ngrams_have_not_joined_predicts_alone(order):
+    """And with the weights of a network alone it predicts the same, as it does once joined while its gates are closed."""
+    alone, joined = opened(make()), make(ngram=counted(order))
+    joined.network.start_from(alone.network.state_dict(), "alone.pth")
+    alone.log_unigram.copy_(joined.log_unigram)
+    tokens, mask, t, noise = real_batch()
+    z = alone.add_noise(tokens, t, noise)
+    given = dict(tokens=tokens, prev=torch.ones(4, 64, 16))
+    expected = alone.denoise(z, t, mask, **given)
+    joined.joined = False
+    assert torch.allclose(joined.denoise(z, t, mask, **given).nll, expected.nll, atol=1e-4)
+    joined.joined = True
+    joined.network.gate.bias.data = torch.tensor([1.0] + [0.0] * (order - 1))
+    found = joined.denoise(z, t, mask, **given)
+    assert torch.allclose(found.nll, expected.nll, atol=1e-4) and torch.equal(found.tokens, expected.tokens)
+    joined(tokens, mask, t, noise)[0].backward()
+    assert joined.network.gate.bias.grad.all() and joined.network.soft_proj.weight.grad[:, 16:].any()
+    joined.network.gate.bias.data[-1] = 1
+    assert (joined.denoise(z, t, mask, **given).nll - expected.nll).abs().max() > 0.1
+
+
+def test_weights_of_another_run_are_taken_as_they_are_and_those_that_do_not_fit_refused():
+    trained = opened(make(ngram=counted()))
+    again = make(ngram=counted())
+    again.network.start_from(trained.network.state_dict(), "trained.pth")
+    assert all(torch.equal(a, b) for a, b in zip(again.network.parameters(), trained.network.parameters()))
+    with pytest.raises(UserError, match="trained"):
+        make().network.start_from(trained.network.state_dict(), "trained.pth")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Large vocabularies
+
+
+@pytest.fixture
+def large_tables(monkeypatch):
+    """Tables of few n-grams over a large vocabulary are hashed, as those of many are."""
+    monkeypatch.setattr(baselines.ngram, "DENSE_TABLE", 1 << 16)
+
+
+@pytest.mark.parametrize("order", [0, 2, 3])
+def test_a_large_vocabulary_trains_through_its_candidates(large_tables, monkeypatch, order):
+    ngram = counted(order, folds=2, vocab_size=LARGE) if order else None
+    tokens, mask, t, noise = real_batch(vocab_size=LARGE, sigma=0.1)
+    fold = torch.tensor([1, 2, 0, 1])
+    results = []
+    for limit in (1 << 27, LARGE * 37):
+        monkeypatch.setattr(method, "MAX_LOGITS", limit)
+        diffusion = opened(make(ngram=ngram, vocab_size=LARGE))
+        loss, per_sample = diffusion(tokens, mask, t, noise, mask & (torch.arange(64) < 2), fold, self_condition=True)
+        loss.backward()
+        gradients = {name: p.grad for name, p in diffusion.network.named_parameters()}
+        assert all(grad is not None and grad.isfinite().all() and grad.any() for grad in gradients.values())
+        assert per_sample.isfinite().all()
+        found = diffusion.denoise(diffusion.add_noise(tokens, t, noise), t, mask, tokens=tokens)
+        results.append((loss.detach(), gradients, found))
+    (loss, gradients, found), (cut_loss, cut_gradients, cut_found) = results
+    assert torch.allclose(loss, cut_loss)
+    assert all(torch.allclose(gradients[name], cut_gradients[name], atol=1e-6) for name in gradients)
+    assert torch.equal(found.tokens, cut_found.tokens) and torch.allclose(found.nll, cut_found.nll, atol=1e-3)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_large_vocabulary_starts_as_the_posterior_of_its_candidates(large_tables, order):
+    diffusion = make(ngram=counted(order, vocab_size=LARGE), vocab_size=LARGE)
+    for spacings, gain in ((0.4, 0.0), (0.8, 0.1)):
+        tokens, mask, t, noise = real_batch(spacings * diffusion.palette.spacing, vocab_size=LARGE)
+        z = diffusion.add_noise(tokens, t, noise)
+        found = diffusion.denoise(z, t, mask, tokens=tokens)
+        nearest = diffusion.palette.decode(z / t[:, None, None])
+        text = mask & (torch.arange(64) < 60)
+        right = [(guess == tokens)[text].float().mean().item() for guess in (found.tokens, nearest)]
+        assert right[0] > right[1] + gain
+        observation = diffusion.observe(z, t, mask)
+        seen = diffusion.likelihoods(z, observation.t)
+        assert (found.tokens == observation.contexts[-1].best(seen))[text].float().mean() > 0.95
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Several passes
+
+
+@pytest.mark.parametrize("ngram", [False, True])
+def test_an_earlier_pass_changes_the_next_once_its_projection_has_learned(ngram):
+    diffusion = opened(make(ngram=counted() if ngram else None))
+    tokens, mask, t, noise = real_batch(0.5)
+    z = diffusion.add_noise(tokens, t, noise)
+    for projection, differs in ((0.0, False), (0.3, True)):
+        nn.init.normal_(diffusion.network.prev_proj.weight, std=projection)
+        nn.init.zeros_(diffusion.network.prev_proj.bias)
+        first = diffusion.denoise(z, t, mask, tokens=tokens)
+        second = diffusion.denoise(z, t, mask, tokens=tokens, prev=first.prev)
+        assert torch.allclose(first.nll, second.nll, atol=1e-3) != differs
+        losses = [diffusion(tokens, mask, t, noise, self_condition=twice)[0] for twice in (False, True)]
+        assert torch.allclose(losses[0], first.nll.sum() / mask.sum(), rtol=1e-4)
+        assert torch.allclose(losses[1], second.nll.sum() / mask.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("predict_clean", [True, False])
+def test_a_pixel_network_is_given_its_earlier_picture(predict_clean):
+    diffusion = opened(make("pixel", predict_clean))
+    tokens, mask, t, noise = batch()
+    z = diffusion.add_noise(tokens, t, noise)
+    first = diffusion.denoise(z, t, mask)
+    assert torch.equal(first.prev, first.x_pred) and first.nll is None
+    second = diffusion.denoise(z, t, mask, prev=first.prev)
+    assert (second.x_pred - first.x_pred)[mask].abs().max() > 1e-3
+    losses = [diffusion(tokens, mask, t, noise, self_condition=twice)[0] for twice in (False, True)]
+    assert not torch.allclose(*losses, rtol=1e-3)
+
+
+def test_what_the_next_pass_is_given_is_the_mean_embedding_of_the_posterior():
+    diffusion = make()
+    diffusion.network.head.bias.data.normal_()
+    tokens, mask, t, noise = batch()
+    z = diffusion.add_noise(tokens, t, noise)
+    found = diffusion.denoise(z, t, mask)
+    posterior = (diffusion.log_likelihood(z, t[:, None].expand_as(mask)) + diffusion.network.head.bias).softmax(-1)
+    assert torch.allclose(found.prev, posterior @ diffusion.network.embedding, atol=1e-4)
+
+
+def test_recovering_in_several_passes_gives_each_the_one_before():
+    diffusion = opened(make(ngram=counted()))
+    nn.init.normal_(diffusion.network.prev_proj.weight, std=0.5)
+    tokens, mask, t, noise = real_batch(0.5)
+    given = mask & (torch.arange(64) < 4)
+    z = diffusion.add_noise(tokens, t, noise, given)
+    seen = []
+    found = diffusion.recover(z, t, mask, given, tokens, passes=3, callback=lambda i, x: seen.append((i, x)))
+    prev, by_hand = None, []
+    for _ in range(3):
+        by_hand.append(diffusion.denoise(z, t, mask, given, tokens, prev))
+        prev = by_hand[-1].prev
+    assert torch.allclose(found.nll, by_hand[2].nll, atol=1e-4) and torch.equal(found.tokens, by_hand[2].tokens)
+    assert not torch.allclose(by_hand[0].nll, by_hand[1].nll, atol=1e-3)
+    assert not torch.allclose(by_hand[1].nll, by_hand[2].nll, atol=1e-4)
+    assert [i for i, _ in seen] == [0, 1, 2]
+    assert all(torch.allclose(x, each.x_pred, atol=1e-5) for (_, x), each in zip(seen, by_hand))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Samplers
+
+
 class TwoTokens(nn.Module):
     """A perfect denoiser for one-token pictures whose only tokens are 0 (chance 0.8) and 1: no context, known prior."""
 
-    vocab_size, predict_clean = VOCAB, True
+    vocab_size, predict_clean, ngram = VOCAB, True, 0
 
     def __init__(self):
         super().__init__()
         self.prior = torch.full((VOCAB,), -1e9)
         self.prior[:2] = torch.tensor([0.8, 0.2]).log()
+        self.embedding = nn.Parameter(torch.zeros(VOCAB, 1))
 
-    def forward(self, z, t, mask, known=None, x_prev=None, num_patches=None):
+    def forward(self, z, t, mask, cond_mask=None, soft=None, prev=None):
         return torch.zeros(*mask.shape, 1)
 
     def head(self, features):
         return self.prior.expand(*features.shape[:-1], VOCAB)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "posterior"])
 def test_samplers_draw_tokens_in_their_true_proportions(sampler):
-    diffusion = Diffusion(TwoTokens(), build_palette("shuffled", VOCAB), Canvas(8, 4))
+    diffusion = Diffusion(TwoTokens(), build_palette("shuffled", VOCAB), Layout(8, 4))
     mask = torch.ones(64, 64, dtype=torch.bool)
     grid = TimeSampler("logit_normal", 0.0, 1.5).grid(40)
     found = diffusion.sample(mask, grid, sampler, generator=torch.Generator().manual_seed(0))
@@ -134,15 +515,69 @@ def test_samplers_draw_tokens_in_their_true_proportions(sampler):
     assert abs(share - 0.8) < 4 * math.sqrt(0.8 * 0.2 / found.numel()) + 0.01
 
 
+@pytest.mark.parametrize(("sampler", "temperature"), [("posterior", 1.0), ("stochastic", 0), ("euler", 0)])
+def test_the_posterior_takes_the_likelier_token_instead_of_drawing(sampler, temperature):
+    diffusion = Diffusion(TwoTokens(), build_palette("shuffled", VOCAB), Layout(8, 4))
+    mask = torch.ones(64, 64, dtype=torch.bool)
+    grid = TimeSampler("logit_normal", 0.0, 1.5).grid(3)
+    generator = torch.Generator().manual_seed(0)
+    assert (diffusion.sample(mask, grid, sampler, temperature=temperature, generator=generator) == 0).all()
+
+
+@pytest.mark.parametrize("ngram", [False, True])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_known_tokens_stay_and_padding_stays_empty(sampler):
-    diffusion = make()
+def test_given_tokens_stay_and_padding_stays_empty(sampler, ngram):
+    diffusion = opened(make(ngram=counted() if ngram else None))
     tokens, mask, _, _ = batch()
-    known = mask & (torch.arange(64) < 9)
+    given = mask & (torch.arange(64) < 9)
     grid = TimeSampler("logit_normal").grid(4)
-    found = diffusion.sample(mask, grid, sampler, known=known, known_tokens=tokens)
-    assert torch.equal(found[known], tokens[known])
-    assert (found[~mask] == 0).all()
+    calls = []
+    found = diffusion.sample(
+        mask, grid, sampler, cond_mask=given, cond_tokens=tokens, callback=lambda i, x: calls.append((i, x))
+    )
+    assert torch.equal(found[given], tokens[given])
+    assert (found[~mask] == 0).all() and found[mask & ~given].any()
+    assert [i for i, _ in calls] == [0, 1, 2, 3]
+    assert all(torch.equal(x[given], diffusion.palette.colors[tokens[given]]) for _, x in calls)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_temperature_zero_and_the_posterior_sampler_recover(sampler):
+    """Both stay at the noise they were given and make as many passes as the grid has times."""
+    diffusion = opened(make(ngram=counted()))
+    nn.init.normal_(diffusion.network.prev_proj.weight, std=0.5)
+    tokens, mask, t, noise = real_batch(0.5)
+    given = mask & (torch.arange(64) < 4)
+    z = diffusion.add_noise(tokens, t, noise, given)
+    grid = TimeSampler("logit_normal").grid(3, float(t[0]))
+    settings = dict(z=z, cond_mask=given, cond_tokens=tokens)
+    found = diffusion.sample(mask, grid, sampler, temperature=0 if sampler != "posterior" else 1.0, **settings)
+    assert torch.equal(found, diffusion.recover(z, torch.full((4,), float(grid[0])), mask, given, passes=3).tokens)
+    assert not torch.equal(found, diffusion.recover(z, t, mask, given, passes=1).tokens)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "stochastic"])
+def test_samplers_return_a_clean_text_from_little_noise(sampler):
+    diffusion = make(ngram=counted())
+    tokens, mask, t, noise = real_batch(0.1)
+    grid = TimeSampler("logit_normal").grid(5, float(t[0]))
+    z = diffusion.add_noise(tokens, t, noise)
+    found = diffusion.sample(mask, grid, sampler, z, generator=torch.Generator().manual_seed(0))
+    assert (found == tokens)[mask].float().mean() > 0.97
+
+
+def test_a_low_temperature_draws_likelier_texts():
+    ngram = counted()
+    diffusion = make(ngram=ngram)
+    diffusion.network.head.bias.data.copy_(torch.randn(VOCAB) * 0.1)
+    mask, grid = torch.ones(8, 64, dtype=torch.bool), TimeSampler("logit_normal", 0.0, 1.5).grid(12)
+    bits = []
+    for temperature in (1.0, 0.5):
+        found = diffusion.sample(
+            mask, grid, "stochastic", temperature=temperature, generator=torch.Generator().manual_seed(0)
+        )
+        bits.append(ngram.bits_per_token(found.numpy(), 3))
+    assert bits[1] < bits[0]
 
 
 def test_a_sampler_repeats_itself_for_a_seed():
@@ -152,9 +587,28 @@ def test_a_sampler_repeats_itself_for_a_seed():
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# What is refused
+
+
 def test_mismatched_parts_are_refused():
-    network = build_jit_model("JiT-Ti/4", 8, vocab_size=VOCAB)
+    network = build_jit_model("JiT-Ti/4", 8, vocab_size=VOCAB, token_dim=16)
+    palette, layout = build_palette("digits", VOCAB), Layout(8, 4)
     with pytest.raises(UserError, match="64 tokens, the palette 65"):
-        Diffusion(network, build_palette("digits", VOCAB + 1), Canvas(8, 4))
+        Diffusion(network, build_palette("digits", VOCAB + 1), layout)
     with pytest.raises(UserError, match="pixel objective one without"):
-        Diffusion(network, build_palette("digits", VOCAB), Canvas(8, 4), "pixel")
+        Diffusion(network, palette, layout, "pixel")
+    with pytest.raises(UserError, match="unknown objective"):
+        Diffusion(network, palette, layout, "words")
+    with pytest.raises(UserError, match="unknown sampler"):
+        make().sample(torch.ones(1, 16, dtype=torch.bool), torch.tensor([0.5]), "annealed")
+
+
+def test_a_network_for_ngrams_and_a_diffusion_without_them_are_refused_and_the_other_way_round():
+    layout, palette, ngram = Layout(8, 4), build_palette("digits", VOCAB), counted()
+    beside = build_jit_model("JiT-Ti/4", 8, vocab_size=VOCAB, token_dim=16, ngram=3)
+    alone = build_jit_model("JiT-Ti/4", 8, vocab_size=VOCAB, token_dim=16)
+    for network, given in ((beside, None), (alone, ngram)):
+        with pytest.raises(UserError, match="n-gram") as refusal:
+            Diffusion(network, palette, layout, ngram=given)
+        assert str(refusal.value).count("missing") <= 1

@@ -1,5 +1,6 @@
 """Each mode does what it says with nothing but a checkpoint."""
 
+import argparse
 import json
 
 import numpy as np
@@ -91,6 +92,49 @@ def test_reconstruction_beats_the_nearest_color(use, tmp_path):
     assert clean["accuracy"] == 1 and (tmp_path / "reconstruct.txt").read_text() == TEXT
 
 
+def test_reconstruction_takes_the_likeliest_tokens_by_default_as_at_temperature_zero(use, tmp_path):
+    report = use("reconstruct", "--input_text", TEXT, "--num_inference_steps", 2)
+    default = (tmp_path / "reconstruct.txt").read_text()
+    assert report["settings"]["sampler"] == "posterior"
+    for options in (("--temperature", 0, "--sampler", "stochastic"), ("--sampler", "posterior", "--batch_size", 1)):
+        again = use("reconstruct", "--input_text", TEXT, "--num_inference_steps", 2, *options)
+        if "--batch_size" not in options:  # which draws other noise
+            assert (tmp_path / "reconstruct.txt").read_text() == default
+        assert again["accuracy"] == pytest.approx(report["accuracy"], abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("mode", "sampler", "steps"),
+    [("reconstruct", "posterior", 2), ("decode", "posterior", 2), ("generate", "stochastic", 32)],
+)
+def test_each_mode_has_its_own_sampler_and_number_of_passes(mode, sampler, steps):
+    args = argparse.Namespace(mode=mode, sampler=None, num_inference_steps=None, t=None, temperature=1.0, num_samples=1)
+    args = argparse.Namespace(
+        **vars(args), batch_size=1, num_tokens=None, input_text="a", input_file=None, image=["a.png"]
+    )
+    inference.check(args)
+    assert (args.sampler, args.num_inference_steps) == (sampler, steps)
+
+
+@pytest.mark.parametrize("sampler", ["posterior", "euler", "heun"])
+def test_every_sampler_reconstructs_and_generates(use, sampler):
+    assert use("reconstruct", "--input_text", TEXT[:200], "--sampler", sampler)["accuracy"] > 0.9
+    (sample,) = use("generate", "--num_tokens", 20, "--sampler", sampler, "--gif")["samples"]
+    assert sample["num_tokens"] == 20 and use("generate", "--num_tokens", 20, "--sampler", sampler)["samples"] == [
+        sample
+    ]
+
+
+def test_a_network_without_ngrams_does_all_this_alone(call, trained_alone, tmp_path):
+    options = ("--checkpoint", trained_alone / "best_model.pth", "--output_dir", tmp_path, *CPU)
+    assert call(inference, *options, "--mode", "reconstruct", "--input_text", TEXT) == 0
+    report = json.loads((tmp_path / "reconstruct.json").read_text())
+    assert report["accuracy"] > report["nearest_accuracy"] + 0.05
+    assert call(inference, *options, "--mode", "infill", "--input_text", "The color of [[6]] home.") == 0
+    (sample,) = json.loads((tmp_path / "infill.json").read_text())["samples"]
+    assert sample["text"].startswith("The color of")
+
+
 def test_generation_writes_text_pictures_and_the_way_there(use, tmp_path):
     report = use("generate", "--num_tokens", 40, "--num_samples", 3, "--batch_size", 2, "--gif", "--strip")
     assert len(report["samples"]) == 3 and all(s["num_tokens"] == 40 for s in report["samples"])
@@ -127,7 +171,7 @@ def test_infill_keeps_what_was_given(use):
         (("--mode", "decode", "--image", "."), "no picture in"),
         (("--mode", "generate", "--num_tokens", "65"), "holds 64"),
         (("--mode", "generate", "--img_size", "64"), "--img_size 8, not 64"),
-        (("--mode", "generate", "--temperature", "0"), "--temperature"),
+        (("--mode", "generate", "--temperature", "-1"), "--temperature"),
         (("--mode", "reconstruct", "--input_text", "x", "--t", "1.5"), "--t 1.5"),
         (("--mode", "infill", "--input_text", "the " * 200), "leaves nothing to fill"),
         (("--mode", "infill", "--input_text", "a [[900]] b"), "holds 64"),
@@ -152,3 +196,16 @@ def test_a_checkpoint_of_something_else_is_refused(refused, tmp_path):
         assert message in refused(
             inference, "--checkpoint", tmp_path / name, "--mode", "generate", "--output_dir", tmp_path
         )
+
+
+def test_a_checkpoint_from_before_the_ngrams_is_refused(refused, trained, tmp_path):
+    old = torch.load(trained / "best_model.pth", weights_only=True)
+    del old["config"]["ngram"]
+    torch.save(old, tmp_path / "older.pth")
+    old["log_unigram"] = torch.zeros(300)
+    del old["ngram"]
+    torch.save(old, tmp_path / "oldest.pth")
+    for name in ("older.pth", "oldest.pth"):
+        options = ("--checkpoint", tmp_path / name, "--mode", "generate", "--output_dir", tmp_path / "out")
+        assert name in refused(inference, *options)
+    assert not (tmp_path / "out").exists()

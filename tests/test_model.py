@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kit.errors import UserError
-from model import build_jit_model, load_pretrained_jit
+from model import TokenBlock, build_jit_model, load_pretrained_jit, rope_angles, rotate
 
 NAMED = [
     "JiT-Ti/4",
@@ -33,41 +33,212 @@ def test_the_base_model_has_the_papers_size():
     assert (len(model.blocks), model.pos_embed.shape[-1], model.blocks[0].attention.num_heads) == (12, 768, 12)
 
 
+SMALL = dict(token_dim=16, token_depth=1)
+
+
+def make(img_size=8, vocab_size=50, ngram=0, **sizes):
+    torch.manual_seed(0)
+    return build_jit_model("JiT-Ti/4", img_size, vocab_size=vocab_size, ngram=ngram, **{**SMALL, **sizes})
+
+
+def opened(model):
+    """Open the gates, so that every part of the network speaks."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def inputs(model, num_tokens, seed=0, batch=1):
+    """Keyword arguments of one forward pass: every input that the network takes."""
+    generator = torch.Generator().manual_seed(seed)
+    dim = model.token_dim
+
+    def normal(width):
+        return torch.randn(batch, num_tokens, width, generator=generator)
+
+    given = {
+        "z": normal(3), "mask": torch.ones(batch, num_tokens, dtype=torch.bool),
+        "cond_mask": torch.rand(batch, num_tokens, generator=generator) < 0.3, "prev": normal(dim if model.vocab_size else 3),
+    }  # fmt: skip
+    if model.vocab_size:
+        given["soft"] = normal(model.soft_proj.in_features)
+    return {**given, "t": torch.linspace(0.4, 0.7, batch)}
+
+
+def per_token(given):
+    return [name for name in given if name != "t"]
+
+
 def test_a_new_network_is_its_head_bias():
     """adaLN-zero gates are closed and the head is zero: whatever goes in, the bias comes out."""
-    model = build_jit_model("JiT-Ti/4", 8, vocab_size=50)
+    model = make(ngram=3)
     model.head.bias.data.normal_()
-    features = model(torch.randn(2, 3, 8, 8), torch.rand(2), torch.ones(2, 8, 8, dtype=torch.bool))
-    assert torch.allclose(model.head(features), model.head.bias.expand(2, 8, 8, 50))
-    assert all(block.modulation.weight.abs().sum() == 0 for block in model.blocks)
+    features = model(**inputs(model, 64, batch=2))
+    assert torch.allclose(model.head(features), model.head.bias.expand(2, 64, 50))
+    assert torch.equal(model.gate(features), model.gate.bias.expand(2, 64, 3))
+    blocks = [*model.blocks, *model.token_in, *model.token_out]
+    assert len(blocks) == 8 and all(block.modulation.weight.abs().sum() == 0 for block in blocks)
 
 
-def disturbed(model):
-    """Open the gates, so that every part of the network speaks."""
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
+def test_a_new_color_network_predicts_gray():
+    model = make(vocab_size=None)
+    found = model(**inputs(model, 64, batch=2))
+    assert found.shape == (2, 64, 3) and not found.any()
+
+
+@pytest.mark.parametrize("vocab_size", [50, None])
+def test_padding_changes_nothing_that_is_real(vocab_size):
+    """Neither through attention nor through the windows of tokens, inside a patch as well as beyond the last one."""
+    model = opened(make(16, vocab_size, ngram=3 if vocab_size else 0))
+    given = inputs(model, 256)
+    given["mask"] = torch.arange(256)[None] < 56
+    given["mask"][:, 34] = False
+    real = given["mask"]
+    expected = model(**given)[real]
+    other = dict(given)
+    for name in per_token(given):
+        if name == "cond_mask":
+            other[name] = given[name] ^ ~real
+        elif name != "mask":
+            other[name] = torch.where(real[..., None], given[name], 9 * torch.randn_like(given[name]))
+    assert torch.allclose(model(**other)[real], expected, atol=1e-5)
+    shorter = {name: given[name][:, :64] if name != "t" else given[name] for name in given}
+    assert torch.allclose(model(**shorter)[real[:, :64]], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["z", "soft", "prev"])
+def test_every_token_sees_every_other(name):
+    model = opened(make())
+    given = inputs(model, 64)
+    given[name].requires_grad_()
+    model(**given)[0, 0].sum().backward()
+    assert (given[name].grad.abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "name"),
+    [
+        *((50, name) for name in ("z", "prev", "cond_mask", "t", "soft")),
+        *((None, name) for name in ("z", "prev", "cond_mask", "t")),
+    ],
+)
+def test_every_input_is_read(vocab_size, name):
+    model = opened(make(vocab_size=vocab_size, ngram=2 if vocab_size else 0))
+    given = inputs(model, 64)
+    changed = {**given, name: ~given[name] if name == "cond_mask" else given[name] * 0.5}
+    assert (model(**changed) - model(**given)).abs().max() > 1e-2
+
+
+def test_without_soft_input_a_network_reads_colors_alone():
+    model = opened(make(ngram=3, soft_input=False))
+    given = inputs(model, 64)
+    assert torch.equal(model(**given), model(**{**given, "soft": given["soft"] * 5}))
+    assert not torch.equal(model(**given), model(**{**given, "z": given["z"] * 5}))
+
+
+def test_before_ngrams_join_their_places_at_the_input_are_empty():
+    model = opened(make(ngram=3))
+    given = inputs(model, 64)
+    alone = {**given, "soft": given["soft"][..., :16]}
+    silent = {**given, "soft": given["soft"] * (torch.arange(48) < 16)}
+    assert torch.allclose(model(**alone), model(**silent), atol=1e-6)
+    assert not torch.allclose(model(**alone), model(**given), atol=1e-2)
+
+
+def test_an_earlier_estimate_is_read_once_its_projection_has_learned():
+    model = make()
+    given = inputs(model, 64)
+    alone = {**given, "prev": None}
+    assert torch.equal(model(**given), model(**alone))
+    torch.nn.init.normal_(model.prev_proj.weight)
+    assert not torch.allclose(model(**given), model(**alone), atol=1e-2)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Order
+
+
+def patches_exchanged(given):
+    """Patches 1 and 2 of 4 trade places, in every input."""
+    order = torch.arange(64).view(4, 16)[[0, 2, 1, 3]].flatten()
+    return {name: given[name] if name == "t" else given[name][:, order] for name in given}, order
+
+
+def blind_to_order(model, spared):
+    """Take away what tells the network where a token stands, but for `spared`."""
+    if spared != "position embedding":
+        model.pos_embed.data.zero_()
+    if spared != "rotary embedding":
+        model.rope_cos.fill_(1)
+        model.rope_sin.zero_()
+    if spared == "position embedding":
+        torch.nn.init.normal_(model.pos_embed)
     return model
 
 
-def test_padding_changes_nothing_that_is_real():
-    torch.manual_seed(0)
-    model = disturbed(build_jit_model("JiT-Ti/4", 16, vocab_size=50))
-    mask = torch.zeros(1, 16, 16, dtype=torch.bool)
-    mask[:, :4] = True
-    mask[:, 3, 2] = False
-    z, t = torch.randn(1, 3, 16, 16), torch.tensor([0.7])
-    other = torch.where(mask[:, None], z, torch.randn_like(z) * 9)
-    expected = model(z, t, mask)[mask]
-    assert torch.allclose(model(other, t, mask)[mask], expected, atol=1e-5)
-    assert torch.allclose(model(z, t, mask, num_patches=4)[mask], expected, atol=1e-5)
+@pytest.mark.parametrize("spared", ["nothing", "position embedding", "rotary embedding", "window"])
+def test_order_is_told_by_position_embedding_rotary_embedding_and_window(spared):
+    """Each alone suffices to notice that two patches were exchanged; without all three nobody would."""
+    model = opened(make(token_depth=1 if spared == "window" else 0))
+    model = blind_to_order(model, spared)
+    given = inputs(model, 64)
+    exchanged, order = patches_exchanged(given)
+    gap = (model(**exchanged) - model(**given)[:, order]).abs().max()
+    assert gap < 1e-5 if spared == "nothing" else gap > 1e-3
 
 
-def test_every_pixel_sees_every_other():
+@torch.no_grad()
+def test_rotary_embeddings_turn_a_product_by_the_distance_in_rows_and_columns():
+    angles = rope_angles(5, 16)
+    q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+    products = [rotate(x.expand(1, 1, 25, 16), angles.cos(), angles.sin())[0, 0] for x in (q, k)]
+    products = (products[0] @ products[1].T).view(5, 5, 5, 5)
+    assert torch.allclose(products[1, 1, 2, 3], products[2, 0, 3, 2], atol=1e-5)
+    for other in (products[1, 1, 1, 3], products[1, 1, 2, 1], products[2, 3, 1, 1], products[1, 1, 1, 1]):
+        assert (products[1, 1, 2, 3] - other).abs() > 1e-3
+    assert torch.allclose(products[3, 3, 3, 3], (q * k).sum(), atol=1e-5)
+
+
+def token_block():
     torch.manual_seed(0)
-    model = disturbed(build_jit_model("JiT-Ti/4", 8, vocab_size=10))
-    z = torch.randn(1, 3, 8, 8, requires_grad=True)
-    model(z, torch.tensor([0.5]), torch.ones(1, 8, 8, dtype=torch.bool))[0, 0, 0].sum().backward()
-    assert (z.grad.abs().sum(1) > 0).all()
+    return opened(TokenBlock(6, 8, 0.0)).double()
+
+
+def test_a_token_block_reads_each_token_and_its_two_neighbors():
+    block, c = token_block(), torch.randn(1, 8).double()
+    x = torch.randn(1, 10, 6).double()
+    real = torch.ones(1, 10, 1).double()
+    jacobian = torch.autograd.functional.jacobian(lambda x: block(x, c, real)[0], x)[:, :, 0]
+    reach = jacobian.abs().sum((1, 3)) > 1e-9
+    place = torch.arange(10)
+    assert torch.equal(reach, (place[:, None] - place).abs() <= 1)
+    left, right = jacobian[5, :, 4], jacobian[5, :, 6]
+    assert not torch.allclose(left, right)
+    mirrored = block(x.flip(1), c, real).flip(1)
+    assert (mirrored - block(x, c, real)).abs().max() > 1e-3
+
+
+def test_a_token_block_reads_padding_as_zeros():
+    block, c = token_block(), torch.randn(2, 8).double()
+    x = torch.randn(2, 10, 6).double()
+    real = (torch.arange(10)[None] < torch.tensor([[6], [9]])).double()[..., None]
+    expected = block(x, c, real) * real
+    other = torch.where(real.bool(), x, 7 * torch.randn_like(x))
+    assert torch.allclose(block(other, c, real) * real, expected, atol=1e-9)
+    assert torch.allclose(block(x[:1, :6], c[:1], real[:1, :6])[0], expected[0, :6], atol=1e-9)
+    assert not torch.allclose(block(x, c, torch.ones_like(real))[0, 5], expected[0, 5], atol=1e-3)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is refused, and what comes from a file
+
+
+@pytest.mark.parametrize("num_tokens", [15, 24, 80])
+def test_tokens_that_fill_no_whole_patches_or_do_not_fit_are_refused(num_tokens):
+    model = make()
+    with pytest.raises(UserError, match=f"8x8 tokens in whole patches, not {num_tokens}"):
+        model(**inputs(model, num_tokens))
 
 
 @pytest.mark.parametrize("name", ["JiT-B", "B/4", "JiT-XXL/4", "JiT-B/0", "JiT-B/four", ""])
@@ -87,6 +258,14 @@ def test_weights_come_back_from_a_checkpoint(trained):
     assert torch.equal(model.unpatch.weight, checkpoint["ema_state_dict"]["unpatch.weight"])
     own = load_pretrained_jit("JiT-Ti/4", trained / "best_model.pth", 8, use_ema=False)
     assert torch.equal(own.unpatch.weight, checkpoint["model_state_dict"]["unpatch.weight"])
+
+
+def test_a_checkpoint_of_an_older_network_is_refused(trained, tmp_path):
+    checkpoint = torch.load(trained / "best_model.pth", weights_only=True)
+    del checkpoint["config"]["ngram"]
+    torch.save(checkpoint, tmp_path / "old.pth")
+    with pytest.raises(UserError, match=r"old\.pth is of an older network"):
+        load_pretrained_jit("JiT-Ti/4", tmp_path / "old.pth", 8)
 
 
 def test_a_checkpoint_of_another_model_or_size_is_refused(trained):

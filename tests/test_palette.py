@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset import collate
 from kit.corpus import documents, find_sources
 from kit.errors import UserError
 from kit.tokenizer import load_tokenizer
@@ -12,7 +13,7 @@ from palette import (
     MAX_VOCAB,
     PALETTES,
     SCANS,
-    Canvas,
+    Layout,
     Palette,
     build_palette,
     levels_per_channel,
@@ -27,15 +28,13 @@ def zipf_counts(vocab_size):
 
 def through_png(ids, palette, path, img_size=64, patch_size=4, scan="block"):
     """ids -> pictures -> PNG files -> ids."""
-    canvas, found = Canvas(img_size, patch_size, scan), []
-    for start in range(0, len(ids), canvas.num_positions):
-        part = ids[start : start + canvas.num_positions]
-        tokens = torch.zeros(1, canvas.num_positions, dtype=torch.long)
-        tokens[0, : len(part)] = part
-        mask = torch.arange(canvas.num_positions)[None] < len(part)
-        save_png(path, canvas.paint(palette.encode(tokens))[0], canvas.paint(mask)[0])
+    layout, found = Layout(img_size, patch_size, scan), []
+    for start in range(0, len(ids), layout.num_positions):
+        part = ids[start : start + layout.num_positions]
+        mask = torch.ones(1, len(part), dtype=torch.bool)
+        save_png(path, layout.to_image(palette.encode(part[None]))[0], layout.to_image(mask)[0])
         picture, shown = load_picture(path, img_size)
-        found.append(palette.decode(canvas.read(picture[None]))[canvas.read(shown[None])])
+        found.append(palette.decode(layout.from_image(picture[None]))[layout.from_image(shown[None])])
     return torch.cat(found)
 
 
@@ -111,28 +110,83 @@ def test_palettes_are_deterministic_and_travel_in_a_checkpoint(name):
     assert torch.equal(Palette.from_state(first.state()).colors, first.colors)
 
 
+@pytest.mark.parametrize("vocab_size", [30, 64, 700, 4913, 5000])
+@pytest.mark.parametrize("reach", [1, 2])
+def test_the_tokens_around_a_color_are_those_on_the_lattice_points_around_it(vocab_size, reach):
+    palette = build_palette("shuffled", vocab_size, seed=1)
+    k = palette.levels
+    points = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) * 0.8
+    place = (points + 1) * (k - 1) / 2
+    low = place.floor().clamp(reach - 1, k - 1 - reach) - reach + 1  # the cube of 2 reach points stays on the lattice
+    digits = (palette.colors + 1) * (k - 1) / 2
+    apart = (digits - low[:, None]).round()
+    expected = ((apart >= 0) & (apart < 2 * reach)).all(-1)
+    ids, exists = palette.around(points, reach)
+    for row, there, wanted in zip(ids, exists, expected):
+        assert sorted(row[there].tolist()) == wanted.nonzero().flatten().tolist()
+    assert (ids[~exists] == 0).all() and (exists.any(1).all() or reach == 1)
+
+
+@pytest.mark.parametrize("vocab_size", [4913, 5000])
+def test_the_nearest_token_is_among_those_around_a_color(vocab_size):
+    palette = build_palette("shuffled", vocab_size)
+    points = palette.colors + 0.7 * palette.spacing * torch.randn(vocab_size, 3)
+    ids, exists = palette.around(points)
+    assert ((ids == palette.decode(points)[:, None]) & exists).any(1).all()
+
+
 @pytest.mark.parametrize("scan", SCANS)
-def test_reading_undoes_painting(scan):
-    canvas = Canvas(12, 4, scan)
-    values = torch.randn(2, 144, 5)
-    assert torch.equal(canvas.read(canvas.paint(values)), values)
-    assert torch.equal(canvas.read(canvas.paint(values[..., 0])), values[..., 0])
-
-
-def test_block_scan_keeps_consecutive_tokens_in_one_patch():
-    picture = Canvas(8, 4, "block").paint(torch.arange(64)[None])[0]
-    assert set(picture[:4, :4].flatten().tolist()) == set(range(16))
-    assert torch.equal(Canvas(8, 4, "raster").paint(torch.arange(64)[None])[0], torch.arange(64).view(8, 8))
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_layouts_are_undone(scan, shape):
+    layout = Layout(12, 4, scan)
+    values = torch.randn(2, 144, *shape)
+    assert torch.equal(layout.from_image(layout.to_image(values)), values)
+    for count in range(layout.multiple, 145, layout.multiple):
+        part = values[:, :count]
+        assert torch.equal(layout.from_patches(layout.to_patches(part)), part)
+        assert torch.equal(layout.to_patches(layout.from_patches(part)), part)
 
 
 @pytest.mark.parametrize("scan", SCANS)
-@pytest.mark.parametrize("num_tokens", [1, 15, 16, 17, 33, 143, 144])
-def test_leading_patches_hold_all_tokens(scan, num_tokens):
-    canvas = Canvas(12, 4, scan)
-    mask = canvas.paint(torch.arange(144)[None] < num_tokens)
-    patches = mask.view(3, 4, 3, 4).transpose(1, 2).reshape(9, 16).any(1)
-    count = canvas.patches_for(num_tokens)
-    assert patches[:count].sum() == patches.sum() and patches[count - (1 if scan == "block" else 3)]
+def test_patch_order_is_the_order_of_the_patches_of_the_image(scan):
+    layout = Layout(12, 4, scan)
+    values = torch.arange(1, 145)[None]
+    for count in range(layout.multiple, 145, layout.multiple):
+        part = values[:, :count]
+        patches = layout.to_image(part).view(3, 4, 3, 4).transpose(1, 2).reshape(1, 144)
+        assert torch.equal(layout.to_patches(part), patches[:, :count]) and (patches[:, count:] == 0).all()
+
+
+def test_block_keeps_consecutive_tokens_in_one_patch_and_raster_has_them_row_by_row():
+    image = Layout(8, 4, "block").to_image(torch.arange(64)[None])[0]
+    assert image[:4, :4].flatten().tolist() == list(range(16)) and image[:4, 4:].flatten().tolist() == list(
+        range(16, 32)
+    )
+    raster = Layout(8, 4, "raster")
+    assert torch.equal(raster.to_image(torch.arange(64)[None])[0], torch.arange(64).view(8, 8))
+    rows = [[0, 1, 2, 3], [8, 9, 10, 11], [16, 17, 18, 19], [24, 25, 26, 27]]
+    assert raster.to_patches(torch.arange(64)[None])[0, :16].view(4, 4).tolist() == rows
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_colors_lie_where_their_tokens_lie(scan):
+    palette, layout = build_palette("shuffled", 64), Layout(8, 4, scan)
+    tokens = torch.randperm(64, generator=torch.Generator().manual_seed(0))[None]
+    image = layout.to_image(palette.encode(tokens))
+    assert image.shape == (1, 3, 8, 8)
+    assert torch.equal(palette.decode(image.permute(0, 2, 3, 1)), layout.to_image(tokens))
+
+
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("num_tokens", [1, 15, 16, 17, 33, 48, 49, 143, 144])
+def test_a_text_is_padded_to_the_patches_that_hold_it_and_no_further(scan, num_tokens):
+    layout = Layout(12, 4, scan)
+    mask = collate([torch.ones(num_tokens, dtype=torch.long)], layout.multiple)["mask"]
+    patches = layout.to_patches(mask).view(-1, 16).any(1)
+    image = layout.to_image(mask)[0]
+    assert image.sum() == num_tokens == layout.to_patches(mask).sum()
+    whole = image.view(3, 4, 3, 4).transpose(1, 2).reshape(9, 16).any(1)
+    assert patches.sum() == whole.sum() and patches[-1 if scan == "block" else -3]
 
 
 def test_padding_is_transparent(tmp_path):
@@ -150,7 +204,7 @@ def test_ids_outside_the_palette_and_unknown_names_are_refused():
     with pytest.raises(UserError, match="unknown palette"):
         build_palette("rainbow", 300)
     with pytest.raises(UserError, match="unknown scan"):
-        Canvas(8, 4, "spiral")
+        Layout(8, 4, "spiral")
 
 
 def test_a_picture_of_another_size_or_kind_is_refused(tmp_path):

@@ -1,18 +1,29 @@
 """Training learns, and goes on exactly where it was stopped, however it was stopped."""
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import train
+from baselines.ngram import ALL, NGram
+from dataset import batches
+from diffusion import Diffusion
+from kit import device
+from kit.chunks import open_built
+from kit.times import TimeSampler
 from model import build_jit_model
-from tests.conftest import TINY, TRAINED
+from palette import Layout
+from pretrained import load_pretrained
+from tests.conftest import ALONE, TINY, TRAINED
 from tests.runs import ROOT, load, rows, run_stopped, run_whole, same_tensors
+from validation import Validation
 
 
 def same_run(first, second):
@@ -28,28 +39,40 @@ def same_run(first, second):
     )  # fitted by now
 
 
-def test_a_short_run_beats_the_unigram_posterior(trained, data):
+def test_a_short_run_beats_the_unigram_posterior(trained_alone, data):
     """The untrained network is the unigram posterior, and so is its validation loss: a broken model stays there."""
-    found = rows(trained, "val_loss")
-    untrained = train_untrained(trained, data)
-    assert min(found.values()) < 0.9 * untrained
-    best = load(trained / "best_model.pth")
+    found = rows(trained_alone, "val_loss")
+    assert min(found.values()) < 0.9 * validation_loss_of_an_untrained_network(trained_alone, data, order=0)
+    best = load(trained_alone / "best_model.pth")
     assert best["best_val_loss"] == min(found.values()) and found[best["step"]] == min(found.values())
 
 
-def train_untrained(trained, data):
-    """Validation loss of step 0."""
-    from diffusion import Diffusion
-    from kit import device
-    from kit.chunks import open_built
-    from palette import Canvas, Palette
-    from validation import Validation
+def test_a_short_run_beside_trigrams_beats_them(trained, data):
+    """So does the checkpoint: what was counted travels in it."""
+    best = load(trained / "best_model.pth")["best_val_loss"]
+    untrained = validation_loss_of_an_untrained_network(trained, data, order=3)
+    assert best < untrained - 0.01
+    assert untrained < 0.9 * validation_loss_of_an_untrained_network(trained, data, order=0)
+    assert measure(load_pretrained(trained / "best_model.pth", torch.device("cpu")).diffusion, data) == pytest.approx(
+        best
+    )
 
-    state = load(trained / "best_model.pth")
-    network = build_jit_model("JiT-Ti/4", 8, vocab_size=300)
-    network.head.bias.data.copy_(state["log_unigram"])
-    diffusion = Diffusion(network, Palette.from_state(state["palette"]), Canvas(8, 4))
-    validation = Validation(open_built(data / "val"), 256, 16, 64, device.start("cpu", precision="fp32"))
+
+def validation_loss_of_an_untrained_network(run, data, order):
+    """The posterior of the n-grams of that order, or of the unigrams."""
+    loaded = load_pretrained(run / "best_model.pth", torch.device("cpu"))
+    network = build_jit_model("JiT-Ti/4", 8, vocab_size=300, ngram=order)
+    log_unigram = loaded.ngram.log_unigram[ALL]
+    if order:
+        network.gate.bias.data = torch.tensor([0.0] * (order - 1) + [1.0])
+    else:
+        network.head.bias.data.copy_(log_unigram)
+    ngram = loaded.ngram if order else None
+    return measure(Diffusion(network, loaded.diffusion.palette, Layout(8, 4), "token", log_unigram, ngram), data)
+
+
+def measure(diffusion, data):
+    validation = Validation(open_built(data / "val"), 256, 16, 16, device.start("cpu", precision="fp32"))
     return validation.measure(diffusion)["val_loss"]
 
 
@@ -65,28 +88,18 @@ def test_a_checkpoint_carries_all_it_needs(trained):
         "best_val_loss",
         "palette",
         "tokenizer",
+        "time_sampler",
+        "ngram",
     }
-    assert keys <= state.keys() and state["step"] == 200
+    assert keys <= state.keys() and state["step"] == 120
     assert json.loads((trained / "config.json").read_text()) == state["config"]
     assert any(trained.glob("checkpoint_epoch_*.pth"))
 
 
 OPTIONS = (
-    "--max_steps",
-    "60",
-    "--lr",
-    "2e-3",
-    "--save_steps",
-    "11",
-    "--val_interval",
-    "15",
-    "--log_interval",
-    "4",
-    "--dropout",
-    "0.1",
-    "--grad_accum",
-    "2",
-)
+    "--token_dim", "16", "--token_depth", "1", "--batch_size", "8", "--grad_accum", "2", "--dropout", "0.1", "--max_steps", "60",
+    "--lr", "2e-3", "--save_steps", "11", "--val_interval", "15", "--val_samples", "32", "--log_interval", "4",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +111,19 @@ def uninterrupted(data, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("sign", "after"), [(signal.SIGKILL, 14), (signal.SIGKILL, 30), (signal.SIGTERM, 20), (signal.SIGINT, 20)]
+    "stops",
+    [((signal.SIGKILL, 14), (signal.SIGKILL, 30)), ((signal.SIGTERM, 20), (signal.SIGINT, 40))],
+    ids=["killed", "asked"],
 )
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(data, uninterrupted, tmp_path, sign, after):
+def test_a_run_that_was_stopped_twice_goes_on_bit_for_bit(data, uninterrupted, tmp_path, stops):
     command = [sys.executable, "train.py", "--data_path", data, *TINY, *OPTIONS, "--output_dir", tmp_path]
-    run_stopped(command, tmp_path / "log.jsonl", lambda log: log.count("\n") >= after, sign)
-    assert 0 < load(tmp_path / "last.pth")["step"] < 60
-    run_whole([*command, "--resume", "auto"])
+    steps = [0]
+    for sign, after in stops:
+        run_stopped(command, tmp_path / "log.jsonl", lambda log, after=after: log.count("\n") >= after, sign)
+        steps.append(load(tmp_path / "last.pth")["step"])
+        command = [*command, "--resume", "auto"] if len(steps) == 2 else command
+    assert 0 < steps[1] < steps[2] < 60
+    run_whole(command)
     same_run(uninterrupted, tmp_path)
 
 
@@ -113,7 +132,7 @@ def test_resuming_a_finished_run_changes_nothing(call, data, trained):
     log = rows(trained, "loss")
     assert call(train, "--data_path", data, *TINY, *TRAINED, "--output_dir", trained, "--resume", "auto") == 0
     after = load(trained / "last.pth")
-    assert rows(trained, "loss") == log and after["step"] == 200
+    assert rows(trained, "loss") == log and after["step"] == 120
     assert all(
         torch.equal(before["model_state_dict"][k], after["model_state_dict"][k]) for k in before["model_state_dict"]
     )
@@ -125,13 +144,24 @@ def test_resuming_a_finished_run_changes_nothing(call, data, trained):
         ("--objective", "pixel"),
         ("--objective", "pixel", "--no-predict_clean"),
         ("--scan", "raster", "--palette", "digits"),
+        ("--ngram", "0", "--palette", "spread"),
     ],
 )
 def test_every_objective_scan_and_palette_trains(call, data, tmp_path, options):
-    options = (*options, "--time_sampling", "uniform", "--self_cond_prob", "0.5", "--max_steps", 30, "--lr", "2e-3")
+    options = ("--time_sampling", "uniform", "--self_cond_prob", "0.5", "--max_steps", 30, "--lr", "2e-3", *options)
     assert call(train, "--data_path", data, *TINY, *options, "--val_interval", 10, "--output_dir", tmp_path) == 0
     found = list(rows(tmp_path, "val_loss").values())
     assert len(found) == 3 and found[-1] < found[0]
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_network_learns_alone_until_the_ngrams_join(call, data, tmp_path, order):
+    options = ("--ngram", order, "--ngram_start", "0.5", "--token_depth", 1, "--max_steps", 4, "--val_interval", 1)
+    assert call(train, "--data_path", data, *TINY, *options, "--output_dir", tmp_path) == 0
+    losses = rows(tmp_path, "val_loss")
+    unigram = validation_loss_of_an_untrained_network(tmp_path, data, order=0)
+    assert losses[1] == pytest.approx(unigram, rel=0.02) and losses[2] == pytest.approx(unigram, rel=0.02)
+    assert losses[3] < 0.92 * unigram and losses[4] < 0.92 * unigram
 
 
 def test_raw_text_trains_without_a_separate_build(call, text_folder, tmp_path):
@@ -140,21 +170,29 @@ def test_raw_text_trains_without_a_separate_build(call, text_folder, tmp_path):
     assert (tmp_path / "data" / "stats.json").exists() and len(rows(tmp_path, "loss")) == 3
 
 
-def test_two_processes_train_as_one(data, tmp_path):
+@pytest.mark.parametrize("kind", [(), ("--ngram", "0"), ("--objective", "pixel")], ids=["trigrams", "alone", "pixel"])
+def test_two_processes_train_as_one(data, tmp_path, kind):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    options = ["--data_path", data, *TINY, "--max_steps", "12", "--val_interval", "6", "--output_dir", tmp_path]
-    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(rows(tmp_path, "loss")) == 12 and len(rows(tmp_path, "val_loss")) == 2
-    again = subprocess.run(
-        [*command, *options[:-3], "6", "--output_dir", tmp_path, "--resume", "auto"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert again.returncode == 0, again.stderr[-2000:]
+    command += [
+        "--data_path",
+        data,
+        *TINY,
+        *kind,
+        "--self_cond_prob",
+        "0.5",
+        "--val_interval",
+        "4",
+        "--output_dir",
+        tmp_path,
+    ]
+    runs = [("--max_steps", "8")] if kind else [("--max_steps", "8"), ("--max_steps", "10", "--resume", "auto")]
+    for options in runs:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+        steps = int(options[1])
+        assert list(rows(tmp_path, "loss")) == list(range(1, steps + 1)) and steps in rows(tmp_path, "val_loss")
+        assert load(tmp_path / "last.pth")["step"] == steps
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(refused, data, tmp_path):
@@ -165,7 +203,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(refused, data
     assert all(torch.isfinite(w).all() for w in weights.values())
 
 
-def test_given_pixels_come_as_prefixes_gaps_and_runs():
+def test_given_positions_come_as_prefixes_gaps_and_runs():
     torch.manual_seed(0)
     count = torch.full((400,), 50)
     known = train.draw_known(count, 64, probability=1.0)
@@ -207,10 +245,72 @@ def test_folders_without_usable_data_are_refused(refused, data, tmp_path):
         assert message in refused(train, "--data_path", tmp_path / folder, *TINY, "--output_dir", tmp_path / "run")
 
 
-def test_a_resume_with_another_model_and_a_second_fresh_start_are_refused(refused, data, trained):
+def test_a_resume_with_another_model_and_a_second_fresh_start_are_refused(refused, data, trained, trained_alone):
     options = ("--data_path", data, *TINY, *TRAINED, "--output_dir", trained)
     assert "--scan block, not raster" in refused(train, *options, "--resume", "auto", "--scan", "raster")
+    assert "--ngram 3, not 0" in refused(train, *options, "--resume", "auto", "--ngram", 0)
+    assert "--ngram 3, not 2" in refused(train, *options, "--resume", "auto", "--ngram", 2)
+    assert "--token_dim 32, not 64" in refused(train, *options, "--resume", "auto", "--token_dim", 64)
     assert "already holds a run" in refused(train, *options)
+    alone = ("--data_path", data, *TINY, *ALONE, "--output_dir", trained_alone, "--resume", "auto")
+    assert "--ngram 0, not 3" in refused(train, *alone, "--ngram", 3)
+
+
+def test_a_run_goes_on_from_what_another_network_had_learned(call, data, trained_alone, tmp_path):
+    begun = (
+        "--data_path",
+        data,
+        *TINY,
+        "--max_steps",
+        1,
+        "--lr",
+        "1e-9",
+        "--init_from",
+        trained_alone / "best_model.pth",
+    )
+    learned = load(trained_alone / "best_model.pth")["best_val_loss"]
+    losses = {}
+    for start in ("1", "0"):
+        options = ("--ngram_start", start, "--self_cond_prob", 0, "--output_dir", tmp_path / start)
+        assert call(train, *begun, *options) == 0
+        (losses[start],) = rows(tmp_path / start, "val_loss").values()
+        assert load(tmp_path / start / "last.pth")["config"]["ngram"] == 3
+    assert losses["1"] == pytest.approx(learned, rel=1e-4)
+    for start, loss in losses.items():  # the checkpoint knows whether they had joined
+        loaded = load_pretrained(tmp_path / start / "best_model.pth", torch.device("cpu"))
+        assert measure(loaded.diffusion, data) == pytest.approx(loss, rel=1e-4)
+    assert losses["0"] < learned - 0.05  # joined by what the n-grams know
+
+
+def test_a_start_from_another_kind_of_network_is_refused(refused, data, trained, tmp_path):
+    options = ("--data_path", data, *TINY, "--output_dir", tmp_path / "run", "--init_from")
+    assert "best_model.pth" in refused(train, *options, trained / "best_model.pth", "--token_dim", 64)
+    assert "best_model.pth" in refused(train, *options, trained / "best_model.pth", "--ngram", 0)
+    assert "absent.pth" in refused(train, *options, tmp_path / "absent.pth")
+
+
+def test_a_checkpoint_from_before_the_ngrams_is_refused(refused, data, trained, tmp_path):
+    old = load(trained / "last.pth")
+    del old["ngram"], old["config"]["ngram"]
+    torch.save(old, tmp_path / "old.pth")
+    options = ("--data_path", data, *TINY, "--output_dir", tmp_path / "run", "--resume", tmp_path / "old.pth")
+    assert "old.pth" in refused(train, *options)
+
+
+def test_a_chunk_is_trained_beside_counts_of_other_chunks(data):
+    """Its fold is that whose tables were counted without it."""
+    chunks = open_built(data / "train")
+    folds = chunks.folds(train.FOLDS)
+    ngram = NGram(folds, 300, 2)
+    args = argparse.Namespace(infill_prob=0.0, ngram=3)
+    for index in range(0, len(chunks), 41):
+        (batch,) = batches(chunks, iter([[index]]), 16)
+        (fold,) = train.draw(batch, chunks, TimeSampler("uniform"), args, device.start("cpu"))["fold"].tolist()
+        text = chunks[index].numpy()
+        held = [[piece for tokens, first in part for piece in np.split(tokens, first[1:])] for part in folds]
+        inside = [any(np.array_equal(text, piece) for piece in pieces) for pieces in held]
+        assert inside[fold - 1] and sum(inside) == 1
+    assert ngram.folds == 1 + train.FOLDS
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half"])

@@ -1,6 +1,6 @@
 """Text -> sequences of tokens, padded to whole chunks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -52,5 +52,10 @@ def batches(chunks: Chunks, order: Iterator[list[int]], chunk_size: int, num_wor
 def in_order(chunks: Chunks, count: int, batch_size: int, chunk_size: int) -> Iterator[dict]:
     """`count` sequences from all over the set, in batches, as they lie on disk."""
     chosen = torch.linspace(0, len(chunks) - 1, min(count, len(chunks))).round().long().tolist()
+    return chosen_batches(chunks, chosen, batch_size, chunk_size)
+
+
+def chosen_batches(chunks: Chunks, chosen: Sequence[int], batch_size: int, chunk_size: int) -> Iterator[dict]:
+    """The sequences of those indices, in batches."""
     for start in range(0, len(chosen), batch_size):
         yield collate([chunks[i] for i in chosen[start : start + batch_size]], chunk_size)

@@ -1,7 +1,8 @@
 """Measure a trained TokCom on held-out text: report.json and figures.
 
-    python -m tokcom.evaluate --checkpoint RUN/best_diffusion.pt --data_path RUN/data/val --output_dir RUN/report
+    python -m tokcom.evaluate --checkpoint RUN/best_diffusion.pt --data_path RUN/data --output_dir RUN/report
 
+Of built data it reads the test set, which neither trained the checkpoint nor chose it; kit/chunks.py says which sequences.
 Padding and prompts count nowhere. Accuracies are shares of held-out tokens. `nll` is the variational bound of the whole model
 in nats per token (Kingma et al., arXiv 2107.00630): what one look misses at the least noise, plus half the squared error of
 the denoiser integrated over the signal-to-noise ratio, for the least noise that makes the sum smallest. `brier_lm` is CALM's
@@ -22,13 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kit import device, errors
 from kit.brier import brier_lm
-from kit.chunks import Chunks, open_chunks
+from kit.chunks import Chunks, open_test, reported
 from kit.errors import UserError
 from kit.runlog import environment, make_folder, write_json
 from kit.textfile import read_text
 from kit.times import TimeSampler
 from kit.tokenizer import Tokenizer
-from tokcom.dataset import in_order
+from tokcom.dataset import chosen_batches
 from tokcom.flow import Flow, real_chunks, token_nll
 from tokcom.inference import decode, encode, load_checkpoint, read_ids
 from tokcom.stages import by_chunk, to_device
@@ -48,7 +49,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     show = " (default: %(default)s)"
     parser.add_argument("--checkpoint", required=True, help="best_diffusion.pt of a run")
-    parser.add_argument("--data_path", required=True, help="held-out text: data/val of a run, or any raw text")
+    parser.add_argument(
+        "--data_path", required=True, help="data of a run (its test set), one of its splits, or any raw text"
+    )
     parser.add_argument("--output_dir", required=True, help="folder for report.json and the figures")
     parser.add_argument("--book", help="UTF-8 text to encode and decode in whole (default: the held-out sequences)")
     parser.add_argument("--num_samples", type=int, default=128, help="sequences measured" + show)
@@ -72,9 +75,9 @@ def main() -> None:
     tokenizer = Tokenizer.from_json(config["tokenizer"])
     book = read_ids(read_text(args.book), tokenizer) if args.book else None
     output = make_folder(args.output_dir)
-    chunks, _, _ = open_chunks(
+    chunks = open_test(
         args.data_path, output / "data", tokenizer, min_tokens=min(64, model_args.max_length),
-        max_tokens=model_args.max_length, val_fraction=0.0, seed=args.seed,
+        max_tokens=model_args.max_length, seed=args.seed,
     )  # fmt: skip
     chunks.check(model_args.max_length, tokenizer.vocab_size, "--max_length")
     flow = Flow(vae, denoiser, config["noise_std"])
@@ -89,8 +92,8 @@ def main() -> None:
         round_trip = held_out.round_trip(book)
     variance = held_out.variance()
     report = {
-        "checkpoint": str(args.checkpoint), "data": str(args.data_path), "num_sequences": held_out.count,
-        "num_tokens": held_out.num_tokens, "vocab_size": tokenizer.vocab_size, "chunk_size": model_args.chunk_size,
+        "checkpoint": str(args.checkpoint), "data": str(args.data_path), "read_from": str(chunks.origin),
+        "num_sequences": held_out.count, "num_tokens": held_out.num_tokens, "vocab_size": tokenizer.vocab_size, "chunk_size": model_args.chunk_size,
         "reconstruction": recovery["0.0"], "reconstruction_at_noise": {k: v for k, v in recovery.items() if k != "0.0"},
         "active_dims": int((variance > ACTIVE_VARIANCE).sum()), "latent_dim": model_args.latent_dim,
         "denoise": denoise, "num_steps": args.num_steps, **scores[args.num_steps], "nll": bound["nll"],
@@ -122,14 +125,14 @@ class HeldOut:
     ):
         self.flow, self.vae, self.times, self.args, self.runtime = flow, flow.vae, times, args, runtime
         self.K = self.vae.args.chunk_size
-        self.chunks = chunks
-        self.count = min(args.num_samples, len(chunks))
-        self.batches = [to_device(b, runtime) for b in in_order(chunks, self.count, 16, self.K)]
+        chosen = reported(chunks, args.num_samples)
+        self.count = len(chosen)
+        self.batches = [to_device(b, runtime) for b in chosen_batches(chunks, chosen, 16, self.K)]
         self.num_tokens = sum(int(b["mask"].sum()) for b in self.batches)
         self.given = max(1, self.vae.args.max_chunks // 4)  # chunks of a prompt
         length = (self.given + 1) * self.K
-        long_enough = [i for i in range(len(chunks)) if chunks.lengths[i] >= length][: args.num_prompts]
-        if not long_enough:
+        long_enough = reported(chunks, args.num_prompts, length)
+        if not len(long_enough):
             raise UserError(f"{args.data_path} has no sequence of the {length} tokens that BrierLM needs")
         self.prompts = torch.stack([chunks[i][:length] for i in long_enough]).to(runtime.device)
 

@@ -3,9 +3,12 @@
 import json
 import math
 
+import pytest
 import torch
 
 from baselines import autoregressive
+from kit.chunks import open_built, reported
+from tests.runs import rows
 
 SMALL = (
     "--hidden_size", "32", "--num_hidden_layers", "2", "--intermediate_size", "64", "--max_length", "64", "--batch_size", "8",
@@ -19,6 +22,27 @@ def test_it_learns_and_reports(data, call, tmp_path):
     assert report["nll"] < 0.75 * math.log(300)
     assert 0 <= report["brier_lm"] < 1 and report["calls_per_token"] == 1
     assert report["flops_per_token_and_call"] > 2 * (report["parameters"] - 2 * 301 * 32)
+
+    model = autoregressive.LlamaForCausalLM.from_pretrained(tmp_path / "model").eval()
+    runtime = autoregressive.device.start("cpu", 0, "fp32")
+    val, test = (open_built(data / split) for split in ("val", "test"))
+    loss = {
+        chunks: autoregressive.score_text(model, [chunks[i] for i in reported(chunks, 128)], runtime)
+        for chunks in (val, test)
+    }
+    assert min(rows(tmp_path, "val_loss").values()) == pytest.approx(float(loss[val].mean()), rel=1e-5)
+    assert report["nll"] == pytest.approx(float(loss[test].mean()), rel=1e-5) and report["num_tokens"] == len(
+        loss[test]
+    )
+    assert report["read_from"] == str(data / "test")
+    assert report["nll"] != pytest.approx(float(loss[val].mean()), rel=1e-5)
+
+
+def test_raw_text_is_split_on_the_spot(call, tmp_path):
+    text = tmp_path / "cubes.txt"
+    text.write_text("".join(f"{number**3} is the cube of {number}.\n" for number in range(3000)))
+    assert call(autoregressive, "--data_path", text, "--output_dir", tmp_path, *SMALL, "--epochs", 1) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["read_from"] == str(tmp_path / "data" / "test")
 
 
 def test_likelihood_counts_real_tokens_alone():

@@ -12,7 +12,7 @@ import pytest
 from datasets import load_dataset
 
 import build_pretrain_data
-from kit.builder import BuildSettings, cut_chunks, split_documents
+from kit.builder import SPLITS, BuildSettings, cut_chunks, split_documents
 from kit.builder import build as build_data
 from kit.errors import UserError
 from kit.tokenizer import load_tokenizer
@@ -30,18 +30,20 @@ def rows(folder, split):
     return load_dataset("parquet", data_files=[str(p) for p in sorted((folder / split).glob("*.parquet"))])["train"]
 
 
-def test_chunks_hold_every_token_of_every_document_once(data, text_folder):
+def texts(folder, split):
+    """What stands between the end tokens of a split, in order."""
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    stream = np.array([token for row in rows(folder, split) for token in row["tokens"]])
+    parts = np.split(stream, np.flatnonzero(stream == tokenizer.end_id) + 1)
+    return [tokenizer.decode(part[part != tokenizer.end_id]) for part in parts if len(part)]
+
+
+def test_splits_hold_every_token_of_every_document_once(data, text_folder):
     tokenizer = load_tokenizer(data / "tokenizer.json")
-    documents = {p.read_text() for p in text_folder.iterdir()}
-    found = []
-    for split in ("train", "val"):
-        stream = [token for row in rows(data, split) for token in row["tokens"]]
-        assert stream[-1] == tokenizer.end_id
-        ends = np.flatnonzero(np.array(stream) == tokenizer.end_id)
-        starts = [0, *(ends[:-1] + 1)]
-        texts = {tokenizer.decode(stream[a:b]) for a, b in zip(starts, ends)}
-        found.append(texts)
-    assert found[0] | found[1] == documents and not found[0] & found[1]
+    assert all(rows(data, split)["tokens"][-1][-1] == tokenizer.end_id for split in SPLITS)
+    found = [texts(data, split) for split in SPLITS]
+    assert sorted([text for part in found for text in part]) == sorted(p.read_text() for p in text_folder.iterdir())
+    assert all(found) and len(found[0]) > len(found[1])
 
 
 def test_text_beside_the_tokens_is_their_text(data):
@@ -52,7 +54,8 @@ def test_text_beside_the_tokens_is_their_text(data):
 
 def test_stats_agree_with_the_shards(data):
     stats = json.loads((data / "stats.json").read_text())
-    for split in ("train", "val"):
+    assert list(stats["splits"]) == list(SPLITS)
+    for split in SPLITS:
         lengths = [len(row["tokens"]) for row in rows(data, split)]
         part = stats["splits"][split]
         assert (part["chunks"], part["tokens"], part["dropped_tokens"]) == (len(lengths), sum(lengths), 0)
@@ -90,8 +93,8 @@ def test_no_chunk_splits_a_character(shared, tokenizer, tmp_path):
     (tmp_path / "in" / "a.txt").write_text(text)
     path = shared / "tokenizers" / tokenizer
     build(tmp_path / "out", tmp_path / "in", tokenizer_path=str(path), min_tokens=20, max_tokens=60)
-    texts = [row["text"] for split in ("train", "val") for row in rows(tmp_path / "out", split)]
-    assert len(texts) > 100 and not any("\ufffd" in text for text in texts)
+    found = [row["text"] for split in SPLITS for row in rows(tmp_path / "out", split)]
+    assert len(found) > 100 and not any("\ufffd" in text for text in found)
 
 
 def test_the_number_of_workers_changes_nothing(text_folder, tmp_path):
@@ -109,7 +112,8 @@ def test_the_number_of_workers_changes_nothing(text_folder, tmp_path):
 
 def test_another_seed_cuts_and_splits_otherwise(text_folder, data, tmp_path):
     build(tmp_path / "x", text_folder, **SMALL | {"vocab_size": 300, "val_fraction": 0.1}, seed=9)
-    assert rows(tmp_path / "x", "val")["tokens"] != rows(data, "val")["tokens"]
+    for split in SPLITS:
+        assert rows(tmp_path / "x", split)["tokens"] != rows(data, split)["tokens"]
 
 
 def test_duplicates_are_removed(tmp_path):
@@ -120,20 +124,57 @@ def test_duplicates_are_removed(tmp_path):
     assert (stats["documents"], stats["duplicates_removed"]) == (3, 4)
 
 
-def test_a_lone_document_is_cut_in_two(tmp_path):
-    (tmp_path / "a.txt").write_text(sentences(0, 400))
+def test_a_lone_document_is_cut_into_train_val_and_test_in_order(tmp_path):
+    text = sentences(0, 400)
+    (tmp_path / "a.txt").write_text(text)
     stats = build(tmp_path / "out", tmp_path / "a.txt", **SMALL)
-    assert stats["splits"]["val"]["chunks"] >= 1
-    assert stats["splits"]["val"]["tokens"] < 0.05 * stats["tokens"]
+    assert "".join(texts(tmp_path / "out", split)[0] for split in SPLITS) == text
+    for split in ("val", "test"):
+        assert 0.009 * stats["tokens"] < stats["splits"][split]["tokens"] < 0.02 * stats["tokens"]
+
+
+def test_of_four_novels_one_is_test_and_validation_is_the_end_of_the_longest_other(tmp_path):
+    (tmp_path / "in").mkdir()
+    novels = {name: sentences(index, 400 + 100 * index) for index, name in enumerate("abcd")}
+    for name, text in novels.items():
+        (tmp_path / "in" / f"{name}.txt").write_text(text)
+    stats = build(tmp_path / "out", tmp_path / "in", **SMALL)
+    (test,), (val,) = texts(tmp_path / "out", "test"), texts(tmp_path / "out", "val")
+    assert test == novels["a"] and novels["d"].endswith(val)
+    train = novels["b"] + novels["c"] + novels["d"].removesuffix(val)
+    assert "".join(texts(tmp_path / "out", "train")) == train
+    assert 0.009 * stats["tokens"] < stats["splits"]["val"]["tokens"] < 0.015 * stats["tokens"]
+    assert stats["documents"] == 4
+
+
+def test_of_two_documents_one_is_test_and_the_other_ends_in_validation(tmp_path):
+    (tmp_path / "in").mkdir()
+    one, other = sentences(0, 100), sentences(1, 90)
+    (tmp_path / "in" / "a.txt").write_text(one)
+    (tmp_path / "in" / "b.txt").write_text(other)
+    build(tmp_path / "out", tmp_path / "in", **SMALL)
+    train, val, test = (texts(tmp_path / "out", split) for split in SPLITS)
+    assert test == [other] and [train[0] + val[0]] == [one]
+
+
+def test_a_fraction_of_zero_makes_no_such_split_and_removes_an_old_one(text_folder, tmp_path):
+    build(tmp_path, text_folder, **SMALL)
+    assert (tmp_path / "test").is_dir()
+    stats = build(tmp_path, text_folder, overwrite=True, **SMALL, test_fraction=0.0)
+    assert list(stats["splits"]) == ["train", "val"] and not (tmp_path / "test").exists()
+    stats = build(tmp_path, text_folder, overwrite=True, **SMALL, val_fraction=0.0)
+    assert list(stats["splits"]) == ["train", "test"] and not (tmp_path / "val").exists()
+    assert stats["splits"]["train"]["documents"] == 19
 
 
 def test_the_split_holds_out_about_the_share_asked_for():
     rng = np.random.default_rng(0)
     lengths, keys = rng.integers(100, 5000, 3000), rng.integers(0, 2**63, 3000)
-    held_out = split_documents(lengths, keys, 0.01, 256)
+    held_out = split_documents(lengths, keys, 0.01 * lengths.sum(), 256, at_any_size=False)
     assert 0.01 <= lengths[held_out].sum() / lengths.sum() < 0.016
-    few = split_documents(np.array([900, 500, 700]), np.array([1, 2, 3]), 0.01, 100)
-    assert few.tolist() == [False, True, False]
+    few, few_keys = np.array([900, 500, 700]), np.array([1, 2, 3])
+    assert split_documents(few, few_keys, 100, 100, at_any_size=True).tolist() == [False, True, False]
+    assert not split_documents(few, few_keys, 100, 100, at_any_size=False).any()
 
 
 def test_a_killed_build_leaves_nothing_that_looks_finished_and_a_second_run_completes_it(shared, tmp_path):
@@ -151,6 +192,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished_and_a_second_run_comp
     build(tmp_path, text, **SMALL)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "stats.json",
+        "test",
         "tokenizer.json",
         "tokenizer_config.json",
         "train",
@@ -186,7 +228,9 @@ def test_a_folder_of_texts_named_train_is_never_replaced(text_folder, tmp_path):
         (["--input", "binary"], "binary file"),
         (["--input", "short.txt", "--vocab_size", "9000"], "lower --vocab_size"),
         (["--input", "short.txt", "--min_tokens", "9", "--max_tokens", "8"], "need 1 <= min <= max"),
-        (["--input", "short.txt", "--val_fraction", "1.5"], "--val_fraction"),
+        (["--input", "short.txt", "--val_fraction", "1.5"], "--val_fraction 1.5: need"),
+        (["--input", "short.txt", "--test_fraction", "-0.1"], "--test_fraction -0.1: need"),
+        (["--input", "short.txt", "--val_fraction", "0.5", "--test_fraction", "0.5"], "less than 1 together"),
         (["--input", "short.txt", "--tokenizer_path", "./nowhere"], "no tokenizer.json"),
         (["--input", "short.txt", "--dataset_name", "x"], "not both"),
         (["--input", "short.txt", "--output_dir", "short.txt/x"], "cannot create --output_dir"),

@@ -1,9 +1,12 @@
 """Chunks become batches that cover an epoch once, with little padding, and the same way every time."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
-from kit.chunks import LengthBuckets, open_built, open_chunks
+from kit.chunks import LengthBuckets, open_built, open_chunks, open_test, reported
 from kit.errors import UserError
 from tests.conftest import sentences
 
@@ -78,6 +81,68 @@ def test_a_folder_its_train_part_and_one_shard_open_alike(data):
     assert len(set(lengths)) == 1
 
 
+def test_a_report_reads_the_test_set_of_a_build(data, tmp_path, capsys):
+    _, _, tokenizer = open_raw(data, tmp_path)
+    lengths = {split: open_built(data / split).lengths.tolist() for split in ("train", "val", "test")}
+    assert len(set(map(tuple, lengths.values()))) == 3
+    assert open_test(str(data), tmp_path / "none", tokenizer).lengths.tolist() == lengths["test"]
+    for split, expected in lengths.items():
+        for path in (data / split, data / split / f"{split}-00000.parquet"):
+            assert open_test(str(path), tmp_path / "none", tokenizer).lengths.tolist() == expected
+    assert not capsys.readouterr().err
+
+
+def test_a_build_without_test_set_is_reported_on_val_with_a_note(data, tmp_path, capsys):
+    shutil.copytree(data, tmp_path / "old", ignore=lambda *_: ["test"])
+    _, _, tokenizer = open_raw(data, tmp_path)
+    chunks = open_test(str(tmp_path / "old"), tmp_path / "none", tokenizer)
+    assert chunks.lengths.tolist() == open_built(data / "val").lengths.tolist()
+    note = capsys.readouterr().err.splitlines()
+    assert len(note) == 1 and note[0].startswith(f"note: {tmp_path / 'old'} has no test split")
+    shutil.rmtree(tmp_path / "old" / "val")
+    with pytest.raises(UserError, match="neither a test nor a validation split"):
+        open_test(str(tmp_path / "old"), tmp_path / "none", tokenizer)
+
+
+def test_a_report_on_raw_text_reads_all_of_it(text_folder, data, tmp_path):
+    _, _, tokenizer = open_raw(data, tmp_path)
+    chunks = open_test(str(text_folder), tmp_path / "built", tokenizer, min_tokens=16, max_tokens=64)
+    stats = json.loads((tmp_path / "built" / "stats.json").read_text())
+    assert chunks.lengths.sum() == stats["tokens"] and stats["splits"]["train"]["documents"] == 20
+
+
+def test_a_report_on_nothing_or_on_another_tokenizers_chunks_is_refused(text_folder, data, tmp_path):
+    _, _, other = open_raw(text_folder, tmp_path / "a")
+    with pytest.raises(UserError, match="no data at"):
+        open_test(str(tmp_path / "absent"), tmp_path / "b", other)
+    with pytest.raises(UserError, match="tokenized by another tokenizer"):
+        open_test(str(data), tmp_path / "b", other)
+
+
+def test_reported_chunks_are_the_same_each_time_and_from_all_over_the_set(data):
+    chunks = open_built(data / "train")
+    few, more = reported(chunks, 40), reported(chunks, 80)
+    assert np.array_equal(few, reported(open_built(data / "train"), 40)) and set(few) < set(more)
+    assert len(set(few)) == 40 and np.array_equal(few, np.sort(few))
+    assert np.histogram(few, 4, (0, len(chunks)))[0].min() > 0
+    assert np.array_equal(reported(chunks, 10**6), np.arange(len(chunks)))
+    long = reported(chunks, 40, min_length=50)
+    assert len(long) == 40 and (chunks.lengths[long] >= 50).all()
+    assert {i for i in few if chunks.lengths[i] >= 50} < set(long)
+    assert not len(reported(chunks, 40, min_length=65))
+
+
+def test_a_build_from_before_there_was_a_test_split_is_used_again(text_folder, tmp_path):
+    train, _, _ = open_raw(text_folder, tmp_path, test_fraction=0.0)
+    stats = json.loads((tmp_path / "stats.json").read_text())
+    del stats["settings"]["test_fraction"]
+    (tmp_path / "stats.json").write_text(json.dumps(stats))
+    again, _, _ = open_raw(text_folder, tmp_path)
+    assert np.array_equal(train.lengths, again.lengths)
+    with pytest.raises(UserError, match="other text or settings"):
+        open_raw(text_folder, tmp_path, val_fraction=0.2)
+
+
 def test_chunks_longer_than_the_picture_are_refused(data):
     with pytest.raises(UserError, match="raise --img_size, or rebuild the data with --max_tokens 16"):
         open_built(data / "train").check(16, 300, "--img_size")
@@ -88,8 +153,9 @@ def test_too_few_chunks_for_a_batch_are_refused():
         LengthBuckets(np.arange(5), 8, 0)
 
 
-def test_an_unfinished_build_is_refused(data, tmp_path):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "a.parquet").write_bytes((data / "train" / "train-00000.parquet").read_bytes())
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_unfinished_build_is_refused(data, tmp_path, split):
+    (tmp_path / split).mkdir()
+    (tmp_path / split / "a.parquet").write_bytes((data / split / f"{split}-00000.parquet").read_bytes())
     with pytest.raises(UserError, match=r"unfinished build \(no stats.json\)"):
-        open_raw(tmp_path / "train", tmp_path)
+        open_raw(tmp_path / split, tmp_path)

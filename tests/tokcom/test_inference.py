@@ -1,16 +1,21 @@
 """All modes work from a checkpoint alone, and what cannot work says so."""
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from baselines import autoregressive
+from kit import device
+from kit.chunks import open_built, reported
 from kit.errors import UserError
 from kit.tokenizer import Tokenizer
 from tests.conftest import sentences
 from tokcom import evaluate, inference
+from tokcom.flow import Flow
 from tokcom.inference import decode, denoise_reconstruct, encode, generate, load_checkpoint, reconstruct
 
 
@@ -146,11 +151,14 @@ def test_what_cannot_work_says_so(refuse, trained, tmp_path):
 
 
 def test_a_report_has_every_number_and_figure(call, refused, data, trained, tmp_path):
-    options = ("--data_path", data / "val", "--output_dir", tmp_path, "--device", "cpu", "--precision", "fp32")
+    options = ("--data_path", data, "--output_dir", tmp_path, "--device", "cpu", "--precision", "fp32")
     (tmp_path / "book.txt").write_text(sentences(9, 200))
     options = (*options, "--num_samples", 12, "--num_prompts", 16, "--num_steps", 4, "--book", tmp_path / "book.txt")
     assert call(evaluate, "--checkpoint", trained / "best_diffusion.pt", *options) == 0
     report = json.loads((tmp_path / "report.json").read_text())
+    test = open_built(data / "test")
+    assert report["read_from"] == str(data / "test")
+    assert report["num_tokens"] == test.lengths[reported(test, 12)].sum()
     assert report["reconstruction"] > 0.9 and report["reconstruction_at_noise"].keys() >= {"0.1", "0.3"}
     accuracies = list(report["reconstruction_at_noise"].values())
     assert accuracies[0] >= accuracies[-1]
@@ -165,3 +173,13 @@ def test_a_report_has_every_number_and_figure(call, refused, data, trained, tmp_
     for name in ("reconstruction", "calls", "schedule", "map"):
         assert np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")).std() > 5
     assert "holds a VAE only" in refused(evaluate, "--checkpoint", trained / "best_vae.pt", *options)
+
+
+def test_sequences_and_prompts_are_those_of_the_autoregressive_baseline(data, loaded):
+    vae, denoiser, model_args, _ = loaded
+    test = open_built(data / "test")
+    args = Namespace(num_samples=20, num_prompts=30, seed=0, max_length=model_args.max_length)
+    held_out = evaluate.HeldOut(Flow(vae, denoiser, 1.0), denoiser.times, test, args, device.start("cpu", 0, "fp32"))
+    assert torch.equal(held_out.prompts.cpu(), autoregressive.prompts_of(test, args)) and len(held_out.prompts) == 30
+    tokens = torch.cat([batch["tokens"][batch["mask"]] for batch in held_out.batches])
+    assert torch.equal(tokens, torch.cat([test[i] for i in reported(test, 20)]))

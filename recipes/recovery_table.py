@@ -1,0 +1,88 @@
+"""Collect reports of evaluate.py, one for each seed, into one JSON file with means and spreads, and print README's table.
+
+    python -m recipes.recovery_table --hybrid RUN0/report RUN1/report --network RUN2/report --output results/cpu/recovery.json
+
+--hybrid: runs of the network beside n-grams; --network: runs of the network alone. All must report the same test tokens.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from kit.errors import UserError, run
+from kit.runlog import write_json
+
+CLASSICAL = ("nearest", "unigram", "bigram", "trigram")
+NAMES = {"nearest": "nearest color", "unigram": "unigram posterior", "bigram": "bigram forward-backward",
+         "trigram": "trigram forward-backward", "network": "network alone", "hybrid": "**network with n-grams**"}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hybrid", type=Path, nargs="*", default=[], help="report folders, one for each seed")
+    parser.add_argument("--network", type=Path, nargs="*", default=[], help="report folders, one for each seed")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    args = parser.parse_args()
+    reports = {kind: [read(folder) for folder in getattr(args, kind)] for kind in ("network", "hybrid")}
+    reports = {kind: found for kind, found in reports.items() if found}
+    everyone = [report for found in reports.values() for report in found]
+    if not everyone:
+        raise UserError("name at least one report with --hybrid or --network")
+    if len({(r["num_tokens"], len(r["recovery"])) for r in everyone}) > 1:
+        raise UserError("the reports are on different test tokens or noise levels: they cannot stand in one table")
+    rows = [row_of(index, reports, everyone[0]) for index in range(len(everyone[0]["recovery"]))]
+    at_half = row_of(None, reports, everyone[0])
+    result = {
+        "num_chunks": everyone[0]["num_chunks"], "num_tokens": everyone[0]["num_tokens"],
+        "ngram_bits": everyone[0]["ngram_bits"], "recovery": rows, "at_nearest_50": at_half,
+        "runs": {
+            kind: [
+                {**{k: r[k] for k in ("training", "environment", "passes", "throughput", "sampled")},
+                 "at_nearest_50": {k: r["at_nearest_50"][k] for k in ("sigma", "model", "model_ci", "nll_bits", "passes")},
+                 "by_passes": [{"sigma": row["sigma"], **row["passes"]} for row in r["recovery"]]}
+                for r in found
+            ]
+            for kind, found in reports.items()
+        },
+    }  # fmt: skip
+    write_json(args.output, result)
+    columns = [*CLASSICAL, *reports]
+    print("| noise σ | " + " | ".join(NAMES[name] for name in columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for row in sorted([*rows, at_half], key=lambda row: row["sigma"]):
+        mark = "**" if row is at_half else ""
+        print(f"| {mark}{row['sigma']:.3f}{mark} | " + " | ".join(cell(row[name]) for name in columns) + " |")
+
+
+def read(folder: Path) -> dict:
+    path = folder / "report.json"
+    if not path.is_file():
+        raise UserError(f"no report at {path}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def row_of(index: int | None, reports: dict, first: dict) -> dict:
+    """One noise level (index of `recovery`, None = where the nearest color gets half): every decoder's accuracy."""
+    pick = (lambda r: r["at_nearest_50"]) if index is None else (lambda r: r["recovery"][index])
+    row = {"sigma": pick(first)["sigma"]}
+    for name in CLASSICAL:
+        row[name] = {"mean": pick(first)[name], "ci": pick(first)[f"{name}_ci"]}
+    for kind, found in reports.items():
+        values = np.array([pick(r)["model"] for r in found])
+        bits = [pick(r)["nll_bits"] for r in found]
+        row[kind] = {
+            "mean": float(values.mean()), "std": float(values.std(ddof=1)) if len(values) > 1 else None,
+            "seeds": values.tolist(), "ci": pick(found[0])["model_ci"], "nll_bits": float(np.mean(bits)),
+        }  # fmt: skip
+    return row
+
+
+def cell(value: dict) -> str:
+    spread = f" ± {value['std'] * 100:.1f}" if value.get("std") is not None else ""
+    return f"{value['mean'] * 100:.1f}{spread}"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -93,9 +93,11 @@ def parse_args() -> argparse.Namespace:
     )
     model.add_argument("--t_std", type=float, default=1.2, help="its spread; JiT's own are -0.8 and 0.8" + show)
     model.add_argument(
-        "--ngram", type=int, default=3, choices=(0, *ORDERS),
-        help="order of the n-gram model that stands beside the network; 0 = the network alone" + show,
-    )  # fmt: skip
+        "--ngram",
+        type=int,
+        choices=(0, *ORDERS),
+        help="order of the n-gram model that stands beside the network; 0 = the network alone (default: 3 on a CPU, 0 on a GPU)",
+    )
     model.add_argument(
         "--ngram_start",
         type=float,
@@ -182,6 +184,11 @@ def main() -> None:
     output = Path(args.output_dir)
     resumed = resume_path(args.resume, output)
     saved = load_checkpoint(resumed, RESUMED) if resumed else None
+    if args.ngram is None:
+        alone = runtime.device.type == "cuda" or args.objective == "pixel"
+        args.ngram = saved["config"].get("ngram", 0) if saved else 0 if alone else max(ORDERS)
+    if args.ngram and args.objective == "pixel":
+        raise UserError("--ngram: n-grams join logits, which the pixel objective has none of; use --objective token")
     if saved:
         compare(args, saved["config"], resumed, runtime)
     given = load_checkpoint(args.init_from, NEEDED) if args.init_from and not saved else None

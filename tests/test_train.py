@@ -228,6 +228,7 @@ def test_given_positions_come_as_prefixes_gaps_and_runs():
         (("--resume", "absent.pth"), "there is no"),
         (("--val_path", "absent"), "no validation data"),
         (("--t_std", "0"), "--t_std"),
+        (("--objective", "pixel", "--ngram", "3"), "--objective token"),
         (("--output_dir", "/proc/none"), "cannot create"),
     ],
 )

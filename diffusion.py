@@ -78,9 +78,7 @@ class Diffusion(nn.Module):
         if network.vocab_size not in (None, palette.vocab_size):
             raise UserError(f"the network has {network.vocab_size} tokens, the palette {palette.vocab_size}")
         if bool(network.ngram) != (ngram is not None):
-            raise UserError(
-                "the network was built to stand beside an n-gram model" + " that is missing" * network.ngram
-            )
+            raise UserError("a network with gates for n-grams needs an n-gram model, and one without gates takes none")
         self.network, self.palette, self.layout, self.objective, self.ngram = network, palette, layout, objective, ngram
         if log_unigram is None:
             log_unigram = torch.full((palette.vocab_size,), 1 / palette.vocab_size).log()
@@ -133,8 +131,8 @@ class Diffusion(nn.Module):
         """What `NGram.contexts` reads: log-likelihoods (B, N, V), or with a vocabulary above DENSE_VOCAB the likeliest tokens
         (B, N, K), their log-likelihoods (B, N, K), and the log of the unigram-weighted likelihood of all others (B, N).
 
-        Candidates are found by lattice arithmetic around z / t. The others' total is the mean likelihood over the lattice, a
-        product over the channels, less the candidates' part, times their unigram probability: exact where color and
+        Candidates are found by lattice arithmetic around z / t. The others' total is the likelihood of all tokens, a sum of
+        products over the channels, less the candidates' part, times their mean unigram probability: exact where color and
         frequency have nothing to do with each other.
         """
         if self.palette.vocab_size <= DENSE_VOCAB:
@@ -147,9 +145,9 @@ class Diffusion(nn.Module):
         _, top = (log_likelihood + self.log_unigram[ids]).topk(min(SPARSE_CANDIDATES, ids.shape[-1]), dim=-1)
         ids, log_likelihood = ids.gather(-1, top), log_likelihood.gather(-1, top).clamp_min(-1e4)
         levels = torch.linspace(-1, 1, self.palette.levels, device=z.device)
-        whole = (-(y[..., None] - levels).square() * precision[..., None]).exp().mean(-1).log().sum(-1)
+        whole = self.palette.total((-(y[..., None] - levels).square() * precision[..., None]).exp())
         V, K = self.palette.vocab_size, ids.shape[-1]
-        others = (whole.exp() * V - log_likelihood.exp().sum(-1)).clamp_min(1e-30) / (V - K)
+        others = (whole - log_likelihood.exp().sum(-1)).clamp_min(1e-30) / (V - K)
         unseen = (1 - self.log_unigram[ids].exp().sum(-1)).clamp_min(1e-9)
         return ids, log_likelihood, others.log() + unseen.log()
 

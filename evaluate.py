@@ -325,11 +325,8 @@ def plot_recovery(report: dict, path: Path) -> None:
         axis.fill_between(sigma, low, high, color=COLORS[name], alpha=0.18, linewidth=0)
         axis.plot(sigma, [row[name] for row in rows], color=COLORS[name], marker="o", markersize=3.5, label=label)
     half = report["at_nearest_50"]
-    axis.axvline(half["sigma"], color="#bbbbbb", linewidth=0.8, linestyle="--", zorder=0)
-    axis.annotate(
-        f"nearest color gets half;\n{network}: {half['model']:.1%}", (half["sigma"], 0.5),
-        xytext=(-8, -4), textcoords="offset points", fontsize=8.5, color="#333333", ha="right",
-    )  # fmt: skip
+    note = f"nearest color gets half, {network} {half['model']:.1%}"
+    axis.axvline(half["sigma"], color="#bbbbbb", linewidth=0.8, linestyle="--", zorder=0, label=note)
     axis.set_xscale("log")
     ticks = [s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0) if min(sigma) * 0.9 <= s <= max(sigma) * 1.1]
     axis.set_xticks(ticks, [f"{s:g}" for s in ticks])
@@ -339,7 +336,7 @@ def plot_recovery(report: dict, path: Path) -> None:
     axis.set_ylim(0, 1.02)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="lower left", fontsize=9)
+    axis.legend(frameon=False, loc="upper right", fontsize=9)
     training = report["training"]
     axis.set_title(
         f"{training['model']}, {training['objective']} objective, {report['vocab_size']} tokens, {report['num_tokens']:,} test tokens",

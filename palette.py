@@ -70,17 +70,7 @@ class Palette(nn.Module):
 
     def decode(self, colors: torch.Tensor) -> torch.Tensor:
         """Colors (..., 3), any real values, to the ids of the exactly nearest palette colors (...)."""
-        k, used = self.levels, self.vocab_size
-        planes, rest = divmod(used, k * k)
-        rows, last = divmod(rest, k)
-        # the used slots as boxes, each with an inclusive low and high corner in (fast, middle, slow) digit order
-        boxes = []
-        if planes:
-            boxes.append(((0, 0, 0), (k - 1, k - 1, planes - 1)))
-        if rows:
-            boxes.append(((0, 0, planes), (k - 1, rows - 1, planes)))
-        if last:
-            boxes.append(((0, rows, planes), (last - 1, rows, planes)))
+        k, boxes = self.levels, self._boxes()
         place = (colors.float() + 1) * ((k - 1) / 2)
         best_slot, best_distance = None, None
         for low, high in boxes:
@@ -95,6 +85,29 @@ class Palette(nn.Module):
                 best_slot = torch.where(closer, slot, best_slot)
                 best_distance = torch.where(closer, distance, best_distance)
         return self.token_of_slot[best_slot]
+
+    def total(self, factors: torch.Tensor) -> torch.Tensor:
+        """sum over all tokens of a product of one factor per channel and level; factors (..., 3, k) to (...)."""
+        cumulative = torch.nn.functional.pad(factors.cumsum(-1), (1, 0))
+        total = torch.zeros_like(factors[..., 0, 0])
+        for low, high in self._boxes():
+            sides = [cumulative[..., c, high[c] + 1] - cumulative[..., c, low[c]] for c in range(3)]
+            total = total + sides[0] * sides[1] * sides[2]
+        return total
+
+    def _boxes(self) -> list[tuple]:
+        """The used slots as boxes, each with an inclusive low and high corner in (fast, middle, slow) digit order."""
+        k = self.levels
+        planes, rest = divmod(self.vocab_size, k * k)
+        rows, last = divmod(rest, k)
+        boxes = []
+        if planes:
+            boxes.append(((0, 0, 0), (k - 1, k - 1, planes - 1)))
+        if rows:
+            boxes.append(((0, 0, planes), (k - 1, rows - 1, planes)))
+        if last:
+            boxes.append(((0, rows, planes), (last - 1, rows, planes)))
+        return boxes
 
     def around(self, colors: torch.Tensor, reach: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
         """The tokens on the (2 * reach)^3 lattice points around colors (..., 3), found by arithmetic.

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
-WORK=${WORK:-checkpoints/hour} SEED=${SEED:-0} STEPS=${STEPS:-5000} JOINED_STEPS=${JOINED_STEPS:-1200}
+WORK=${WORK:-checkpoints/hour} SEED=${SEED:-0} STEPS=${STEPS:-4000} JOINED_STEPS=${JOINED_STEPS:-300}
 DATA=${DATA:-$WORK/data}
 mkdir -p results/hour
 if [ ! -e "$DATA/stats.json" ]; then
@@ -18,6 +18,7 @@ stage() { # folder, then what differs
   "$PYTHON" evaluate.py --checkpoint "$run/best_model.pth" --data_path "$DATA" --output_dir "$run/report" --device cpu
 }
 stage network --ngram 0 --lr 2e-3 --max_steps "$STEPS" --val_interval 500
-stage hybrid --ngram 3 --init_from "$WORK/network/best_model.pth" --lr 1e-3 --max_steps "$JOINED_STEPS" --val_interval 200
+stage hybrid --ngram 3 --init_from "$WORK/network/best_model.pth" --ngram_start 0 --lr 5e-4 --warmup_steps 10 \
+  --max_steps "$JOINED_STEPS" --val_interval 50
 "$PYTHON" -m recipes.recovery_table --hybrid "$WORK/hybrid/report" --network "$WORK/network/report" --output results/hour/recovery.json
 cp "$WORK/hybrid/report/recovery.png" results/hour/

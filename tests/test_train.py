@@ -148,10 +148,10 @@ def test_resuming_a_finished_run_changes_nothing(call, data, trained):
     ],
 )
 def test_every_objective_scan_and_palette_trains(call, data, tmp_path, options):
-    options = ("--time_sampling", "uniform", "--self_cond_prob", "0.5", "--max_steps", 30, "--lr", "2e-3", *options)
+    options = ("--time_sampling", "uniform", "--self_cond_prob", "0.5", "--max_steps", 20, "--lr", "2e-3", *options)
     assert call(train, "--data_path", data, *TINY, *options, "--val_interval", 10, "--output_dir", tmp_path) == 0
     found = list(rows(tmp_path, "val_loss").values())
-    assert len(found) == 3 and found[-1] < found[0]
+    assert len(found) == 2 and found[-1] < found[0]
 
 
 @pytest.mark.parametrize("order", [2, 3])
@@ -170,7 +170,7 @@ def test_raw_text_trains_without_a_separate_build(call, text_folder, tmp_path):
     assert (tmp_path / "data" / "stats.json").exists() and len(rows(tmp_path, "loss")) == 3
 
 
-@pytest.mark.parametrize("kind", [(), ("--ngram", "0"), ("--objective", "pixel")], ids=["trigrams", "alone", "pixel"])
+@pytest.mark.parametrize("kind", [(), ("--ngram", "0")], ids=["trigrams", "alone"])
 def test_two_processes_train_as_one(data, tmp_path, kind):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
     command += [

@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--t", type=float, nargs="+", help="times to evaluate (default: nine noise levels around the palette's spacing)"
     )
-    parser.add_argument("--passes", type=int, default=2, help="forward passes at the same noise to recover by" + show)
+    parser.add_argument("--passes", type=int, default=4, help="forward passes at the same noise to recover by" + show)
     parser.add_argument("--num_inference_steps", type=int, default=8, help="forward passes per full sampling" + show)
     parser.add_argument(
         "--sampler", default="euler", choices=SAMPLERS, help="a sampler that draws, for comparison" + show

@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--num_inference_steps",
         type=int,
-        help="forward passes of the network (default: 32 where a text is drawn, 2 for posterior)",
+        help="forward passes of the network (default: 32 where a text is drawn, 4 for posterior)",
     )
     parser.add_argument(
         "--sampler",
@@ -131,7 +131,7 @@ def check(args: argparse.Namespace) -> None:
     if args.sampler is None:
         args.sampler = "posterior" if args.mode in ("reconstruct", "decode") else "stochastic"
     if args.num_inference_steps is None:
-        args.num_inference_steps = 2 if args.sampler == "posterior" else 32
+        args.num_inference_steps = 4 if args.sampler == "posterior" else 32
     needs_text = args.mode in ("reconstruct", "infill", "encode")
     if needs_text and (args.input_text is None) == (args.input_file is None):
         raise UserError(f"--mode {args.mode} needs --input_text or --input_file")

@@ -23,6 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hybrid", type=Path, nargs="*", default=[], help="report folders, one for each seed")
     parser.add_argument("--network", type=Path, nargs="*", default=[], help="report folders, one for each seed")
+    parser.add_argument("--passes", choices=("1", "2", "4"), help="of the network (default: as the reports were made)")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args()
     reports = {kind: [read(folder) for folder in getattr(args, kind)] for kind in ("network", "hybrid")}
@@ -32,11 +33,11 @@ def main() -> None:
         raise UserError("name at least one report with --hybrid or --network")
     if len({(r["num_tokens"], len(r["recovery"])) for r in everyone}) > 1:
         raise UserError("the reports are on different test tokens or noise levels: they cannot stand in one table")
-    rows = [row_of(index, reports, everyone[0]) for index in range(len(everyone[0]["recovery"]))]
-    at_half = row_of(None, reports, everyone[0])
+    rows = [row_of(index, reports, everyone, args.passes) for index in range(len(everyone[0]["recovery"]))]
+    at_half = row_of(None, reports, everyone, args.passes)
     result = {
         "num_chunks": everyone[0]["num_chunks"], "num_tokens": everyone[0]["num_tokens"],
-        "ngram_bits": everyone[0]["ngram_bits"], "recovery": rows, "at_nearest_50": at_half,
+        "ngram_bits": everyone[0]["ngram_bits"], "passes": args.passes or everyone[0]["passes"], "recovery": rows, "at_nearest_50": at_half,
         "runs": {
             kind: [
                 {**{k: r[k] for k in ("training", "environment", "passes", "throughput", "sampled")},
@@ -63,18 +64,24 @@ def read(folder: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def row_of(index: int | None, reports: dict, first: dict) -> dict:
-    """One noise level (index of `recovery`, None = where the nearest color gets half): every decoder's accuracy."""
-    pick = (lambda r: r["at_nearest_50"]) if index is None else (lambda r: r["recovery"][index])
-    row = {"sigma": pick(first)["sigma"]}
+def row_of(index: int | None, reports: dict, everyone: list[dict], passes: str | None) -> dict:
+    """One noise level (index of `recovery`, None = where the nearest color gets half): every decoder's accuracy.
+
+    The classical decoders are means over all runs too: each run has its own palette, drawn by its seed.
+    """
+
+    def pick(report: dict) -> dict:
+        return report["at_nearest_50"] if index is None else report["recovery"][index]
+
+    row = {"sigma": float(np.mean([pick(r)["sigma"] for r in everyone]))}
     for name in CLASSICAL:
-        row[name] = {"mean": pick(first)[name], "ci": pick(first)[f"{name}_ci"]}
+        row[name] = {"mean": float(np.mean([pick(r)[name] for r in everyone])), "ci": pick(everyone[0])[f"{name}_ci"]}
     for kind, found in reports.items():
-        values = np.array([pick(r)["model"] for r in found])
-        bits = [pick(r)["nll_bits"] for r in found]
+        values = np.array([pick(r)["passes"][passes or str(r["passes"])] for r in found])
         row[kind] = {
             "mean": float(values.mean()), "std": float(values.std(ddof=1)) if len(values) > 1 else None,
-            "seeds": values.tolist(), "ci": pick(found[0])["model_ci"], "nll_bits": float(np.mean(bits)),
+            "seeds": values.tolist(), "ci_of_first": pick(found[0])["model_ci"],
+            "nll_bits": float(np.mean([pick(r)["nll_bits"] for r in found])),
         }  # fmt: skip
     return row
 

@@ -105,7 +105,7 @@ def test_reconstruction_takes_the_likeliest_tokens_by_default_as_at_temperature_
 
 @pytest.mark.parametrize(
     ("mode", "sampler", "steps"),
-    [("reconstruct", "posterior", 2), ("decode", "posterior", 2), ("generate", "stochastic", 32)],
+    [("reconstruct", "posterior", 4), ("decode", "posterior", 4), ("generate", "stochastic", 32)],
 )
 def test_each_mode_has_its_own_sampler_and_number_of_passes(mode, sampler, steps):
     args = argparse.Namespace(mode=mode, sampler=None, num_inference_steps=None, t=None, temperature=1.0, num_samples=1)

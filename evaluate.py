@@ -319,7 +319,7 @@ def plot_recovery(report: dict, path: Path) -> None:
         "model": network, "trigram": "trigram forward-backward", "bigram": "bigram forward-backward",
         "unigram": "unigram posterior", "nearest": "nearest color",
     }  # fmt: skip
-    figure, axis = plt.subplots(figsize=(7.2, 4.4), dpi=150, layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.2, 5.2), dpi=150, layout="constrained")
     for name, label in labels.items():
         low, high = zip(*(row[f"{name}_ci"] for row in rows))
         axis.fill_between(sigma, low, high, color=COLORS[name], alpha=0.18, linewidth=0)
@@ -336,7 +336,7 @@ def plot_recovery(report: dict, path: Path) -> None:
     axis.set_ylim(0, 1.02)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="upper right", fontsize=9)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9)
     training = report["training"]
     axis.set_title(
         f"{training['model']}, {training['objective']} objective, {report['vocab_size']} tokens, {report['num_tokens']:,} test tokens",

@@ -78,6 +78,7 @@ def load_pretrained(
     beside = ngram if config["ngram"] else None
     palette, objective = Palette.from_state(checkpoint["palette"]), config["objective"]
     diffusion = Diffusion(network, palette, layout, objective, ngram.log_unigram[ALL], beside).to(device).eval()
+    diffusion.joined = checkpoint.get("joined", diffusion.joined)  # a run that was stopped before n-grams joined
     times = TimeSampler.from_state(checkpoint["time_sampler"])
     tokenizer = Tokenizer.from_json(checkpoint["tokenizer"])
     return Pretrained(diffusion, tokenizer, times, ngram.to(device), config, checkpoint["step"])

@@ -264,6 +264,7 @@ def main() -> None:
                 "time_sampler": observed,
                 "palette": palette.state(),
                 "ngram": ngram_state,
+                "joined": diffusion.joined,
                 "tokenizer": tokenizer.to_json(),
                 "config": config,
                 "step": step,
@@ -289,6 +290,7 @@ def main() -> None:
             diffusion,
             device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
             broadcast_buffers=False,  # palette and n-gram tables never change
+            find_unused_parameters=True,  # a step may have no second pass, no n-grams yet, no candidates beside the rest
         )
     validation = Validation(val, args.val_samples, args.batch_size, layout.multiple, runtime)
     losses = Losses(log, runtime, output)

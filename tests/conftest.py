@@ -80,8 +80,8 @@ def data(text_folder, tmp_path_factory):
 TINY = (
     "--model", "JiT-Ti/4", "--img_size", "8", "--token_dim", "32", "--batch_size", "16", "--device", "cpu", "--precision", "fp32",
 )  # fmt: skip
-TRAINED = ("--max_steps", "80", "--ngram_start", "0.5", "--lr", "3e-3", "--val_interval", "20", "--save_interval", "1")
-ALONE = (*TRAINED, "--max_steps", "40", "--ngram", "0")
+TRAINED = ("--max_steps", "120", "--ngram_start", "0.4", "--lr", "3e-3", "--val_interval", "30", "--save_interval", "1")
+ALONE = (*TRAINED, "--max_steps", "60", "--ngram", "0")
 
 
 def run_main(module, *arguments) -> None:
@@ -96,7 +96,7 @@ def run_main(module, *arguments) -> None:
 
 @pytest.fixture(scope="session")
 def trained(data, tmp_path_factory):
-    """A run of 80 steps, half of them beside trigrams: enough to recover more of these texts than they do."""
+    """A run of 120 steps, most of them beside trigrams: enough to recover more of these texts than they do."""
     output = tmp_path_factory.mktemp("run")
     run_main(train, "--data_path", data, *TINY, *TRAINED, "--output_dir", output)
     return output
@@ -104,7 +104,7 @@ def trained(data, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained_alone(data, tmp_path_factory):
-    """A run of 40 steps without n-grams: enough to beat the unigram posterior on these texts by far."""
+    """A run of 60 steps without n-grams: enough to beat the unigram posterior on these texts by far."""
     output = tmp_path_factory.mktemp("alone")
     run_main(train, "--data_path", data, *TINY, *ALONE, "--output_dir", output)
     return output

@@ -193,7 +193,9 @@ def test_a_network_without_ngrams_is_compared_with_them_all_the_same(call, train
     assert report["training"]["ngram"] == 0 and row["trigram"] > row["unigram"] + 0.05 and row["model"] > row["unigram"]
 
 
-@pytest.mark.parametrize("options", [("--ngram", 2), ("--objective", "pixel", "--scan", "raster")])
+@pytest.mark.parametrize(
+    "options", [("--ngram", 2), ("--objective", "pixel"), ("--scan", "raster", "--objective", "pixel")]
+)
 def test_every_kind_of_checkpoint_can_be_evaluated(call, data, tmp_path, options):
     assert call(train, "--data_path", data, *TINY, *options, "--max_steps", 3, "--output_dir", tmp_path / "run") == 0
     given = ("--data_path", data / "val", "--output_dir", tmp_path / "report", *CPU, *SHORT, "--sampler", "heun")

@@ -77,8 +77,11 @@ class Diffusion(nn.Module):
             raise UserError("the token objective needs a network with a vocab_size, the pixel objective one without")
         if network.vocab_size not in (None, palette.vocab_size):
             raise UserError(f"the network has {network.vocab_size} tokens, the palette {palette.vocab_size}")
-        if bool(network.ngram) != (ngram is not None):
-            raise UserError("a network with gates for n-grams needs an n-gram model, and one without gates takes none")
+        if bool(network.ngram) != (ngram is not None) or (ngram is not None and network.ngram > ngram.order):
+            raise UserError(
+                f"a network for n-grams of order {network.ngram} (0 = none) does not go with an n-gram model of order "
+                f"{ngram.order if ngram else 0}"
+            )
         self.network, self.palette, self.layout, self.objective, self.ngram = network, palette, layout, objective, ngram
         if log_unigram is None:
             log_unigram = torch.full((palette.vocab_size,), 1 / palette.vocab_size).log()
@@ -143,12 +146,12 @@ class Diffusion(nn.Module):
         distance = (self.palette.colors[ids] - y[..., None, :]).square().sum(-1)
         log_likelihood = torch.where(exists, -distance * precision, -torch.inf)
         _, top = (log_likelihood + self.log_unigram[ids]).topk(min(SPARSE_CANDIDATES, ids.shape[-1]), dim=-1)
-        ids, log_likelihood = ids.gather(-1, top), log_likelihood.gather(-1, top).clamp_min(-1e4)
+        ids, exists = ids.gather(-1, top), exists.gather(-1, top)
+        log_likelihood = log_likelihood.gather(-1, top).clamp_min(-1e4)
         levels = torch.linspace(-1, 1, self.palette.levels, device=z.device)
         whole = self.palette.total((-(y[..., None] - levels).square() * precision[..., None]).exp())
-        V, K = self.palette.vocab_size, ids.shape[-1]
-        others = (whole - log_likelihood.exp().sum(-1)).clamp_min(1e-30) / (V - K)
-        unseen = (1 - self.log_unigram[ids].exp().sum(-1)).clamp_min(1e-9)
+        others = (whole - log_likelihood.exp().sum(-1)).clamp_min(1e-30) / (self.palette.vocab_size - exists.sum(-1))
+        unseen = (1 - (self.log_unigram[ids].exp() * exists).sum(-1)).clamp_min(1e-9)
         return ids, log_likelihood, others.log() + unseen.log()
 
     def _mean_embedding(self, posterior) -> torch.Tensor:

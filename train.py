@@ -192,6 +192,12 @@ def main() -> None:
     if saved:
         compare(args, saved["config"], resumed, runtime)
     given = load_checkpoint(args.init_from, NEEDED) if args.init_from and not saved else None
+    if given:
+        for name in ("img_size", "palette", "scan", "objective"):
+            if given["config"][name] != getattr(args, name):
+                raise UserError(
+                    f"{args.init_from} was trained with --{name} {given['config'][name]}, not {getattr(args, name)}"
+                )
 
     # data
     begun = saved or given

@@ -626,7 +626,7 @@ def test_a_network_for_ngrams_and_a_diffusion_without_them_are_refused_and_the_o
     layout, palette, ngram = Layout(8, 4), build_palette("digits", VOCAB), counted()
     beside = build_jit_model("JiT-Ti/4", 8, vocab_size=VOCAB, token_dim=16, ngram=3)
     alone = build_jit_model("JiT-Ti/4", 8, vocab_size=VOCAB, token_dim=16)
-    for network, given in ((beside, None), (alone, ngram)):
-        with pytest.raises(UserError, match="n-gram") as refusal:
+    for network, given, orders in ((beside, None, (3, 0)), (alone, ngram, (0, 3)), (beside, counted(2), (3, 2))):
+        message = "n-grams of order {} .* n-gram model of order {}$".format(*orders)
+        with pytest.raises(UserError, match=message):
             Diffusion(network, palette, layout, ngram=given)
-        assert str(refusal.value).count("missing") <= 1

@@ -216,3 +216,13 @@ def test_a_picture_of_another_size_or_kind_is_refused(tmp_path):
         load_picture(tmp_path / "text.png", 8)
     with pytest.raises(UserError, match="no image at"):
         load_picture(tmp_path / "absent.png", 8)
+
+
+@pytest.mark.parametrize("vocab_size", [7, 17**3, 5000])
+def test_a_product_over_the_channels_is_summed_over_the_used_slots_alone(vocab_size):
+    palette = build_palette("shuffled", vocab_size)
+    k = palette.levels
+    factors = torch.rand(4, 3, k, dtype=torch.float64)
+    digits = torch.stack([palette.slots % k, palette.slots // k % k, palette.slots // (k * k)])
+    expected = torch.stack([f[0, digits[0]] * f[1, digits[1]] * f[2, digits[2]] for f in factors]).sum(-1)
+    assert torch.allclose(palette.total(factors), expected)

@@ -320,3 +320,9 @@ def test_a_corrupt_checkpoint_is_refused(refused, data, tmp_path, content):
     assert "x.pth" in refused(
         train, "--data_path", data, *TINY, "--output_dir", tmp_path / "run", "--resume", tmp_path / "x.pth"
     )
+
+
+def test_weights_of_another_palette_or_layout_are_not_begun_from(refused, data, trained_alone, tmp_path):
+    begun = ("--data_path", data, *TINY, "--init_from", trained_alone / "best_model.pth", "--output_dir", tmp_path)
+    assert "--palette context, not digits" in refused(train, *begun, "--palette", "digits")
+    assert "--scan block, not raster" in refused(train, *begun, "--scan", "raster")

@@ -4,46 +4,48 @@
     python build_pretrain_data.py --input novels/ --vocab_size 4096 # your own .txt, .jsonl, .parquet (also .gz, .zst)
     python build_pretrain_data.py --dataset_name wikitext --dataset_config wikitext-103-raw-v1 --tokenizer_path gpt2
 
-kit/builder.py says how the chunks are made.
+corpus/builder.py says how the chunks are made.
 """
 
 import argparse
 import os
 from dataclasses import fields
 
+from corpus.builder import BuildSettings, build
 from kit import errors
-from kit.builder import BuildSettings, build
+from kit.arguments import program
+
+LESS_MEMORY = "close other programs, or split the input"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program(__doc__)
     parser.set_defaults(**{field.name: field.default for field in fields(BuildSettings)})
-    show = " (default: %(default)s)"
     source = parser.add_argument_group("source; with none given, Python's own library and language reference")
     source.add_argument(
         "--input", nargs="+", metavar="PATH", help="files and folders of .txt, .jsonl, .parquet, also .gz, .zst"
     )
     source.add_argument("--dataset_name", help="a Hugging Face dataset, by name or local folder, streamed")
     source.add_argument("--dataset_config", help="its configuration")
-    source.add_argument("--dataset_split", help="its split" + show)
-    source.add_argument("--text_column", help="column that holds the text of .jsonl, .parquet, datasets" + show)
+    source.add_argument("--dataset_split", help="its split")
+    source.add_argument("--text_column", help="column that holds the text of .jsonl, .parquet, datasets")
     source.add_argument("--encoding", help="encoding of text files (default: UTF-8, UTF-16, GB18030 or Big5, detected)")
     tokens = parser.add_argument_group("tokens")
     tokens.add_argument(
         "--tokenizer_path", help="tokenizer.json, a folder with one, or a Hugging Face name (default: train a BPE)"
     )
-    tokens.add_argument("--vocab_size", type=int, help="size of the byte-level BPE trained on the text" + show)
-    tokens.add_argument("--min_tokens", type=int, help="shortest chunk" + show)
-    tokens.add_argument("--max_tokens", type=int, help="longest chunk: 4096 fill a 64x64 image" + show)
+    tokens.add_argument("--vocab_size", type=int, help="size of the byte-level BPE trained on the text")
+    tokens.add_argument("--min_tokens", type=int, help="shortest chunk")
+    tokens.add_argument("--max_tokens", type=int, help="longest chunk: 4096 fill a 64x64 image")
     output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", default="data", help="folder to write" + show)
+    output.add_argument("--output_dir", default="data", help="folder to write")
     output.add_argument(
-        "--overwrite", action=argparse.BooleanOptionalAction, default=False, help="replace a finished build" + show
+        "--overwrite", action=argparse.BooleanOptionalAction, default=False, help="replace a finished build"
     )
-    output.add_argument("--val_fraction", type=float, help="share of the tokens that checkpoints are chosen by" + show)
-    output.add_argument("--test_fraction", type=float, help="share that reports are made on, whole documents" + show)
-    output.add_argument("--seed", type=int, help="seed of split and chunk lengths" + show)
-    output.add_argument("--num_workers", type=int, default=os.cpu_count(), help="tokenizing threads" + show)
+    output.add_argument("--val_fraction", type=float, help="share of the tokens that checkpoints are chosen by")
+    output.add_argument("--test_fraction", type=float, help="share that reports are made on, whole documents")
+    output.add_argument("--seed", type=int, help="seed of split and chunk lengths")
+    output.add_argument("--num_workers", type=int, default=os.cpu_count(), help="tokenizing threads")
     return parser.parse_args()
 
 
@@ -62,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, LESS_MEMORY)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader
 
-from kit.chunks import Chunks
+from corpus.chunks import Chunks
 
 
 def collate(items: list[torch.Tensor], multiple: int = 1) -> dict:

@@ -17,13 +17,15 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from baselines.ngram import DENSE_VOCAB, Context, NGram, unigram_context
+from kit import sampling
 from kit.errors import UserError
+from kit.sampling import integrate
 from kit.times import MIN_SIGMA, sigma_of
 from model import JiT
 from palette import Layout, Palette
 
 OBJECTIVES = ("token", "pixel")
-SAMPLERS = ("posterior", "euler", "heun", "stochastic")
+SAMPLERS = ("posterior", *sampling.SAMPLERS)
 V_LOSS_EPS = 0.05  # JiT's floor under 1 - t
 MAX_LOGITS = 1 << 27  # logits held at once; larger batches are cut and recomputed in the backward pass
 NGRAM_CANDIDATES, NGRAM_SEGMENT = (8, 24), 64  # of the n-gram model beside the network, see NGram.contexts
@@ -253,13 +255,13 @@ class Diffusion(nn.Module):
     def recover(self, z, t, mask, cond_mask=None, tokens=None, passes: int = 1, callback=None) -> Prediction:
         """The likeliest token of each position: `passes` forward passes at the same noise, each given the one before.
 
-        `callback(i, x_pred)` is called after each pass.
+        `callback(x_pred)` is called after each pass.
         """
         observation, found = self.observe(z, t, mask, cond_mask), None
-        for i in range(passes):
+        for _ in range(passes):
             found = self.predict(observation, t, mask, cond_mask, tokens, found and found.prev)
             if callback:
-                callback(i, found.x_pred)
+                callback(found.x_pred)
         return found
 
     def predict(
@@ -314,54 +316,39 @@ class Diffusion(nn.Module):
         """Tokens (B, N) by integrating from grid[0] to grid[-1], then one last pass that decides.
 
         mask (B, N); `grid` (S,) ascending times; z (B, N, 3) the noisy colors at grid[0], or None for pure noise. Positions in
-        cond_mask (B, N) hold cond_tokens (B, N) throughout. In the scale y = z / t the flow is dy/dsigma = (y - x) / sigma
-        (Song et al., 2021); `euler` is exact where x does not change (DDIM), `heun` corrects with a second pass, and
-        `stochastic` (EDM's ancestral step, Karras et al., 2022) renews as much noise as the posterior allows. These three
-        draw a text; `posterior`, and any of them at temperature 0, stays at grid[0] and takes each position's likeliest
-        token after S passes (`recover`). `callback(i, x_pred)` is called after each pass.
+        cond_mask (B, N) hold cond_tokens (B, N) throughout. The samplers of kit/sampling.py draw a text; `posterior`, and any
+        of them at temperature 0, stays at grid[0] and takes each position's likeliest
+        token after S passes (`recover`). `callback(x_pred)` is called after each forward pass.
         """
         if sampler not in SAMPLERS:
             raise UserError(f"unknown sampler {sampler!r}; choose from {', '.join(SAMPLERS)}")
-        batch, device = len(mask), mask.device
-        if z is None:
-            z = torch.randn(*mask.shape, 3, device=device, generator=generator) * (1 - grid[0])
+        device, sigmas = mask.device, sigma_of(grid).tolist()
         clean = None if cond_mask is None else self.palette.colors[cond_tokens]
-        prev = None
 
-        def estimate(y, t):
-            z = y * t
-            if clean is not None:
-                z = torch.where(cond_mask[..., None], clean, z)
-            times = torch.full((batch,), float(t), device=device)
-            return self.denoise(z, times, mask, cond_mask, None, prev, temperature or 1.0)
+        def noise():
+            return torch.randn(*mask.shape, 3, device=device, generator=generator)
 
-        def finish(found):
-            return found.tokens if cond_mask is None else torch.where(cond_mask, cond_tokens, found.tokens)
+        def clamp(z):
+            return z if clean is None else torch.where(cond_mask[..., None], clean, z)
 
-        y = z / grid[0].clamp_min(1e-6)
+        if z is None:
+            z = noise() * (1 - grid[0])
         if sampler == "posterior" or temperature == 0:
-            z = y * grid[0] if clean is None else torch.where(cond_mask[..., None], clean, y * grid[0])
-            times = torch.full((batch,), float(grid[0]), device=device)
-            return finish(self.recover(z, times, mask, cond_mask, passes=len(grid), callback=callback))
-        for i in range(len(grid) - 1):
-            sigma, target = sigma_of(grid[i]), sigma_of(grid[i + 1])
-            found = estimate(y, grid[i])
-            x, prev = found.x_pred, found.prev
-            if callback:
-                callback(i, x)
-            fresh = 0.0
-            if sampler == "stochastic":
-                fresh = min(target, (target**2 * (sigma**2 - target**2) / sigma**2).clamp_min(0).sqrt())
-            down = (target**2 - fresh**2) ** 0.5
-            slope = (y - x) / sigma
-            moved = y + (down - sigma) * slope
-            if sampler == "heun" and i < len(grid) - 2:
-                again = estimate(moved, grid[i + 1]).x_pred
-                moved = y + (target - sigma) * (slope + (moved - again) / target) / 2
-            if sampler == "stochastic":
-                moved = moved + fresh * torch.randn(y.shape, device=device, generator=generator)
-            y = moved
-        found = estimate(y, grid[-1])
-        if callback:
-            callback(len(grid) - 1, found.x_pred)
-        return finish(found)
+            times = torch.full((len(mask),), float(grid[0]), device=device)
+            found = self.recover(clamp(z), times, mask, cond_mask, passes=len(grid), callback=callback)
+        else:
+            found = None
+
+            def denoise(y, sigma):
+                nonlocal found
+                t = torch.full((len(mask),), 1 / (1 + sigma), device=device)
+                found = self.denoise(
+                    clamp(y / (1 + sigma)), t, mask, cond_mask, None, found and found.prev, temperature
+                )
+                if callback:
+                    callback(found.x_pred)
+                return found.x_pred
+
+            y = integrate(denoise, z / grid[0].clamp_min(1e-6), sigmas, sampler, noise)
+            denoise(y, sigmas[-1])
+        return found.tokens if cond_mask is None else torch.where(cond_mask, cond_tokens, found.tokens)

@@ -19,12 +19,13 @@ import torch
 from rapidfuzz.distance import Levenshtein
 
 from baselines.ngram import Context, unigram_context
+from corpus.chunks import Chunks, open_test, reported
 from diffusion import NGRAM_SEGMENT, SAMPLERS, Diffusion, Prediction
 from kit import device, errors
-from kit.chunks import Chunks, open_test, reported
+from kit.arguments import add_common, program
 from kit.errors import UserError
 from kit.runlog import environment, make_folder, progress_bar, write_json
-from palette import to_pixels
+from picture import to_pixels
 from pretrained import Pretrained, load_pretrained
 
 matplotlib.use("Agg")
@@ -32,45 +33,34 @@ import matplotlib.pyplot as plt
 
 SPACINGS = (0.28, 0.35, 0.455, 0.56, 0.7, 0.85, 1.225, 2.1, 3.5)  # noise levels, in units of the palette's spacing
 PASSES = (1, 2, 4)
-SHOWN = (0.9, 0.5, 0.2)  # nearest-color accuracies at which full sampling is measured and pixels.png is drawn
+SHOWN = (0.9, 0.5, 0.2)  # nearest-color accuracies at which pixels.png is drawn
 COLORS = {
     "model": "#0b6e4f", "trigram": "#8c2f39", "bigram": "#d1603d", "unigram": "#c8963e", "nearest": "#8d99ae",
 }  # fmt: skip
 TRIGRAM_CANDIDATES = (24,)
+LESS_MEMORY = "lower `batch_size`"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
+    parser = program(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of train.py")
     parser.add_argument(
-        "--data_path", default="data", help="folder of the data builder, of which test/ is used, or any raw text" + show
+        "--data_path", default="data", help="folder of the data builder, of which test/ is used, or any raw text"
     )
-    parser.add_argument("--output_dir", default="report", help="where to write" + show)
+    parser.add_argument("--output_dir", default="report", help="where to write")
     parser.add_argument(
         "--img_size", type=int, help="refuse a checkpoint of another image size (default: take the checkpoint's)"
     )
-    parser.add_argument("--num_samples", type=int, default=256, help="held-out chunks, drawn at random" + show)
+    parser.add_argument("--num_samples", type=int, default=256, help="held-out chunks, drawn at random")
     parser.add_argument(
         "--t", type=float, nargs="+", help="times to evaluate (default: nine noise levels around the palette's spacing)"
     )
-    parser.add_argument("--passes", type=int, default=4, help="forward passes at the same noise to recover by" + show)
-    parser.add_argument("--num_inference_steps", type=int, default=8, help="forward passes per full sampling" + show)
-    parser.add_argument(
-        "--sampler", default="euler", choices=SAMPLERS, help="a sampler that draws, for comparison" + show
-    )
-    parser.add_argument(
-        "--ema", action=argparse.BooleanOptionalAction, default=True, help="use the averaged weights" + show
-    )
-    parser.add_argument("--batch_size", type=int, default=32, help="chunks at once" + show)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
-    parser.add_argument(
-        "--precision",
-        default="auto",
-        choices=device.PRECISIONS,
-        help="auto is bf16 where the hardware multiplies in it, else fp32" + show,
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of chunks and noise" + show)
+    parser.add_argument("--passes", type=int, default=4, help="forward passes at the same noise to recover by")
+    parser.add_argument("--num_inference_steps", type=int, default=8, help="forward passes per full sampling")
+    parser.add_argument("--sampler", default="euler", choices=SAMPLERS, help="a sampler that draws, for comparison")
+    parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=True, help="use the averaged weights")
+    parser.add_argument("--batch_size", type=int, default=32, help="chunks at once")
+    add_common(parser, "device", "precision", "seed")
     return parser.parse_args()
 
 
@@ -87,7 +77,7 @@ def main() -> None:
         args.data_path, output / "data", loaded.tokenizer,
         min_tokens=min(64, loaded.capacity), max_tokens=loaded.capacity, seed=args.seed,
     )  # fmt: skip
-    chunks.check(loaded.capacity, loaded.tokenizer.vocab_size, "--img_size")
+    chunks.check(loaded.capacity, loaded.tokenizer.vocab_size, "img_size")
     held_out = HeldOut(chunks, loaded, args, runtime)
 
     half = held_out.sigma_at(0.5)
@@ -99,15 +89,8 @@ def main() -> None:
             recovery.append(held_out.recovery(sigma))
             bar.update()
     at_half = recovery.pop()
-    wanted = [(share, "posterior") for share in SHOWN]
-    if args.sampler != "posterior":
-        wanted.append((0.5, args.sampler))
-    with torch.no_grad(), runtime.autocast(), progress_bar(len(wanted), "sampling", unit="level") as bar:
-        sampled = []
-        for share, sampler in wanted:
-            sampled.append(held_out.sampled(held_out.sigma_at(share), sampler))
-            bar.update()
-    middle = next(row for row in sampled if row["sampler"] == "posterior" and row["sigma"] == at_half["sigma"])
+    with torch.no_grad(), runtime.autocast():
+        sampled = [held_out.sampled(half, sampler) for sampler in dict.fromkeys(("posterior", args.sampler))]
 
     report = {
         "checkpoint": str(args.checkpoint),
@@ -119,8 +102,8 @@ def main() -> None:
         "recovery": recovery,
         "at_nearest_50": at_half,
         "sampled": sampled,
-        "exact_match": middle["exact_match"],
-        "char_error_rate": middle["char_error_rate"],
+        "exact_match": sampled[0]["exact_match"],
+        "char_error_rate": sampled[0]["char_error_rate"],
         "throughput": held_out.throughput(),
         "training": {
             "step": loaded.step,
@@ -213,7 +196,7 @@ class HeldOut:
                 if context.dense is not None:
                     nll[name] = -(context.dense + seen).gather(-1, tokens[..., None])[..., 0] * mask
             row = {name: ((guess == tokens) & mask).sum(1) for name, guess in guesses.items()}
-            row |= {f"{name} nll": values.double().sum(1) for name, values in nll.items() if values is not None}
+            row |= {f"{name} nll": values.cpu().double().sum(1) for name, values in nll.items() if values is not None}
             rows.append({name: values.cpu().numpy() for name, values in {**row, "count": mask.sum(1)}.items()})
         table = {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
         result = {"t": 1 / (1 + sigma), "sigma": sigma}
@@ -392,4 +375,4 @@ def typical_chunk(held_out: HeldOut) -> dict:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, LESS_MEMORY)

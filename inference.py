@@ -18,28 +18,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
+from corpus.documents import documents, find_sources
 from diffusion import SAMPLERS
 from kit import device, errors
-from kit.corpus import documents, find_sources
+from kit.arguments import add_common, program
 from kit.errors import UserError
-from kit.runlog import make_folder, progress_bar, write_json
+from kit.runlog import clear_numbered, make_folder, progress_bar, write_json
+from kit.sampling import num_passes
 from kit.times import sigma_of, t_of
-from palette import load_picture, save_png, to_pixels
+from picture import find_images, load_image, save_animation, save_png, save_strip
 from pretrained import Pretrained, load_pretrained
 
 MODES = ("generate", "reconstruct", "infill", "encode", "decode")
 GAP = re.compile(r"\[\[(\d{1,7})\]\]")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+LESS_MEMORY = "lower `batch_size`"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
+    parser = program(__doc__)
     flag = argparse.BooleanOptionalAction
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of train.py")
-    parser.add_argument("--mode", required=True, choices=MODES, help="what to do, see above")
+    parser.add_argument("--mode", default="generate", choices=MODES, help="what to do, see above")
     parser.add_argument(
         "--img_size", type=int, help="refuse a checkpoint of another image size (default: take the checkpoint's)"
     )
@@ -55,9 +55,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         help="length of what is generated, prompt included; of a decoded picture without transparency (default: what fits)",
     )
-    parser.add_argument(
-        "--num_samples", type=int, default=1, help="how many to generate, or fillings of one text" + show
-    )
+    parser.add_argument("--num_samples", type=int, default=1, help="how many to generate, or fillings of one text")
     parser.add_argument(
         "--num_inference_steps",
         type=int,
@@ -69,36 +67,25 @@ def parse_args() -> argparse.Namespace:
         help="posterior takes the likeliest tokens, the others draw a text (default: posterior to reconstruct and decode, stochastic to generate and infill)",
     )
     parser.add_argument(
-        "--temperature", type=float, default=1.0, help="of the context logits; 0 takes the likeliest tokens" + show
+        "--temperature", type=float, default=1.0, help="of the context logits; 0 takes the likeliest tokens"
     )
     parser.add_argument(
         "--t",
         type=float,
         help="reconstruct: time to noise to, 1 = clean (default: noise equal to half the palette's spacing); decode: time of the picture (default: estimated)",
     )
-    parser.add_argument(
-        "--denoise", action=flag, default=False, help="decode: clean the picture with the model first" + show
-    )
+    parser.add_argument("--denoise", action=flag, default=False, help="decode: clean the picture with the model first")
     parser.add_argument(
         "--strip",
         action=flag,
         default=False,
-        help="generate, infill: also save the estimates along the way side by side" + show,
+        help="generate, infill: also save the estimates along the way side by side",
     )
-    parser.add_argument(
-        "--gif", action=flag, default=False, help="generate, infill: also save them as an animation" + show
-    )
-    parser.add_argument("--ema", action=flag, default=True, help="use the averaged weights" + show)
-    parser.add_argument("--batch_size", type=int, default=16, help="pictures at once" + show)
-    parser.add_argument("--output_dir", default="outputs", help="where to write" + show)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
-    parser.add_argument(
-        "--precision",
-        default="auto",
-        choices=device.PRECISIONS,
-        help="auto is bf16 where the hardware multiplies in it, else fp32" + show,
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of every random number" + show)
+    parser.add_argument("--gif", action=flag, default=False, help="generate, infill: also save them as an animation")
+    parser.add_argument("--ema", action=flag, default=True, help="use the averaged weights")
+    parser.add_argument("--batch_size", type=int, default=16, help="pictures at once")
+    parser.add_argument("--output_dir", default="outputs", help="where to write")
+    add_common(parser, "overwrite", "device", "precision", "seed")
     return parser.parse_args()
 
 
@@ -195,14 +182,16 @@ def infill(loaded: Pretrained, args, output: Path) -> dict:
 
 def write_samples(loaded: Pretrained, args, output: Path, tokens: list, known: list) -> dict:
     """Sample the unknown positions of each text; write picture, text and, if asked, the way there."""
+    clear_numbered(output, f"{args.mode}_*", args.overwrite)
     grid = loaded.grid(args.num_inference_steps)
     generator = torch.Generator(loaded.device).manual_seed(args.seed)
     samples, frames = [], []  # frames: the estimates of the first sample on its way
-    bar = progress_bar(len(grid) * -(-len(tokens) // args.batch_size), "sample", unit="pass")
+    passes = num_passes(args.sampler, len(grid))
+    bar = progress_bar(passes * -(-len(tokens) // args.batch_size), "sample", unit="pass")
 
-    def callback(_, x_pred):
+    def callback(x_pred):
         bar.update()
-        if (args.gif or args.strip) and len(frames) < len(grid):
+        if (args.gif or args.strip) and not samples:
             frames.append(loaded.diffusion.layout.to_image(x_pred[:1])[0].cpu())
 
     for start in range(0, len(tokens), args.batch_size):
@@ -230,7 +219,11 @@ def write_samples(loaded: Pretrained, args, output: Path, tokens: list, known: l
             write_picture(loaded, output / f"{name}.png", row, mask)
             (output / f"{name}.txt").write_text(text, encoding="utf-8")
             if frames and index == 0:
-                save_frames(output / name, frames, batch["mask"][0].cpu(), loaded, args)
+                shown = loaded.diffusion.layout.to_image(batch["mask"][:1])[0]
+                if args.strip:
+                    save_strip(output / f"{name}_strip.png", frames, shown)
+                if args.gif:
+                    save_animation(output / f"{name}.gif", frames, shown)
             print(f"--- {name} ({len(kept)} tokens{', ended by itself' if len(ends) else ''})\n{text}")
             samples.append({"file": f"{name}.png", "num_tokens": len(ids), "ended": bool(len(ends)), "text": text})
     bar.close()
@@ -242,6 +235,7 @@ def reconstruct(loaded: Pretrained, args, output: Path) -> dict:
     diffusion = loaded.diffusion
     t = float(t_of(torch.tensor(diffusion.palette.spacing / 2))) if args.t is None else args.t
     chunks = loaded.chunk(loaded.tokenizer.encode(read_input(args)))
+    clear_numbered(output, f"{args.mode}_*", args.overwrite)
     grid = loaded.grid(args.num_inference_steps, t)
     generator = torch.Generator(loaded.device).manual_seed(args.seed)
     ids, pictures, right, nearest_right, total = [], 0, 0, 0, 0
@@ -259,7 +253,8 @@ def reconstruct(loaded: Pretrained, args, output: Path) -> dict:
             total += int(mask.sum())
             for row, picture, each in zip(found, diffusion.layout.to_image(noisy), mask):
                 name = f"reconstruct_{pictures:03d}"
-                save_png(output / f"{name}_noisy.png", picture, diffusion.layout.to_image(each[None])[0])
+                shown = diffusion.layout.to_image(each[None])[0]
+                save_png(output / f"{name}_noisy.png", picture, shown, loaded.fingerprint)
                 write_picture(loaded, output / f"{name}.png", row, each)
                 ids += row[each].tolist()
                 pictures += 1
@@ -278,6 +273,7 @@ def encode(loaded: Pretrained, args, output: Path) -> dict:
     """Text of any length to lossless pictures, ended with an end token."""
     tokens = np.append(loaded.tokenizer.encode(read_input(args)), loaded.tokenizer.end_id)
     chunks = loaded.chunk(tokens)
+    clear_numbered(output, f"{args.mode}_*", args.overwrite)
     files = []
     for index, chunk in enumerate(chunks):
         batch = loaded.collate([chunk])
@@ -290,10 +286,12 @@ def encode(loaded: Pretrained, args, output: Path) -> dict:
 def decode(loaded: Pretrained, args, output: Path) -> dict:
     """Pictures to text. Padding is what is transparent; without transparency, all after the first end token."""
     diffusion, all_ids, levels = loaded.diffusion, [], []
-    paths = picture_paths(args.image)
-    with progress_bar(len(paths), "decode", unit="picture") as bar:
+    paths, unsigned = find_images(args.image), []
+    with progress_bar(len(paths), "decode", unit="image") as bar:
         for path in paths:
-            picture, mask = load_picture(path, diffusion.layout.img_size)
+            picture, mask, fingerprint = load_image(path, diffusion.layout.img_size)
+            if not check_fingerprint(loaded, path, fingerprint):
+                unsigned.append(path)
             colors = diffusion.layout.from_image(picture[None]).to(loaded.device)
             mask = torch.ones(picture.shape[-2:], dtype=torch.bool) if mask is None else mask
             mask = diffusion.layout.from_image(mask[None]).to(loaded.device)
@@ -317,6 +315,11 @@ def decode(loaded: Pretrained, args, output: Path) -> dict:
                 ids = ids[: int(np.argmax(ids == loaded.tokenizer.end_id)) + 1]
             all_ids.append(ids)
             bar.update()
+    if unsigned:
+        errors.note(
+            f"{unsigned[0]}{f' and {len(unsigned) - 1} more' if unsigned[1:] else ''} does not say which tokenizer, palette and "
+            "layout wrote it: decoded by this checkpoint's"
+        )
     ids = np.concatenate(all_ids)
     text = loaded.tokenizer.decode(ids)
     (output / "decode_000.txt").write_text(text, encoding="utf-8")
@@ -332,41 +335,15 @@ def decode(loaded: Pretrained, args, output: Path) -> dict:
 def write_picture(loaded: Pretrained, path: Path, tokens: torch.Tensor, mask: torch.Tensor) -> None:
     """Save tokens (N,), those where mask (N,), as a lossless picture."""
     layout, palette = loaded.diffusion.layout, loaded.diffusion.palette
-    save_png(path, layout.to_image(palette.encode(tokens)[None])[0], layout.to_image(mask[None])[0])
+    image, shown = layout.to_image(palette.encode(tokens)[None])[0], layout.to_image(mask[None])[0]
+    save_png(path, image, shown, loaded.fingerprint)
 
 
-def save_frames(path: Path, frames: list[torch.Tensor], mask: torch.Tensor, loaded: Pretrained, args) -> None:
-    """Estimates (3, H, W) of the clean picture along the way, as a strip of at most eight, or an animation."""
-    layout = loaded.diffusion.layout
-    size = layout.img_size
-    scale = max(1, 256 // size)
-    shown = layout.to_image(mask[None])[0].numpy()
-    pixels = [np.where(shown[..., None], to_pixels(frame), 255) for frame in frames]
-    images = [Image.fromarray(p.astype(np.uint8)).resize((size * scale, size * scale), Image.NEAREST) for p in pixels]
-    if args.strip:
-        chosen = [images[i] for i in np.linspace(0, len(images) - 1, min(8, len(images))).round().astype(int)]
-        strip = Image.new("RGB", (len(chosen) * (size * scale + 8) - 8, size * scale), "white")
-        for i, image in enumerate(chosen):
-            strip.paste(image, (i * (size * scale + 8), 0))
-        strip.save(path.with_name(path.name + "_strip.png"))
-    if args.gif:
-        images[0].save(
-            path.with_suffix(".gif"), save_all=True, append_images=images[1:] + [images[-1]] * 8, duration=120, loop=0
-        )
-
-
-def picture_paths(paths: list[str]) -> list[Path]:
-    found = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            members = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
-            members.sort(key=lambda p: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", p.name)])
-            if not members:
-                raise UserError(f"no picture in {path}")
-            found += members
-        else:
-            found.append(path)
-    return found
+def check_fingerprint(loaded: Pretrained, path: Path, fingerprint: str | None) -> bool:
+    """Whether an image says what wrote it. Raises UserError if that was not this checkpoint's tokenizer, palette and layout."""
+    if fingerprint not in (None, loaded.fingerprint):
+        raise UserError(f"{path} was written under another tokenizer, palette or layout than this checkpoint's")
+    return fingerprint is not None
 
 
 def estimate_sigma(loaded: Pretrained, colors: torch.Tensor) -> float:
@@ -383,4 +360,4 @@ def estimate_sigma(loaded: Pretrained, colors: torch.Tensor) -> float:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, LESS_MEMORY)

@@ -1,4 +1,4 @@
-"""Token ids <-> colors <-> pictures.
+"""Token ids <-> colors <-> places in an image.
 
 A vocabulary of V tokens lives on a balanced lattice of k = ceil(V^(1/3)) levels per channel on [-1, 1]. The first V
 lattice points (slots) are used; a palette is a permutation that says which token sits on which slot. Because the used
@@ -6,11 +6,8 @@ slots are three boxes (full planes, full rows, one partial row), the exactly nea
 each box: O(1) arithmetic for any V up to 256^3, no search over the vocabulary.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from kit.errors import UserError
@@ -233,7 +230,7 @@ def separate_confusable(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Pictures
+# Layout
 
 
 class Layout(nn.Module):
@@ -281,39 +278,3 @@ class Layout(nn.Module):
         if self.scan == "block":
             values = values[..., self.pixel_of_patch_position]
         return values.transpose(1, 2) if image.ndim == 4 else values
-
-
-def to_pixels(picture: torch.Tensor, mask: torch.Tensor | None = None) -> np.ndarray:
-    """A picture (3, H, W) in [-1, 1] as uint8 (H, W, 3); with a mask (H, W), as (H, W, 4) whose padding is transparent."""
-    pixels = ((picture.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-    if mask is None:
-        return pixels
-    alpha = mask.cpu().numpy().astype(np.uint8) * 255
-    return np.dstack([pixels * (alpha[..., None] > 0), alpha])
-
-
-def save_png(path: str | Path, picture: torch.Tensor, mask: torch.Tensor) -> None:
-    """Write a picture (3, H, W) losslessly; padding, where mask (H, W) is False, becomes transparent."""
-    Image.fromarray(to_pixels(picture, mask)).save(path, format="PNG", optimize=True)
-
-
-def load_picture(path: str | Path, img_size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A picture (3, H, W) in [-1, 1] and its mask (H, W), which is None if the file has no transparency (a JPEG, say).
-
-    Raises UserError if the file is missing, no image, or not img_size x img_size.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            has_alpha = "A" in image.getbands()
-            pixels = torch.from_numpy(np.array(image.convert("RGBA" if has_alpha else "RGB")))
-    except FileNotFoundError:
-        raise UserError(f"no image at {path}") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no readable image ({error})") from error
-    if pixels.shape[:2] != (img_size, img_size):
-        raise UserError(
-            f"{path} is {pixels.shape[1]}x{pixels.shape[0]} pixels; this checkpoint reads {img_size}x{img_size}"
-        )
-    picture = pixels[..., :3].permute(2, 0, 1).float() / 127.5 - 1
-    return picture, pixels[..., 3] > 127 if has_alpha else None

@@ -1,18 +1,20 @@
 """A checkpoint, ready to use: it carries the network, palette, tokenizer and schedule, so no flag is needed to load it."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from baselines.ngram import ALL, NGram
+from corpus.tokenizer import Tokenizer
 from dataset import collate
 from diffusion import Diffusion
 from kit.checkpoint import load_checkpoint
 from kit.errors import UserError
 from kit.times import TimeSampler
-from kit.tokenizer import Tokenizer
 from model import model_from_checkpoint
 from palette import Layout, Palette
 
@@ -38,6 +40,15 @@ class Pretrained:
     @property
     def device(self) -> torch.device:
         return self.diffusion.log_unigram.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits of all that decides which token a pixel means: tokenizer, palette, layout."""
+        layout = self.diffusion.layout
+        digest = hashlib.sha256(self.tokenizer.to_json().encode())
+        digest.update(self.diffusion.palette.slots.cpu().int().numpy().tobytes())
+        digest.update(f"{layout.img_size} {layout.patch_size} {layout.scan}".encode())
+        return digest.hexdigest()[:16]
 
     def collate(self, chunks: list[torch.Tensor]) -> dict:
         """Chunks to a batch on the device, padded to whole patches."""

@@ -13,8 +13,8 @@ if [ "$NUM_GPUS" -gt 0 ]; then # JiT-B/4 on 64x64 pictures
   BATCH_SIZE=${BATCH_SIZE:-32} EPOCHS=${EPOCHS:-100} LR=${LR:-4e-4} NUM_WORKERS=${NUM_WORKERS:-4} NGRAM=${NGRAM:-0} # n-grams beside the network are not measured on GPUs
 else # a tiny preset that learns within minutes on two CPU cores
   MODEL=${MODEL:-JiT-Ti/4} IMG_SIZE=${IMG_SIZE:-16} VOCAB_SIZE=${VOCAB_SIZE:-512} MIN_TOKENS=${MIN_TOKENS:-64}
-  [ -n "${EPOCHS:-}" ] || MAX_STEPS=${MAX_STEPS-900} # six to eight minutes; with EPOCHS set, all of them
-  BATCH_SIZE=${BATCH_SIZE:-32} EPOCHS=${EPOCHS:-2} LR=${LR:-2e-3} NUM_WORKERS=${NUM_WORKERS:-0} NGRAM=${NGRAM:-3}
+  [ -n "${EPOCHS:-}" ] || MAX_STEPS=${MAX_STEPS-500} # a few minutes; with EPOCHS set, all of them
+  BATCH_SIZE=${BATCH_SIZE:-32} EPOCHS=${EPOCHS:-2} LR=${LR:-2e-3} NUM_WORKERS=${NUM_WORKERS:-0} NGRAM=${NGRAM:-3} EVAL_SAMPLES=${EVAL_SAMPLES:-128}
 fi
 MAX_TOKENS=${MAX_TOKENS:-$((IMG_SIZE * IMG_SIZE))}
 WARMUP_EPOCHS=${WARMUP_EPOCHS:-0}
@@ -24,7 +24,7 @@ TOKENIZER_PATH=${TOKENIZER_PATH:-}
 DATA_PATH=${DATA_PATH:-} # raw text, or a folder that build_pretrain_data.py wrote; empty = the text every Python carries
 OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/jit}
 DATA_DIR=${DATA_DIR:-$OUTPUT_DIR/data}
-SEED=${SEED:-0}
+SEED=${SEED:-0} EVAL_SAMPLES=${EVAL_SAMPLES:-256}
 WANDB=${WANDB:-}
 
 # paths are the caller's, whatever folder the script lies in
@@ -36,7 +36,7 @@ for name in DATA_PATH OUTPUT_DIR DATA_DIR TOKENIZER_PATH; do
 done
 
 for name in MODEL IMG_SIZE NGRAM OBJECTIVE PALETTE SCAN DATA_PATH DATA_DIR TOKENIZER_PATH VOCAB_SIZE MIN_TOKENS MAX_TOKENS \
-  BATCH_SIZE EPOCHS MAX_STEPS LR WARMUP_EPOCHS OUTPUT_DIR NUM_GPUS NUM_WORKERS SEED WANDB; do
+  BATCH_SIZE EPOCHS MAX_STEPS LR WARMUP_EPOCHS OUTPUT_DIR NUM_GPUS NUM_WORKERS EVAL_SAMPLES SEED WANDB; do
   printf '%-16s %s\n' "$name" "${!name:--}"
 done
 
@@ -60,8 +60,8 @@ else
   "$PYTHON" build_pretrain_data.py "${build[@]}"
 fi
 
-DEVICE=auto
-if [ "$NUM_GPUS" -eq 0 ]; then DEVICE=cpu; fi
+DEVICE=${DEVICE:-auto}
+if [ "$NUM_GPUS" -eq 0 ] && [ "$DEVICE" = auto ]; then DEVICE=cpu; fi
 launch=("$PYTHON")
 if [ "$NUM_GPUS" -gt 1 ]; then launch=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$NUM_GPUS"); fi
 train=(--data_path "$DATA_DIR/train" --model "$MODEL" --img_size "$IMG_SIZE" --objective "$OBJECTIVE" --palette "$PALETTE"
@@ -79,8 +79,8 @@ trap 'stopped=1' INT TERM # train.py saves and leaves by itself; nothing is eval
 if [ -n "$stopped" ]; then exit 130; fi
 trap - INT TERM
 
-"$PYTHON" evaluate.py --checkpoint "$OUTPUT_DIR/best_model.pth" --data_path "$DATA_DIR" --output_dir "$OUTPUT_DIR/report" --device "$DEVICE"
-"$PYTHON" inference.py --checkpoint "$OUTPUT_DIR/best_model.pth" --mode generate --strip --gif --output_dir "$OUTPUT_DIR/samples" --device "$DEVICE" >"$OUTPUT_DIR/generate.log"
+"$PYTHON" evaluate.py --checkpoint "$OUTPUT_DIR/best_model.pth" --data_path "$DATA_DIR" --output_dir "$OUTPUT_DIR/report" --num_samples "$EVAL_SAMPLES" --device "$DEVICE"
+"$PYTHON" inference.py --checkpoint "$OUTPUT_DIR/best_model.pth" --mode generate --strip --gif --overwrite --output_dir "$OUTPUT_DIR/samples" --device "$DEVICE" >"$OUTPUT_DIR/generate.log"
 
 echo
 echo "model     $OUTPUT_DIR/best_model.pth"

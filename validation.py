@@ -5,13 +5,18 @@ import math
 import numpy as np
 import torch
 
+from corpus.chunks import Chunks
+from corpus.tokenizer import Tokenizer
 from dataset import collate
 from diffusion import Diffusion
-from kit.chunks import Chunks
 from kit.device import Runtime
 from kit.times import t_of
 
 LOWEST_SIGMA, HIGHEST_SIGMA = 0.02, 4.0
+SHOWN_SPACINGS = (
+    0.7  # noise of the example, in spacings of the palette: the nearest color is right for one token in four
+)
+SHOWN_TOKENS = 40
 
 
 class Validation:
@@ -31,6 +36,7 @@ class Validation:
             batch["t"] = t_of(log_sigma[start : start + len(rows)].exp())
             batch["noise"] = torch.randn(*batch["tokens"].shape, 3, generator=generator)
             batches.append(batch)
+        self.shown = batches[-1]  # holds the longest
         self.batches = batches[runtime.rank :: runtime.world_size]
 
     @torch.no_grad()
@@ -48,7 +54,25 @@ class Validation:
             else:
                 error = guess.nll
             right = (guess.tokens == tokens) & mask
-            total += torch.stack([(error * mask).sum(), right.sum(), mask.sum()]).double().cpu()
+            total += torch.stack([(error * mask).sum(), right.sum(), mask.sum()]).cpu().double()
         diffusion.train()
         loss, right, count = self.runtime.sum(total.to(self.runtime.device, torch.float32)).tolist()
         return {"val_loss": loss / count, "val_accuracy": right / count}
+
+    @torch.no_grad()
+    def example(self, diffusion: Diffusion, tokenizer: Tokenizer) -> dict:
+        """The beginning of one chunk, as `text`, and what comes back at SHOWN_SPACINGS of noise: `nearest` color, `recovered`."""
+        tokens, mask, noise = (self.shown[name][-1:].to(self.runtime.device) for name in ("tokens", "mask", "noise"))
+        t = t_of(torch.full((1,), SHOWN_SPACINGS * diffusion.palette.spacing, device=tokens.device))
+        diffusion.eval()
+        z = diffusion.add_noise(tokens, t, noise)
+        with self.runtime.autocast():
+            found = diffusion.denoise(z, t, mask).tokens
+        diffusion.train()
+        texts = {"text": tokens, "nearest": diffusion.palette.decode(z / t), "recovered": found}
+        return {name: one_line(tokenizer.decode(ids[0, :SHOWN_TOKENS])) for name, ids in texts.items()}
+
+
+def one_line(text: str) -> str:
+    """A text on one line, with a dot for each character that does not print."""
+    return "".join(c if c.isprintable() else "·" for c in text)

@@ -6,7 +6,7 @@
 
 `--data_path` is a folder of the data builder: train/, val/, test/, tokenizer.json, such as the data/ of a TokCom run. The best
 weights are chosen on val and measured on test. Writes model/, config.json and report.json: negative log-likelihood in nats per
-held-out token, BrierLM (kit/brier.py) of the next 4 tokens after real prompts, on the sequences and by the protocol of
+held-out token, BrierLM (baselines/brier.py) of the next 4 tokens after real prompts, on the sequences and by the protocol of
 tokcom/evaluate.py, network calls per token and FLOPs of a call per token. The network is transformers' Llama.
 """
 
@@ -17,10 +17,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from baselines.brier import NGRAMS, brier_lm
+from corpus.chunks import Chunks, LengthBuckets, open_chunks, open_test, reported
 from kit import device, errors
-from kit.brier import NGRAMS, brier_lm
+from kit.arguments import add_common, program
 from kit.budget import TimeBudget
-from kit.chunks import Chunks, LengthBuckets, open_chunks, open_test, reported
 from kit.errors import UserError
 from kit.randomness import step_seed
 from kit.runlog import RunLog, environment, make_folder, progress_bar, write_json
@@ -28,11 +29,11 @@ from kit.schedule import lr_at
 
 IGNORED = -100
 VALIDATIONS = 10  # in as many passes as --epochs names; the best weights are kept
+LESS_MEMORY = "lower `batch_size` or `max_length`, or take a smaller model"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
+    parser = program(__doc__)
     parser.add_argument("--data_path", required=True, help="folder of the data builder, or any raw text")
     parser.add_argument("--output_dir", required=True, help="run folder")
     for name, value, text in (
@@ -41,11 +42,10 @@ def parse_args() -> argparse.Namespace:
         ("batch_size", 16, "sequences per step"), ("epochs", 2, "passes over the data"), ("num_samples", 128, "sequences measured, of val and of test"),
         ("num_prompts", 512, "prompts continued for BrierLM"), ("seed", 0, "of everything"),
     ):  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=value, help=text + show)
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate" + show)
+        parser.add_argument(f"--{name}", type=int, default=value, help=text)
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--time_budget", help="train so long instead of by epochs, e.g. 90s, 10m")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
-    parser.add_argument("--precision", default="auto", choices=device.PRECISIONS, help="of matrix products" + show)
+    add_common(parser, "device", "precision")
     return parser.parse_args()
 
 
@@ -75,7 +75,7 @@ def main() -> None:
         raise UserError(f"no validation sequences beside {args.data_path}: build it with --val_fraction above 0")
     test = open_test(str(train.origin.parent), output / "data", tokenizer)  # of raw text: the build that was just made
     for chunks in (train, val, test):
-        chunks.check(args.max_length, tokenizer.vocab_size, "--max_length")
+        chunks.check(args.max_length, tokenizer.vocab_size, "max_length")
     order = LengthBuckets(train.lengths, args.batch_size, args.seed)
     rows = prompts_of(test, args)
     selection, held_out = ([c[i] for i in reported(c, args.num_samples)] for c in (val, test))
@@ -222,4 +222,4 @@ def flops_per_token(model: nn.Module, sequences: list[torch.Tensor], runtime: de
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, LESS_MEMORY)

@@ -26,6 +26,8 @@ from kit.errors import UserError
 DENSE_VOCAB = 4096  # V^2 tables up to here
 DENSE_TABLE = 1 << 27  # lookups by plain index up to so many cells, by hash beyond
 ORDERS = (2, 3)
+TINY = 1e-30  # floor under probabilities
+BLOCK_CELLS = 1 << 22  # pairs of candidates looked up at once
 ALL = 0  # the fold whose tables are counted from everything
 
 
@@ -273,19 +275,11 @@ class NGram(nn.Module):
         return self.bigram((fold * V + v) * V + w) + self.bigram_backoff(fold * V + v) * self.lower[fold, w]
 
     def p_trigram(self, fold, u, v, w) -> torch.Tensor:
-        """p(w | u, v); fold, u, v, w broadcast, and w alone may vary along the last dimension."""
+        """p(w | u, v); fold, u, v, w broadcast."""
         V = self.vocab_size
         low = self.low((fold * V + v) * V + w) + self.low_backoff(fold * V + v) * self.lower[fold, w]
         row = self.pair_row((fold * V + u) * V + v)
-        p = self.pair_backoff[row] * low
-        if p.ndim < 2:
-            return p + self.trigram(row.long() * V + w)
-        # most pairs were never seen: only the others are looked up
-        row = row[..., 0].expand(p.shape[:-1]).flatten()
-        seen = row.nonzero()[:, 0]
-        followers = w.expand(p.shape).flatten(0, -2).index_select(0, seen)
-        found = self.trigram(row.index_select(0, seen)[:, None].long() * V + followers)
-        return p.view(-1, p.shape[-1]).index_add_(0, seen, found).view(p.shape)
+        return self.pair_backoff[row] * low + self.trigram(row.long() * V + w)
 
     def bits_per_token(self, chunks: Iterable[np.ndarray], order: int) -> float:
         """As a language model: mean of -log2 p(token | the order - 1 before it) over chunks of token ids."""
@@ -331,7 +325,7 @@ class NGram(nn.Module):
                 return [Context(dense=context), Context(dense=context.scatter(-1, chosen, inside))]
             return [Context(dense=context)]
         chosen, likelihood, rest = log_likelihood
-        inside = self._chain(chosen, likelihood, mask, fold, 2)
+        inside = self._bigram_chain(chosen, likelihood, mask, fold)
         # the rest of the vocabulary keeps the probability it has under the unigrams
         known = torch.logsumexp(self.log_unigram[fold[:, None, None], chosen] + likelihood, -1)
         total = torch.logaddexp(known, rest)
@@ -358,7 +352,7 @@ class NGram(nn.Module):
             if len(rows):
                 waiting[rows] = False
                 few, seen = chosen[rows, :, :k], log_likelihood[rows, :, :k]
-                inside = self._chain(few, seen, mask[rows], fold[rows], 3)
+                inside = self._trigram_chain(few, seen, mask[rows], fold[rows])
                 inside = inside - torch.logsumexp(inside + seen, -1, keepdim=True)
                 context[rows, :, :k] = inside + torch.logsumexp(log_posterior[rows, :, :k], -1, keepdim=True)
         return context
@@ -384,41 +378,100 @@ class NGram(nn.Module):
             ahead[0], behind[-1] = forward, backward
             for i in range(1, L):
                 state = torch.stack([ahead[i - 1] * own[i - 1], behind[L - i] * own[L - i]])
-                state = torch.bmm(state / state.sum(-1, keepdim=True).clamp_min(1e-30), tables)
+                state = torch.bmm(state / state.sum(-1, keepdim=True).clamp_min(TINY), tables)
                 ahead[i], behind[L - 1 - i] = state[0], state[1] * V
             before[:, rows], after[:, rows] = ahead, behind
-        context = windows.join(before.float().mul_(after).clamp_min_(1e-30).log_().transpose(0, 1))
+        context = windows.join(before.float().mul_(after).clamp_min_(TINY).log_().transpose(0, 1))
         return context - torch.logsumexp(context + whole, -1, keepdim=True)
 
-    def _chain(self, chosen, log_likelihood, mask, fold, order) -> torch.Tensor:
+    def _bigram_chain(self, chosen, log_likelihood, mask, fold) -> torch.Tensor:
         """Forward-backward over candidates (R, L, K) with log_likelihood (R, L, K): contexts (R, L, K), up to a constant."""
         R, L, K = chosen.shape
-        likelihood = (log_likelihood - log_likelihood.amax(-1, keepdim=True)).exp()
-        likelihood = torch.where(mask[..., None], likelihood, 1).unsqueeze(2)
-        start = self.log_unigram[fold[:, None], chosen[:, 0]].exp()
-        fold = fold[:, None, None]
-        # p[i] (R, U, K, K): from pairs of tokens, or with bigrams (U = 1) from tokens, to those of position i
-        p = [start[:, None, None].expand(R, K if order == 3 else 1, K, K).contiguous()]
+        likelihood = _scaled(log_likelihood, mask)
+        ahead, behind = torch.empty(R, L, K, device=likelihood.device), torch.ones(R, L, K, device=likelihood.device)
+        ahead[:, 0] = self.log_unigram[fold[:, None], chosen[:, 0]].exp()
+        pairs = fold[:, None, None]
+        p = [self.p_bigram(pairs, chosen[:, i - 1, :, None], chosen[:, i, None]) for i in range(1, L)]
         for i in range(1, L):
-            v, w = chosen[:, i - 1, :, None], chosen[:, i, None]
-            if order == 2 or i == 1:
-                step = self.p_bigram(fold, v, w)[:, None]
-            else:
-                step = self.p_trigram(fold[..., None], chosen[:, i - 2, :, None, None], v[:, None], w[:, None])
-            p.append(step)
-        ahead = torch.empty(R, L, K if order == 3 else 1, K, device=start.device)  # (v, w), or w
-        state = torch.full((R, K if order == 3 else 1, K), 1 / K**2 if order == 3 else 1 / K, device=start.device)
-        for i in range(L):
-            ahead[:, i] = arrived = (state[..., None] * p[i]).sum(1 if order == 3 else 2)
-            state = arrived * likelihood[:, i]
-            state = state / state.sum((1, 2), keepdim=True).clamp_min(1e-30)
-        behind = torch.ones_like(ahead)
+            state = ahead[:, i - 1] * likelihood[:, i - 1]
+            state = state / state.sum(-1, keepdim=True).clamp_min(TINY)
+            ahead[:, i] = torch.bmm(state[:, None], p[i - 1])[:, 0]
         for i in range(L - 1, 0, -1):
-            told = (behind[:, i] * likelihood[:, i])[:, None]
-            back = (p[i] * told).sum(-1)
-            back = back / back.amax((1, 2), keepdim=True).clamp_min(1e-30)
-            behind[:, i - 1] = torch.where(mask[:, i, None, None], back, 1)
-        return (ahead * behind).sum(2).clamp_min(1e-30).log()
+            back = torch.bmm(p[i - 1], (behind[:, i] * likelihood[:, i])[..., None])[..., 0]
+            back = back / back.amax(-1, keepdim=True).clamp_min(TINY)
+            behind[:, i - 1] = torch.where(mask[:, i, None], back, 1)
+        return (ahead * behind).clamp_min(TINY).log()
+
+    def _trigram_chain(self, chosen, log_likelihood, mask, fold) -> torch.Tensor:
+        """The same over pairs (v, w) of neighboring candidates.
+
+        p(w | u, v) is a rank-one part, weight[u, v] low[v, w], plus rows for the pairs (u, v) that were seen: a step costs K^2
+        and K for each such pair, not K^3.
+        """
+        R, L, K = chosen.shape
+        likelihood = _scaled(log_likelihood, mask)
+        start = self.log_unigram[fold[:, None], chosen[:, 0]].exp()
+        first = self.p_bigram(fold[:, None, None], chosen[:, 0, :, None], chosen[:, 1, None]) if L > 1 else None
+        factors = self._trigram_factors(chosen, fold)
+        ahead = torch.empty(L, R, K, K, device=start.device)
+        ahead[0] = start[:, None] / K  # the token before the first is a dummy
+        for i in range(1, L):
+            state = ahead[i - 1] * likelihood[:, i - 1, None]
+            state = state / state.sum((1, 2), keepdim=True).clamp_min(TINY)
+            if i == 1:
+                ahead[i] = first * state.sum(1)[..., None]
+                continue
+            weight, low, pair, place, rows = factors[i - 2]
+            ahead[i] = low * (state * weight).sum(1)[..., None]
+            ahead[i].view(R * K, K).index_add_(0, place, rows * state.view(-1)[pair][:, None])
+        context = torch.empty_like(likelihood)
+        behind = torch.ones(R, K, K, device=start.device)
+        for i in range(L - 1, -1, -1):
+            context[:, i] = (ahead[i] * behind).sum(1)
+            if i < 2:  # what follows position 1 says the same of every dummy before position 0
+                if i == 1:
+                    back = (first * behind * likelihood[:, 1, None]).sum(-1)[:, None].expand(R, K, K)
+            else:
+                weight, low, pair, place, rows = factors[i - 2]
+                told = behind * likelihood[:, i, None]
+                back = weight * (low * told).sum(-1)[:, None]
+                back.view(-1).index_add_(0, pair, (rows * told.view(R * K, K).index_select(0, place)).sum(-1))
+            if i > 0:
+                back = back / back.amax((1, 2), keepdim=True).clamp_min(TINY)
+                behind = torch.where(mask[:, i, None, None], back, 1)
+        return context.clamp_min(TINY).log()
+
+    def _trigram_factors(self, chosen, fold) -> list[tuple]:
+        """For each position from the third on: weight (R, K, K) over (u, v), low (R, K, K) over (v, w), and of the S pairs that
+        were seen their place in a flat weight (S,) and in a flat (r, v) (S,), and rows (S, K) over w.
+        """
+        V, (R, L, K) = self.vocab_size, chosen.shape
+        chosen, found = chosen.transpose(0, 1), []
+        block = max(1, BLOCK_CELLS // (R * K * K))
+        f = fold[None, :, None]
+        for begin in range(2, L, block):
+            end = min(begin + block, L)
+            u, v, w = (chosen[begin - back : end - back] for back in (2, 1, 0))
+            low = self.low(((f * V + v)[..., None]) * V + w[..., None, :])
+            low += self.low_backoff(f * V + v)[..., None] * self.lower[f, w][..., None, :]
+            row = self.pair_row(((f * V + u)[..., None]) * V + v[..., None, :])
+            weight = self.pair_backoff[row]
+            seen = row.flatten().nonzero()[:, 0]
+            text = seen // (K * K)
+            key = torch.int32 if self.trigram.dense else torch.int64  # half the traffic
+            rows = row.flatten()[seen].to(key)[:, None] * V + w.flatten(0, 1).to(key).index_select(0, text)
+            rows = self.trigram(rows)
+            ends = torch.arange(1, end - begin + 1, device=seen.device) * R * K * K
+            sizes = torch.searchsorted(seen, ends).diff(prepend=ends.new_zeros(1)).tolist()
+            pair, place = seen % (R * K * K), text % R * K + seen % K
+            found += zip(weight, low, pair.split(sizes), place.split(sizes), rows.split(sizes))
+        return found
+
+
+def _scaled(log_likelihood: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Likelihoods (R, L, K) whose largest at each position is 1; all 1 where mask (R, L) is False."""
+    likelihood = (log_likelihood - log_likelihood.amax(-1, keepdim=True)).exp()
+    return torch.where(mask[..., None], likelihood, 1)
 
 
 class Windows:

@@ -19,16 +19,18 @@ from PIL import Image
 
 from image_context.codecs import CODECS, DamagedCode, build_codec
 from kit import errors
+from kit.arguments import program
 from kit.errors import UserError
 from kit.runlog import make_folder
 from kit.textfile import read_text, write_text
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CHOICES = ("codebook", "qr", "render")
+LESS_MEMORY = "pass a shorter text, or fewer images"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     write, read = (
         commands.add_parser("encode", help="text to images"),
@@ -118,4 +120,4 @@ def put(text: str, path: str | None) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, LESS_MEMORY)

@@ -14,7 +14,8 @@ import matplotlib
 from image_context.augment import augment
 from image_context.codecs import build_codec
 from kit import errors
-from kit.runlog import make_folder
+from kit.arguments import add_common, program
+from kit.runlog import clear_numbered, make_folder
 from kit.textfile import read_text
 
 matplotlib.use("Agg")
@@ -30,15 +31,16 @@ SHOWN = (
     ("codebook_heavy", "codebook with fiducials and parity, heavy", "codebook",
      {"colors": 8, "cell": 4, "frame": "fiducials", "parity": 48}, "heavy"),
 )  # fmt: skip
+LESS_MEMORY = "pass a shorter text"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
+    parser = program(__doc__)
     parser.add_argument("--output_dir", required=True, help="folder for the pictures")
+    add_common(parser, "overwrite")
     parser.add_argument("--input_file", help="UTF-8 text (default: some of the text every Python carries)")
     parser.add_argument(
-        "--fonts", nargs="+", default=["DejaVuSansMono.ttf"], help="fonts of render, first choice first" + show
+        "--fonts", nargs="+", default=["DejaVuSansMono.ttf"], help="fonts of render, first choice first"
     )
     return parser.parse_args()
 
@@ -47,6 +49,7 @@ def main() -> None:
     args = parse_args()
     text = topics["assert"] + "\n" + topics["del"] if args.input_file is None else read_text(args.input_file)
     output = make_folder(args.output_dir)
+    clear_numbered(output, "*.png", args.overwrite)
     figure, axes = plt.subplots(2, 3, figsize=(12, 8.4), dpi=100, layout="constrained")
     for axis, (file, title, name, options, level) in zip(axes.flat, SHOWN):
         codec = build_codec(name, **options, **({"fonts": tuple(args.fonts)} if name == "render" else {}))
@@ -67,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, LESS_MEMORY)

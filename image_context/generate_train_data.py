@@ -17,13 +17,17 @@ from image_context.dataset import Record, write_record
 from image_context.reader import open_reader
 from image_context.tasks import make_sample
 from kit import device, errors
+from kit.arguments import program
 from kit.checkpoint import LAST
 from kit.errors import UserError
 from kit.runlog import make_folder, progress_bar, write_json
 
+LESS_MEMORY = "lower data.lengths or generation.lengths"
+KEYS = {"seed": "seed"}  # from the config
+
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program(__doc__)
     parser.add_argument("--config", required=True, help="YAML file, such as image_context/configs/train.yaml")
     parser.add_argument("--num_samples", type=int, help="pairs for each codec (default: the config's)")
     parser.add_argument("--output_dir", help="run folder (default: the config's)")
@@ -80,4 +84,4 @@ def write_data(config: Config, reader, folder: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, LESS_MEMORY, KEYS)

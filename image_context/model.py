@@ -25,9 +25,9 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed, VisionAttention, apply_rotary_pos_emb_vision
 
+from corpus.tokenizer import Tokenizer
 from image_context.codecs.encoded import BLOCK
 from kit.errors import UserError
-from kit.tokenizer import Tokenizer
 
 MAX_PIXELS = 4096 * BLOCK**2  # of an image, as the codecs lay out pages
 IGNORED = -100  # label of what carries no loss

@@ -17,6 +17,7 @@ from image_context.augment import AUGMENTATIONS
 from image_context.metrics import interval
 from image_context.run_exp import read_results
 from kit import errors
+from kit.arguments import program
 from kit.errors import UserError
 from kit.runlog import make_folder, write_json
 
@@ -29,10 +30,11 @@ LABELS = {
 }  # fmt: skip
 COLORS = ("#1f5fa8", "#d1602b", "#3c8a4c", "#8a4fa3", "#777777", "#b08a1e", "#20808d", "#b03060")
 MARKS = "osD^vPX*"
+LESS_MEMORY = "pass fewer results"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program(__doc__)
     parser.add_argument("--input", required=True, help="results.jsonl of run_exp")
     parser.add_argument("--output", required=True, help="folder for the plots")
     return parser.parse_args()
@@ -214,4 +216,4 @@ def finish(figure, axes, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, LESS_MEMORY)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
+from corpus.documents import documents, python_sources
+from corpus.tokenizer import load_tokenizer, train_bpe
 from image_context.config import ModelConfig
 from image_context.model import BUILT, MAX_PIXELS, Reader, adapter_base, build_reader, load_reader
-from kit.corpus import documents, python_sources
 from kit.device import Runtime
 from kit.errors import UserError
-from kit.tokenizer import load_tokenizer, train_bpe
 
 SAMPLE_CHARACTERS = 2_000_000  # that the tokenizer is trained on
 

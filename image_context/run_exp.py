@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from corpus.tokenizer import Tokenizer
 from image_context.augment import augment
 from image_context.codecs import Encoded
 from image_context.config import Config, load_config
@@ -28,11 +29,11 @@ from image_context.model import Reader, answer
 from image_context.reader import open_reader
 from image_context.tasks import Sample, make_sample
 from kit import device, errors
+from kit.arguments import add_common, program
 from kit.errors import UserError
 from kit.interrupt import Interrupt
 from kit.runlog import environment, make_folder, progress_bar, write_json
 from kit.textfile import replace_text
-from kit.tokenizer import Tokenizer
 
 SLACK = {"json": 8, "random": 8, "needle": 48}  # tokens that a reader may say beyond the answer's length
 
@@ -53,16 +54,16 @@ class Question:
         return f"{self.codec}-{self.augmentation}-{self.task}-{self.length}-{self.language}-{self.index}"
 
 
+LESS_MEMORY = "lower evaluation.batch_size or model.max_pixels"
+KEYS = {"seed": "seed"}  # from the config
+
+
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
+    parser = program(__doc__)
     parser.add_argument("--config", required=True, help="YAML file, such as image_context/configs/exp_sweep.yaml")
     parser.add_argument("--lora_path", help="what train_lora wrote: an adapter's folder, or a whole model's")
     parser.add_argument("--output_dir", help="run folder (default: the config's)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
-    parser.add_argument(
-        "--precision", default="auto", choices=device.PRECISIONS, help="bf16 where the hardware has it" + show
-    )
+    add_common(parser, "device", "precision")
     return parser.parse_args()
 
 
@@ -234,4 +235,4 @@ def finished_ids(path: Path, config_hash: str, reader: str) -> set[str]:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, LESS_MEMORY, KEYS)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
+from corpus.tokenizer import Tokenizer
 from kit.errors import UserError
-from kit.tokenizer import Tokenizer
 
 TASKS = ("json", "needle", "random")
 SPLITS = ("train", "eval")

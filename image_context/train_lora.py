@@ -24,6 +24,7 @@ from image_context.dataset import batches, read_records
 from image_context.model import BUILT, AnswerLoss, add_lora, trainable_share
 from image_context.reader import open_reader
 from kit import device, errors
+from kit.arguments import add_common, program
 from kit.budget import TimeBudget
 from kit.checkpoint import LAST, load_checkpoint, load_weights, resume_path, save_checkpoint
 from kit.errors import UserError
@@ -34,19 +35,17 @@ from kit.runlog import RunLog, make_folder, progress_bar
 from kit.schedule import lr_at
 
 SAVED = ("weights", "optimizer", "step", "seconds", "config")
+LESS_MEMORY = (
+    "lower training.batch_size (raise training.gradient_accumulation_steps to keep the step) or model.max_pixels"
+)
+KEYS = {"seed": "seed", "time_budget": "training.time_budget", "grad_clip": "training.grad_clip"}  # from the config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
+    parser = program(__doc__)
     parser.add_argument("--config", required=True, help="YAML file, such as image_context/configs/train.yaml")
     parser.add_argument("--output_dir", help="run folder (default: the config's)")
-    parser.add_argument("--resume", metavar="PATH|auto", help="continue from a last.pth, or the one of the run folder")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
-    parser.add_argument(
-        "--precision", default="auto", choices=device.PRECISIONS, help="bf16 where the hardware has it" + show
-    )
-    parser.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases, offline without a network")
+    add_common(parser, "resume", "device", "precision", "wandb")
     return parser.parse_args()
 
 
@@ -187,4 +186,4 @@ def shuffled(count: int, seed: int, epoch: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, LESS_MEMORY, KEYS)

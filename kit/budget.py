@@ -40,5 +40,5 @@ def parse_duration(text: str) -> float:
     """Seconds of "90", "90s", "10m", "1.5h". Raises UserError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     if not match or not float(match[1]):
-        raise UserError(f"--time_budget {text}: write a number with s, m or h, for example 10m")
+        raise UserError(f"`time_budget` {text}: write a number with s, m or h, for example 10m")
     return float(match[1]) * UNITS[match[2] or "s"]

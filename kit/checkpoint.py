@@ -61,13 +61,13 @@ def resume_path(resume: str | None, output_dir: str | Path) -> Path | None:
     last = Path(output_dir) / LAST
     if resume is None:
         if last.exists():
-            raise UserError(f"{output_dir} already holds a run: pass --resume auto, or choose another --output_dir")
+            raise UserError(f"{output_dir} already holds a run: pass `resume` auto, or choose another `output_dir`")
         return None
     path = last if resume == "auto" else Path(resume)
     if not path.is_file():
-        raise UserError(f"--resume {resume}: there is no {path}")
+        raise UserError(f"`resume` {resume}: there is no {path}")
     if last.exists() and path.parent.resolve() != last.parent.resolve():
-        raise UserError(f"{output_dir} holds another run than {path}: choose another --output_dir")
+        raise UserError(f"{output_dir} holds another run than {path}: choose another `output_dir`")
     return path
 
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,15 +39,38 @@ class Runtime:
 
     def mean(self, value: float) -> float:
         """The mean of a number over ranks, the same on each."""
+        if self.world_size == 1:
+            return value  # also because mps has no float64
         return float(self.sum(torch.tensor([value], dtype=torch.float64, device=self.device))) / self.world_size
 
     def any(self, flag: bool) -> bool:
         """True on every rank if `flag` is true on one of them."""
+        if self.world_size == 1:
+            return flag
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def sum_of(self, number: int) -> int:
+        """A number of this rank's, added over all ranks."""
+        if self.world_size == 1:
+            return number
+        return int(self.sum(torch.tensor(float(number), dtype=torch.float64, device=self.device)))
 
     def agree(self, number: int) -> int:
         """The main rank's `number`, on every rank."""
+        if self.world_size == 1:
+            return number
         return int(self.sum(torch.tensor(float(number) * self.is_main, dtype=torch.float64, device=self.device)))
+
+    def parallel(self, module: torch.nn.Module, **options) -> torch.nn.Module:
+        """The module, whose gradients are averaged over ranks where there are several; `options` are DDP's."""
+        if self.world_size == 1:
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return torch.nn.parallel.DistributedDataParallel(module, device_ids=ids, **options)
+
+    def no_sync(self, module: torch.nn.Module):
+        """Context in which a module of `parallel` keeps its gradients to itself, to be exchanged with those of a later pass."""
+        return module.no_sync() if self.world_size > 1 else nullcontext()
 
     def wait(self) -> None:
         """Until every rank is here."""
@@ -61,12 +85,12 @@ class Runtime:
 def start(device: str = "auto", seed: int = 0, precision: str = "auto") -> Runtime:
     """Choose the device, seed every generator, join the process group that torchrun announces.
 
-    `device`: auto, cpu, cuda, cuda:N. `precision`: bf16 or fp32; auto is bf16 where matrix units compute in it (CUDA, and
+    `device`: auto (a GPU of CUDA, else the CPU), cpu, cuda, cuda:N, mps (Apple's GPUs; not yet measured). `precision`: bf16 or fp32; auto is bf16 where matrix units compute in it (CUDA, and
     CPUs with AMX) and fp32 elsewhere.
     Raises UserError for a device that is not there or a precision it lacks.
     """
     if seed < 0:
-        raise UserError(f"--seed {seed}: need 0 or more")
+        raise UserError(f"`seed` {seed}: need 0 or more")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if precision not in PRECISIONS:
@@ -75,7 +99,7 @@ def start(device: str = "auto", seed: int = 0, precision: str = "auto") -> Runti
         precision = "bf16" if chosen.type == "cuda" or _has_amx() else "fp32"
     if chosen.type == "cuda":
         if precision == "bf16" and not torch.cuda.is_bf16_supported():
-            raise UserError(f"{torch.cuda.get_device_name(chosen)} has no bf16; use --precision fp32")
+            raise UserError(f"{torch.cuda.get_device_name(chosen)} has no bf16; use `precision` fp32")
         torch.cuda.set_device(chosen)
     if world_size > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
@@ -95,13 +119,15 @@ def _device(name: str, local_rank: int) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N")
-    if device.type == "cpu":
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda, cuda:N or mps")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("no mps device is visible here; use `device` cpu")
+    if device.type != "cuda":
         return device
     if not torch.cuda.is_available():
-        raise UserError("no CUDA device is visible here; use --device cpu")
+        raise UserError("no CUDA device is visible here; use `device` cpu")
     index = local_rank if device.index is None else device.index
     if index >= torch.cuda.device_count():
         raise UserError(f"{name}: this machine shows {torch.cuda.device_count()} CUDA device(s); lower NUM_GPUS")

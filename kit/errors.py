@@ -1,49 +1,63 @@
-"""Mistakes that a user can mend, told in one line."""
+"""Mistakes that a user can correct, told in one line.
+
+Libraries name a setting in backquotes, `batch_size`; an entry point spells it as its users do: --batch_size on a command
+line, or as `keys` says where settings come from a file.
+"""
 
 import errno
+import re
 import sqlite3
 import sys
+from collections.abc import Callable
 
 import torch
 from tqdm import tqdm
 
-OUT_OF_MEMORY = (
-    "out of memory: lower --batch_size (raise --grad_accum to keep the step) or --img_size, or take a smaller model"
-)
+LESS_MEMORY = "close other programs, or take a smaller input"
 
 
 class UserError(Exception):
     """What is wrong and what to do, in one line. An entry point prints it and exits with code 2."""
 
 
-def run(main) -> None:
-    """Call `main()`; print one line and exit with code 2 for what a user can mend.
+def run(main: Callable[[], None], less_memory: str = LESS_MEMORY, keys: dict[str, str] | None = None) -> None:
+    """Call `main()`; print one line and exit with code 2 for what a user can correct.
 
-    That is: a UserError, memory that runs out (names the flags to lower), a full disk. Anything else is a bug and
-    keeps its traceback.
+    That is: a UserError, memory that runs out (`less_memory` says what to change), a full disk. Anything else is a bug and
+    keeps its traceback. `keys`: settings that are not flags of this program, and how its users spell them.
     """
+
+    def leave(message: str) -> None:
+        for bar in list(getattr(tqdm, "_instances", ())):  # a bar left open would share its line with the message
+            bar.close()
+        print(f"error: {as_flags(' '.join(message.split()), keys)}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
     try:
         main()
     except UserError as error:
-        _leave(str(error))
+        leave(str(error))
     except (torch.OutOfMemoryError, MemoryError):
-        _leave(OUT_OF_MEMORY)
+        leave(f"out of memory: {less_memory}")
     except RuntimeError as error:
         if "DefaultCPUAllocator" not in str(error):
             raise
-        _leave(OUT_OF_MEMORY)
+        leave(f"out of memory: {less_memory}")
     except sqlite3.OperationalError as error:
-        _leave(f"cannot write the build's temporary files ({error}): free some disk space and run again")
+        leave(f"cannot write the build's temporary files ({error}): free some disk space and run again")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _leave(f"disk full while writing {error.filename or 'a file'}: free some space and run again")
+            leave(f"disk full while writing {error.filename or 'a file'}: free some space and run again")
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            _leave(f"no permission for {error.filename or 'a file'}: {error.strerror}")
+            leave(f"no permission for {error.filename or 'a file'}: {error.strerror}")
         raise
 
 
-def _leave(message: str) -> None:
-    for bar in list(getattr(tqdm, "_instances", ())):  # a bar left open would share its line with the message
-        bar.close()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    sys.exit(2)
+def note(message: str) -> None:
+    """Tell the user something on stderr that stops nothing."""
+    print(f"note: {as_flags(message)}", file=sys.stderr, flush=True)
+
+
+def as_flags(message: str, keys: dict[str, str] | None = None) -> str:
+    """The message with `setting` spelled --setting, or as `keys` says."""
+    return re.sub(r"`(\w+)`", lambda match: (keys or {}).get(match[1], f"--{match[1]}"), message)

@@ -23,10 +23,12 @@ class Losses:
         self._pending.append((step, lr, values))
 
     def write(self, **values) -> float:
-        """Log the pending steps, means over all ranks, each with `values`; returns their mean loss.
+        """Log the pending steps, means over all ranks, each with `values`; returns their mean loss, NaN if there are none.
 
         Raises UserError on every rank if one loss or gradient norm is not finite.
         """
+        if not self._pending:
+            return math.nan
         names = list(self._pending[0][2])
         table = torch.stack([torch.stack([step[name] for name in names]).float() for _, _, step in self._pending])
         rows = [dict(zip(names, row)) for row in (self.runtime.sum(table) / self.runtime.world_size).tolist()]
@@ -37,7 +39,7 @@ class Losses:
                 kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
                 raise UserError(
                     f"loss {row['loss']}, gradient norm {row['grad_norm']} at step {step}; {kept}; "
-                    "lower --lr or --grad_clip, or use --precision fp32"
+                    "lower the learning rate or `grad_clip`, or use `precision` fp32"
                 )
         self._pending = []
         return sum(row["loss"] for row in rows) / len(rows)

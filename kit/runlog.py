@@ -98,8 +98,23 @@ def make_folder(path: str | Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot create --output_dir {path}: {error.strerror}") from error
+        raise UserError(f"cannot create `output_dir` {path}: {error.strerror}") from error
     return path
+
+
+def clear_numbered(folder: Path, pattern: str, overwrite: bool) -> None:
+    """Make way for a set of numbered files: what an earlier call left under `pattern` would pass for part of it.
+
+    Removes such files if `overwrite`, else raises UserError.
+    """
+    old = sorted(folder.glob(pattern))
+    if old and not overwrite:
+        raise UserError(
+            f"{folder} holds {old[0].name} of an earlier call: choose another `output_dir`, or replace what is there "
+            "with `overwrite`"
+        )
+    for path in old:
+        path.unlink()
 
 
 def write_json(path: str | Path, value) -> None:
@@ -165,7 +180,7 @@ def _start_wandb(project: str, folder: Path, config: dict):
     try:
         import wandb
     except ImportError:
-        raise UserError("--wandb needs the wandb package: pip install wandb==0.31.0") from None
+        raise UserError("`wandb` needs the wandb package: pip install wandb==0.31.0") from None
     mode = os.environ.get("WANDB_MODE") or ("online" if _reachable("api.wandb.ai") else "offline")
     return wandb.init(project=project, dir=str(folder), config=config, mode=mode)
 

@@ -42,7 +42,7 @@ class TimeSampler:
         if name not in TIME_SAMPLERS:
             raise UserError(f"unknown time sampling {name!r}; choose from {', '.join(TIME_SAMPLERS)}")
         if std <= 0:
-            raise UserError(f"--t_std {std}: need a positive spread")
+            raise UserError(f"`t_std` {std}: need a positive spread")
         self.name, self.mean, self.std, self.noise_std = name, mean, std, noise_std
         self.loss_sum = torch.zeros(self.BINS, device=device)
         self.weight = torch.zeros(self.BINS, device=device)
@@ -58,7 +58,7 @@ class TimeSampler:
         if self.name == "logit_normal" or self.density is self.start:
             logit = self.mean + self.std * torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))
             return torch.sigmoid(logit + math.log(self.noise_std)).float()
-        return t_of(self._quantile(u.double().cpu()).exp() / self.noise_std).float().to(u.device)
+        return t_of(self._quantile(u.cpu().double()).exp() / self.noise_std).float().to(u.device)
 
     def _quantile(self, u: torch.Tensor) -> torch.Tensor:
         """log sigma at cumulative probability u under the current density."""
@@ -77,7 +77,7 @@ class TimeSampler:
 
     def refit(self, runtime: Runtime) -> None:
         """Fit the density to what was observed since the start, old observations fading; the same on every rank."""
-        measured = runtime.sum(torch.stack([self.loss_sum, self.weight])).double().cpu() / runtime.world_size
+        measured = runtime.sum(torch.stack([self.loss_sum, self.weight])).cpu().double() / runtime.world_size
         self.loss_sum.copy_(measured[0] * self.MEMORY)
         self.weight.copy_(measured[1] * self.MEMORY)
         if self.name != "fitted":
@@ -91,7 +91,7 @@ class TimeSampler:
 
     def curve(self) -> torch.Tensor | None:
         """Loss against log sigma at the bins' centers (BINS,), made non-decreasing; None before enough was seen."""
-        weight, total = self.weight.double().cpu(), self.loss_sum.double().cpu()
+        weight, total = self.weight.cpu().double(), self.loss_sum.double().cpu()
         seen = (weight >= 4).nonzero().flatten()
         if len(seen) < self.BINS // 4:
             return None

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.chunks import open_built
+from corpus.chunks import open_built
+from kit.arguments import program
 from kit.errors import UserError, run
 from kit.runlog import read_log, write_json
 
@@ -40,18 +41,15 @@ PROBE_STEPS = 30
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows" + show)
-    parser.add_argument("--seconds", type=float, default=180, help="training time of a run" + show)
-    parser.add_argument("--lrs", nargs="+", default=["1e-3", "2e-3", "4e-3"], help="learning rates to try" + show)
-    parser.add_argument(
-        "--data", type=Path, default=Path("checkpoints/ablations/data"), help="data, built if absent" + show
-    )
-    parser.add_argument("--work", type=Path, default=Path("checkpoints/ablations"), help="folder of the runs" + show)
-    parser.add_argument("--num_samples", type=int, default=128, help="test chunks" + show)
-    parser.add_argument("--seed", type=int, default=0, help="of everything" + show)
-    parser.add_argument("--output", type=Path, default=Path("results/ablations.json"), help="JSON file to write" + show)
+    parser = program(__doc__)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows")
+    parser.add_argument("--seconds", type=float, default=180, help="training time of a run")
+    parser.add_argument("--lrs", nargs="+", default=["1e-3", "2e-3", "4e-3"], help="learning rates to try")
+    parser.add_argument("--data", type=Path, default=Path("checkpoints/ablations/data"), help="data, built if absent")
+    parser.add_argument("--work", type=Path, default=Path("checkpoints/ablations"), help="folder of the runs")
+    parser.add_argument("--num_samples", type=int, default=128, help="test chunks")
+    parser.add_argument("--seed", type=int, default=0, help="of everything")
+    parser.add_argument("--output", type=Path, default=Path("results/ablations.json"), help="JSON file to write")
     args = parser.parse_args()
     if not args.seconds > 0 or args.num_samples < 1:
         raise UserError("--seconds and --num_samples need more than 0")

@@ -15,9 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from kit.corpus import documents, find_sources
+from corpus.documents import documents, find_sources
+from corpus.tokenizer import load_tokenizer
+from kit.arguments import program
 from kit.runlog import write_json
-from kit.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,7 +71,7 @@ def build(folder: str, tokenizer_path: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program(__doc__)
     parser.add_argument("--texts", required=True, help="folder of .txt files")
     parser.add_argument("--tokenizer_path", required=True, help="tokenizer.json, folder or Hugging Face name")
     parser.add_argument("--megabytes", type=int, default=300, help="size of the text (default: %(default)s)")

@@ -8,7 +8,6 @@ codebook under `light` and `heavy` (geometry included); bytes of text per visual
 fifteen minutes on two CPU cores.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -25,6 +24,7 @@ from image_context.augment import augment
 from image_context.codecs import DamagedCode, build_codec
 from image_context.metrics import interval
 from kit import device
+from kit.arguments import program
 from kit.errors import UserError
 from kit.runlog import environment, progress_bar, write_json
 
@@ -50,7 +50,7 @@ PARTS = ("round_trips", "render", "density", "survival")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program(__doc__)
     parser.add_argument(
         "--text", nargs="*", default=[], metavar="NAME=FILE", help="UTF-8 texts to carry, beside the built-in ones"
     )

@@ -10,5 +10,5 @@ START=$SECONDS
 mkdir -p "$RESULTS"
 cp "$OUTPUT_DIR"/plots/*.png "$OUTPUT_DIR/plots/summary.json" "$OUTPUT_DIR/results/env.json" "$OUTPUT_DIR/config.json" "$RESULTS/"
 echo "{\"seconds\": $((SECONDS - START))}" >"$RESULTS/time.json"
-"$PYTHON" -m image_context.gallery --output_dir "$OUTPUT_DIR/gallery"
+"$PYTHON" -m image_context.gallery --overwrite --output_dir "$OUTPUT_DIR/gallery"
 cp "$OUTPUT_DIR/gallery/gallery.png" results/image_context/

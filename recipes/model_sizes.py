@@ -5,12 +5,12 @@
 One forward pass over full 64x64 images, multiplications and additions counted apart, as torch's FlopCounterMode does.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from kit.arguments import program
 from kit.errors import run
 from kit.runlog import write_json
 from model import SIZES, build_jit_model
@@ -19,7 +19,7 @@ TOKEN_PATH = ("color_embed", "soft_proj", "prev_proj", "token_in", "token_out")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program(__doc__)
     parser.add_argument("--vocab_size", type=int, default=4096, help="tokens of the palette (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("results/model_sizes.json"), help="JSON file to write")
     args = parser.parse_args()

@@ -5,12 +5,12 @@
 --hybrid: runs of the network beside n-grams; --network: runs of the network alone. All must report the same test tokens.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 
+from kit.arguments import program
 from kit.errors import UserError, run
 from kit.runlog import write_json
 
@@ -20,7 +20,7 @@ NAMES = {"nearest": "nearest color", "unigram": "unigram posterior", "bigram": "
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program(__doc__)
     parser.add_argument("--hybrid", type=Path, nargs="*", default=[], help="report folders, one for each seed")
     parser.add_argument("--network", type=Path, nargs="*", default=[], help="report folders, one for each seed")
     parser.add_argument("--passes", choices=("1", "2", "4"), help="of the network (default: as the reports were made)")

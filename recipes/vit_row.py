@@ -6,7 +6,6 @@
 reaches on the same device in the same precision.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -17,6 +16,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from kit import device
+from kit.arguments import program
 from kit.checkpoint import load_checkpoint
 from kit.runlog import write_json
 from vit_cifar10.pretrained import build_model
@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent.parent / "results" / "vit_cifar10"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program(__doc__)
     parser.add_argument("runs", nargs="+", help="run folders, one for each seed")
     parser.add_argument("--name", required=True, help="name of the row")
     args = parser.parse_args()

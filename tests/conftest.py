@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import train
+from corpus.builder import BuildSettings, build
 from kit import errors
-from kit.builder import BuildSettings, build
 from tests.runs import ROOT
 
 SHARED = Path(os.environ.get("TOKENCOLOR_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -31,7 +31,7 @@ def call(monkeypatch):
     def run(module, *arguments) -> int:
         monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, arguments)])
         try:
-            errors.run(module.main)
+            errors.run(module.main, getattr(module, "LESS_MEMORY", errors.LESS_MEMORY), getattr(module, "KEYS", None))
         except SystemExit as leaving:
             return leaving.code or 0
         return 0

@@ -1,13 +1,25 @@
 """The house rules: which way imports point, and what may not appear in the project's text."""
 
 import ast
+import importlib
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from kit import errors
+
 ROOT = Path(__file__).parent.parent
-ROOMS = ("tokcom", "image_context", "vit_cifar10")
+DEPENDS_ON = {
+    "kit": (),
+    "corpus": ("kit",),
+    "baselines": ("kit", "corpus"),
+    "root": ("kit", "corpus", "baselines"),
+    "tokcom": ("kit", "corpus", "baselines"),
+    "image_context": ("kit", "corpus"),
+    "vit_cifar10": ("kit",),
+}
 ROOT_MODULES = {p.stem for p in ROOT.glob("*.py")}
 FILES = [
     ROOT / name for name in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
@@ -15,49 +27,55 @@ FILES = [
 FILES = FILES or [p for p in ROOT.rglob("*") if p.is_file() and ".venv" not in p.parts]
 
 
-def imported(path):
-    """Full names of the modules, or of what comes from them."""
+def imports(path):
+    """Packages and top-level modules that a file imports."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield node.module.split(".")[0]
 
 
-def imports(path):
-    """Packages and top-level modules."""
-    return {name.split(".")[0] for name in imported(path)}
+@pytest.mark.parametrize("package", DEPENDS_ON)
+def test_packages_depend_one_way(package):
+    """Each imports itself and what DEPENDS_ON says, of all that lies in this repository."""
+    everything = {*DEPENDS_ON, *ROOT_MODULES, "recipes", "tests"}
+    own = ROOT_MODULES if package == "root" else {package}
+    files = [
+        p
+        for p in FILES
+        if p.suffix == ".py" and (p.parent == ROOT if package == "root" else p.is_relative_to(ROOT / package))
+    ]
+    assert files
+    for path in files:
+        beyond = set(imports(path)) & everything - own - set(DEPENDS_ON[package])
+        assert not beyond, path
 
 
-def python_files(folder):
-    return [p for p in FILES if p.suffix == ".py" and p.is_relative_to(ROOT / folder)]
+def test_the_dependencies_have_no_circle():
+    done = set()
+    while rest := {name for name in DEPENDS_ON if name not in done}:
+        free = {name for name in rest if set(DEPENDS_ON[name]) <= done}
+        assert free, rest
+        done |= free
 
 
-@pytest.mark.parametrize("path", python_files("kit"), ids=lambda p: p.name)
-def test_kit_knows_no_room(path):
-    assert not imports(path) & (ROOT_MODULES | {*ROOMS, "baselines"})
+PROGRAMS = [
+    p
+    for p in FILES
+    if p.suffix == ".py"
+    and p.parent.name not in ("kit", "tests")
+    and "errors.run(main" in p.read_text(encoding="utf-8")
+]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_import_kit_and_themselves_only(room):
-    others = (ROOT_MODULES | {*ROOMS, "baselines"}) - {room}
-    for path in python_files(room):
-        assert not imports(path) & others, path
-
-
-def test_the_root_imports_no_room_and_of_the_baselines_only_the_classical_decoder():
-    """It stands beside the network, as part of the method and in every report."""
-    for path in ROOT.glob("*.py"):
-        assert not imports(path) & {*ROOMS}, path
-        of_baselines = [name for name in imported(path) if name.split(".")[0] == "baselines"]
-        assert all(f"{name}.".startswith("baselines.ngram.") for name in of_baselines), path
-
-
-def test_baselines_import_no_room_and_of_the_root_only_its_data_and_palette():
-    paths = list((ROOT / "baselines").glob("*.py"))
-    assert len(paths) > 2
-    for path in paths:
-        assert not imports(path) & {*ROOT_MODULES - {"dataset", "palette"}, *ROOMS}, path
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_what_to_lower_when_memory_runs_out_is_a_flag_of_the_program(path, call, capsys):
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    assert call(module, "--help") == 0
+    told = errors.as_flags(getattr(module, "LESS_MEMORY", errors.LESS_MEMORY), getattr(module, "KEYS", None))
+    known = capsys.readouterr().out
+    assert all(flag in known for flag in re.findall(r"--\w+", told))
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from corpus.chunks import open_built
 from dataset import batches, collate
-from kit.chunks import open_built
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -10,7 +10,7 @@ from PIL import Image
 
 import evaluate
 import train
-from kit.chunks import open_built, reported
+from corpus.chunks import open_built, reported
 from tests.conftest import TINY, run_main, sentences
 
 CPU = ("--device", "cpu", "--precision", "fp32", "--num_inference_steps", 4)

@@ -29,6 +29,7 @@ def use(call, trained, tmp_path):
                 mode,
                 "--output_dir",
                 tmp_path,
+                *(() if mode == "encode" else ("--overwrite",)),
                 *CPU,
                 *options,
             )
@@ -48,6 +49,36 @@ def test_encode_and_decode_return_a_text_of_any_length(use, tmp_path):
     )
     use("decode", "--image", *[tmp_path / name for name in encoded["files"]])
     assert (tmp_path / "decode_000.txt").read_text(encoding="utf-8") == text
+
+
+def test_a_second_text_never_mixes_with_the_first(use, refused, trained, tmp_path):
+    """A long text, then a short one into the same folder, then the folder decoded."""
+    use("encode", "--input_text", TEXT)
+    again = ("--checkpoint", trained / "best_model.pth", "--mode", "encode", "--output_dir", tmp_path, *CPU)
+    assert "encode_000.png of an earlier call" in refused(inference, *again, "--input_text", "a new text")
+    assert "empty" in refused(inference, *again, "--overwrite", "--input_text", " ")
+    assert (tmp_path / "encode_001.png").exists()  # nothing is removed for an input that is refused
+    use("encode", "--overwrite", "--input_text", "a new text")
+    use("decode", "--image", tmp_path)
+    assert (tmp_path / "decode_000.txt").read_text() == "a new text"
+
+
+def test_an_image_says_which_tokenizer_palette_and_layout_it_is_of(use, refused, trained, tmp_path, capsys):
+    use("encode", "--input_text", "the color of a token")
+    capsys.readouterr()
+    use("decode", "--image", tmp_path / "encode_000.png")
+    assert "note:" not in capsys.readouterr().err
+    pixels = Image.open(tmp_path / "encode_000.png")
+    pixels.save(tmp_path / "unsigned.png")  # Pillow drops text chunks
+    use("decode", "--image", tmp_path / "unsigned.png")
+    assert "unsigned.png does not say which tokenizer" in capsys.readouterr().err
+    other = torch.load(trained / "best_model.pth", weights_only=True)
+    other["palette"]["slots"] = other["palette"]["slots"].roll(1)
+    torch.save(other, tmp_path / "other.pth")
+    options = ("--mode", "decode", "--image", tmp_path / "encode_000.png", "--output_dir", tmp_path / "out", *CPU)
+    assert "another tokenizer, palette or layout" in refused(
+        inference, "--checkpoint", tmp_path / "other.pth", *options
+    )
 
 
 def test_decode_takes_a_folder_and_pictures_without_transparency(use, tmp_path):
@@ -168,7 +199,7 @@ def test_infill_keeps_what_was_given(use):
         (("--mode", "decode", "--image", "wide.png"), "9x8 pixels; this checkpoint reads 8x8"),
         (("--mode", "decode", "--image", "text.png"), "no readable image"),
         (("--mode", "decode", "--image", "blank.png"), "wholly transparent"),
-        (("--mode", "decode", "--image", "."), "no picture in"),
+        (("--mode", "decode", "--image", "."), "no image in"),
         (("--mode", "generate", "--num_tokens", "65"), "holds 64"),
         (("--mode", "generate", "--img_size", "64"), "--img_size 8, not 64"),
         (("--mode", "generate", "--temperature", "-1"), "--temperature"),

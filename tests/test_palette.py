@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from corpus.documents import documents, find_sources
+from corpus.tokenizer import load_tokenizer
 from dataset import collate
-from kit.corpus import documents, find_sources
 from kit.errors import UserError
-from kit.tokenizer import load_tokenizer
 from palette import (
     MAX_VOCAB,
     PALETTES,
@@ -17,9 +16,8 @@ from palette import (
     Palette,
     build_palette,
     levels_per_channel,
-    load_picture,
-    save_png,
 )
+from picture import load_image, save_png
 
 
 def zipf_counts(vocab_size):
@@ -32,8 +30,8 @@ def through_png(ids, palette, path, img_size=64, patch_size=4, scan="block"):
     for start in range(0, len(ids), layout.num_positions):
         part = ids[start : start + layout.num_positions]
         mask = torch.ones(1, len(part), dtype=torch.bool)
-        save_png(path, layout.to_image(palette.encode(part[None]))[0], layout.to_image(mask)[0])
-        picture, shown = load_picture(path, img_size)
+        save_png(path, layout.to_image(palette.encode(part[None]))[0], layout.to_image(mask)[0], "")
+        picture, shown, _ = load_image(path, img_size)
         found.append(palette.decode(layout.from_image(picture[None]))[layout.from_image(shown[None])])
     return torch.cat(found)
 
@@ -189,13 +187,6 @@ def test_a_text_is_padded_to_the_patches_that_hold_it_and_no_further(scan, num_t
     assert patches.sum() == whole.sum() and patches[-1 if scan == "block" else -3]
 
 
-def test_padding_is_transparent(tmp_path):
-    mask = torch.arange(64).view(8, 8) < 20
-    save_png(tmp_path / "p.png", torch.ones(3, 8, 8), mask)
-    alpha = np.array(Image.open(tmp_path / "p.png"))[..., 3]
-    assert np.array_equal(alpha > 0, mask.numpy())
-
-
 def test_ids_outside_the_palette_and_unknown_names_are_refused():
     palette = build_palette("digits", 300)
     for ids in ([300], [-1, 4]):
@@ -205,17 +196,6 @@ def test_ids_outside_the_palette_and_unknown_names_are_refused():
         build_palette("rainbow", 300)
     with pytest.raises(UserError, match="unknown scan"):
         Layout(8, 4, "spiral")
-
-
-def test_a_picture_of_another_size_or_kind_is_refused(tmp_path):
-    Image.new("RGB", (10, 8)).save(tmp_path / "small.png")
-    (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(UserError, match="10x8 pixels; this checkpoint reads 8x8"):
-        load_picture(tmp_path / "small.png", 8)
-    with pytest.raises(UserError, match="no readable image"):
-        load_picture(tmp_path / "text.png", 8)
-    with pytest.raises(UserError, match="no image at"):
-        load_picture(tmp_path / "absent.png", 8)
 
 
 @pytest.mark.parametrize("vocab_size", [7, 17**3, 5000])

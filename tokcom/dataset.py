@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from kit.builder import BuildSettings
-from kit.chunks import Chunks, build_once, open_built, open_chunks
+from corpus.builder import BuildSettings
+from corpus.chunks import Chunks, build_once, open_built, open_chunks
+from corpus.tokenizer import Tokenizer
 from kit.errors import UserError
-from kit.tokenizer import Tokenizer
 
 
 def open_data(

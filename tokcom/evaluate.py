@@ -2,7 +2,7 @@
 
     python -m tokcom.evaluate --checkpoint RUN/best_diffusion.pt --data_path RUN/data --output_dir RUN/report
 
-Of built data it reads the test set, which neither trained the checkpoint nor chose it; kit/chunks.py says which sequences.
+Of built data it reads the test set, which neither trained the checkpoint nor chose it; corpus/chunks.py says which sequences.
 Padding and prompts count nowhere. Accuracies are shares of held-out tokens. `nll` is the variational bound of the whole model
 in nats per token (Kingma et al., arXiv 2107.00630): what one look misses at the least noise, plus half the squared error of
 the denoiser integrated over the signal-to-noise ratio, for the least noise that makes the sum smallest. `brier_lm` is CALM's
@@ -21,14 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from baselines.brier import brier_lm
+from corpus.chunks import Chunks, open_test, reported
+from corpus.tokenizer import Tokenizer
 from kit import device, errors
-from kit.brier import brier_lm
-from kit.chunks import Chunks, open_test, reported
+from kit.arguments import add_common, program
 from kit.errors import UserError
 from kit.runlog import environment, make_folder, write_json
 from kit.textfile import read_text
 from kit.times import TimeSampler
-from kit.tokenizer import Tokenizer
 from tokcom.dataset import chosen_batches
 from tokcom.flow import Flow, real_chunks, token_nll
 from tokcom.inference import decode, encode, load_checkpoint, read_ids
@@ -43,23 +44,21 @@ CALLS = (1, 2, 4, 8, 16, 32, 64)
 ACTIVE_VARIANCE = 0.01  # of a dimension's posterior mean (Burda et al., arXiv 1509.00519)
 MIN_SIGMA, MAX_SIGMA, NLL_LEVELS = 0.1, 20.0, 24  # of the bound's integral
 MAP_CHUNKS = 3000
+LESS_MEMORY = "lower `num_samples` and `num_prompts`"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
+    parser = program(__doc__)
     parser.add_argument("--checkpoint", required=True, help="best_diffusion.pt of a run")
     parser.add_argument(
         "--data_path", required=True, help="data of a run (its test set), one of its splits, or any raw text"
     )
     parser.add_argument("--output_dir", required=True, help="folder for report.json and the figures")
     parser.add_argument("--book", help="UTF-8 text to encode and decode in whole (default: the held-out sequences)")
-    parser.add_argument("--num_samples", type=int, default=128, help="sequences measured" + show)
-    parser.add_argument("--num_prompts", type=int, default=512, help="prompts continued for BrierLM" + show)
-    parser.add_argument("--num_steps", type=int, default=16, help="calls of the network for brier_lm" + show)
-    parser.add_argument("--seed", type=int, default=0, help="of the noise" + show)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
-    parser.add_argument("--precision", default="auto", choices=device.PRECISIONS, help="of matrix products" + show)
+    parser.add_argument("--num_samples", type=int, default=128, help="sequences measured")
+    parser.add_argument("--num_prompts", type=int, default=512, help="prompts continued for BrierLM")
+    parser.add_argument("--num_steps", type=int, default=16, help="calls of the network for brier_lm")
+    add_common(parser, "seed", "device", "precision")
     return parser.parse_args()
 
 
@@ -79,7 +78,7 @@ def main() -> None:
         args.data_path, output / "data", tokenizer, min_tokens=min(64, model_args.max_length),
         max_tokens=model_args.max_length, seed=args.seed,
     )  # fmt: skip
-    chunks.check(model_args.max_length, tokenizer.vocab_size, "--max_length")
+    chunks.check(model_args.max_length, tokenizer.vocab_size, "max_length")
     flow = Flow(vae, denoiser, config["noise_std"])
     held_out = HeldOut(flow, denoiser.times, chunks, args, runtime)
 
@@ -380,4 +379,4 @@ def _tidy(axis) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, LESS_MEMORY)

@@ -11,17 +11,14 @@ Times       are fitted to the cross-entropy. Padding enters neither attention no
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kit.errors import UserError
+from kit.sampling import integrate
 from kit.times import sigma_of
 from tokcom.model import DenoisedModel, TokComVAE
-
-SAMPLERS = ("euler", "heun", "stochastic")
 
 
 @dataclass
@@ -110,53 +107,40 @@ class Flow(nn.Module):
     def sample(
         self, mask, times, sampler="euler", x=None, known=None, clean=None, guidance=1.0, generator=None
     ) -> Prediction:
-        """Integrate from times[0] to times[-1], then look a last time; `.logits` of what comes back decide.
+        """Integrate from times[0] to times[-1] by a sampler of kit/sampling.py; a last forward pass decides, and is returned.
 
         mask (B, C); `times` (S,) ascending; x (B, C, latent_dim) the state at times[0], or None for pure noise. Known
-        positions (B, C) hold `clean` throughout. In y = x_t / t the flow is
-        dy/dsigma = (y - x1) / sigma; `euler` is DDIM's step, `heun` looks twice, `stochastic` renews as much noise as the
-        posterior allows (EDM's ancestral step). `guidance` above 1 leans away from what the model would say without the
-        known positions (Ho & Salimans, arXiv 2207.12598).
+        positions (B, C) hold `clean` throughout. `guidance` above 1 extrapolates away from what the model predicts without
+        the known positions (classifier-free guidance, Ho & Salimans, arXiv 2207.12598).
         """
-        if sampler not in SAMPLERS:
-            raise UserError(f"unknown sampler {sampler!r}; choose from {', '.join(SAMPLERS)}")
         sigmas = (self.noise_std * sigma_of(times)).tolist()
         shape = (*mask.shape, self.vae.args.latent_dim)
+        found, previous = None, (None, None)  # the estimates of the pass before, with the prompt and without
 
         def fresh_noise():
             place = generator.device if generator else mask.device
             return torch.randn(shape, device=place, generator=generator).to(mask.device)
 
-        y = sigmas[0] * fresh_noise() if x is None else x / times[0].to(x.device)
-        x_prev = alone_prev = None  # with the known positions, and without them
-
-        def look(y, sigma):
-            nonlocal x_prev, alone_prev
+        def denoise(y, sigma):
+            nonlocal found, previous
             if known is not None:
                 y = torch.where(known.unsqueeze(-1), clean, y)
             level = torch.full((len(y),), sigma, device=y.device)
-            guess = self.predict(y, level, mask, known, x_prev)
-            x_prev = guess.x1
-            if guidance == 1 or known is None:
-                return guess
-            alone = self.predict(y, level, mask & ~known, None, alone_prev)
-            alone_prev = alone.x1
-            x1, logits = (b + guidance * (a - b) for a, b in ((guess.x1, alone.x1), (guess.logits, alone.logits)))
-            return Prediction(torch.where(known.unsqueeze(-1), clean, x1), logits)
+            found = conditional = self.predict(y, level, mask, known, previous[0])
+            unconditional = None
+            if guidance != 1 and known is not None:
+                unconditional = self.predict(y, level, mask & ~known, None, previous[1])
+                x1, logits = (
+                    u + guidance * (c - u)
+                    for u, c in ((unconditional.x1, conditional.x1), (unconditional.logits, conditional.logits))
+                )
+                found = Prediction(torch.where(known.unsqueeze(-1), clean, x1), logits)
+            previous = conditional.x1, unconditional and unconditional.x1
+            return found.x1
 
-        for sigma, target in pairwise(sigmas):
-            x1 = look(y, sigma).x1
-            fresh = 0.0
-            if sampler == "stochastic":
-                fresh = min(target, (max(0.0, target**2 * (sigma**2 - target**2)) / sigma**2) ** 0.5)
-            down = max(0.0, target**2 - fresh**2) ** 0.5
-            slope = (y - x1) / sigma
-            moved = y + (down - sigma) * slope
-            if sampler == "heun":
-                again = look(moved, target).x1
-                moved = y + (target - sigma) * (slope + (moved - again) / target) / 2
-            y = moved + fresh * fresh_noise() if fresh else moved
-        return look(y, sigmas[-1])
+        y = sigmas[0] * fresh_noise() if x is None else x / times[0].to(x.device)
+        denoise(integrate(denoise, y, sigmas, sampler, fresh_noise), sigmas[-1])
+        return found
 
 
 def real_chunks(mask: torch.Tensor, chunk_size: int) -> torch.Tensor:

@@ -16,16 +16,18 @@ from pathlib import Path
 
 import torch
 
+from corpus.tokenizer import Tokenizer
 from kit import device as devices
 from kit import errors
+from kit.arguments import add_common, program
 from kit.checkpoint import load_checkpoint as load_file
 from kit.checkpoint import load_weights, save_checkpoint
 from kit.errors import UserError
+from kit.sampling import SAMPLERS
 from kit.textfile import read_text, write_text
 from kit.times import TimeSampler
-from kit.tokenizer import Tokenizer
 from tokcom.config import ModelArgs, from_dict
-from tokcom.flow import SAMPLERS, Flow
+from tokcom.flow import Flow
 from tokcom.model import DenoisedModel, TokComVAE
 
 POSTERIOR = "posterior"
@@ -44,7 +46,7 @@ def load_checkpoint(
 ) -> tuple[TokComVAE, DenoisedModel | None, ModelArgs, dict]:
     """(vae_model, denoised_model, model_args, config) of a checkpoint; a checkpoint of stage one has no denoised_model.
 
-    `config` also holds the tokenizer's JSON (`config["tokenizer"]`, for `kit.tokenizer.Tokenizer.from_json`). Raises
+    `config` also holds the tokenizer's JSON (`config["tokenizer"]`, for `corpus.tokenizer.Tokenizer.from_json`). Raises
     UserError for a file that is missing, damaged or of another kind.
     """
     saved = load_file(path, NEEDED)
@@ -119,7 +121,7 @@ def denoise_reconstruct(
     mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
     grid = denoised_model.times.grid(num_steps, noise_level or None)
     if sampler == POSTERIOR:
-        grid, sampler = grid[:1], SAMPLERS[0]
+        grid, sampler = grid[:1], SAMPLERS[0]  # of one noise level every sampler makes one forward pass
     start = flow.add_noise(latents, grid[:1].to(latents.device), noise) if noise_level else None
     found = flow.sample(mask, grid, sampler, x=start, generator=generator)
     return found.logits.argmax(-1)[:, : token_ids.shape[1]]
@@ -185,15 +187,15 @@ def _check_window(model: DenoisedModel, chunks: int) -> None:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The command
+LESS_MEMORY = "lower `batch_size` or `num_chunks`, or pass a shorter text"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
+    parser = program(__doc__)
     parser.add_argument(
         "--checkpoint", required=True, help="best_diffusion.pt, or best_vae.pt for what the VAE does alone"
     )
-    parser.add_argument("--mode", default="generate", choices=MODES, help="what to do" + show)
+    parser.add_argument("--mode", default="generate", choices=MODES, help="what to do")
     parser.add_argument("--input_text", help="text for reconstruct, denoise_reconstruct, encode")
     parser.add_argument("--input_file", help="the same from a UTF-8 file")
     parser.add_argument("--latents", help="file that encode wrote, for decode")
@@ -203,16 +205,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--num_generate_chunks", type=int, help="vectors after the prompt (default: 64, or what the window has left)"
     )
-    parser.add_argument("--num_steps", type=int, default=50, help="denoising steps" + show)
-    parser.add_argument("--noise_level", type=float, default=0.5, help="0 = pure noise, 1 = none" + show)
+    parser.add_argument("--num_steps", type=int, default=50, help="denoising steps")
+    parser.add_argument("--noise_level", type=float, default=0.5, help="0 = pure noise, 1 = none")
     parser.add_argument(
         "--sampler", choices=(*SAMPLERS, POSTERIOR), help="(default: stochastic to write, posterior to denoise)"
     )
-    parser.add_argument("--guidance", type=float, default=1.0, help="above 1 leans on the prompt" + show)
-    parser.add_argument("--batch_size", type=int, default=1, help="texts to generate" + show)
+    parser.add_argument("--guidance", type=float, default=1.0, help="above 1 leans on the prompt")
+    parser.add_argument("--batch_size", type=int, default=1, help="texts to generate")
     parser.add_argument("--output_file", help="write the result here too")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise" + show)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
+    add_common(parser, "seed", "device")
     return parser.parse_args()
 
 
@@ -323,4 +324,4 @@ def read_latents(args: argparse.Namespace, vae: TokComVAE) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, LESS_MEMORY)

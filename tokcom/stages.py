@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kit.chunks import Chunks
+from corpus.chunks import Chunks
+from corpus.tokenizer import Tokenizer
 from kit.device import Runtime
 from kit.times import TimeSampler
-from kit.tokenizer import Tokenizer
 from tokcom.config import TrainConfig
 from tokcom.dataset import collate, in_order
 from tokcom.flow import Flow, real_chunks, token_nll
@@ -80,7 +80,7 @@ class VAEStage:
                 clean, noisy = self.vae.decode_raw(mean), self.vae.decode_raw(mean + noise)
             ce = F.cross_entropy(noisy.flatten(0, 1).float(), tokens.flatten(), reduction="none").view(tokens.shape)
             right, right_noisy = clean.argmax(-1) == tokens, noisy.argmax(-1) == tokens
-            total += torch.stack([(part * mask).sum() for part in (ce, right, right_noisy, mask)]).double().cpu()
+            total += torch.stack([(part * mask).sum() for part in (ce, right, right_noisy, mask)]).cpu().double()
         self.vae.train()
         ce, right, noisy, count = total.tolist()
         return {"val_loss": ce / count, "val_accuracy": right / count, "val_accuracy_noisy": noisy / count}
@@ -147,7 +147,7 @@ class DiffusionStage:
                 y = x1 + sigma.view(-1, 1, 1) * torch.randn(x1.shape, generator=generator).to(x1.device)
                 guess = flow.predict(y, sigma, real_chunks(mask, K))
             ce, right = token_nll(guess.logits, tokens), guess.logits.argmax(-1) == tokens
-            total += torch.stack([(part * mask).sum() for part in (ce, right, mask)]).double().cpu()
+            total += torch.stack([(part * mask).sum() for part in (ce, right, mask)]).cpu().double()
         self.denoiser.train()
         ce, right, count = total.tolist()
         return {"val_loss": ce / count, "val_accuracy": right / count}
@@ -194,12 +194,12 @@ def measure_latents(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation (latent_dim,) of the posterior means over up to 2000 training sequences."""
     vae.eval()
-    total = torch.zeros(3, vae.args.latent_dim, dtype=torch.float64, device=runtime.device)
+    total = torch.zeros(3, vae.args.latent_dim, dtype=torch.float64)  # on the CPU, since mps has no float64
     for batch in in_order(train, STATISTICS_SEQUENCES, config.batch_size, vae.args.chunk_size):
         tokens, mask = by_chunk(to_device(batch, runtime), vae.args.chunk_size)
         with runtime.autocast():
             mean, _ = vae.posterior(tokens, mask)
-        mean = mean[mask.any(1)].double()
+        mean = mean[mask.any(1)].cpu().double()
         total += torch.stack([mean.sum(0), mean.square().sum(0), torch.full_like(mean[0], len(mean))])
     mean = total[0] / total[2]
     return mean.float(), (total[1] / total[2] - mean.square()).clamp_min(1e-12).sqrt().float()

@@ -19,10 +19,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from corpus.chunks import LengthBuckets
+from corpus.tokenizer import Tokenizer
 from kit import device, errors
+from kit.arguments import add_common, program
 from kit.budget import TimeBudget
 from kit.checkpoint import LAST, load_checkpoint, load_weights, resume_path, save_checkpoint
-from kit.chunks import LengthBuckets
 from kit.ema import EMA
 from kit.errors import UserError
 from kit.interrupt import Interrupt
@@ -31,7 +33,6 @@ from kit.randomness import step_seed
 from kit.runlog import RunLog, progress_bar
 from kit.schedule import lr_at
 from kit.times import TIME_SAMPLERS, TimeSampler
-from kit.tokenizer import Tokenizer
 from tokcom.config import PRESETS, ModelArgs, TrainConfig, from_dict, to_dict
 from tokcom.dataset import batches, open_data
 from tokcom.model import DenoisedModel, TokComVAE
@@ -64,24 +65,21 @@ HELP = {
     "prompt_prob": "share of sequences with a prefix given clean", "vae_share": "stage one's share of --time_budget",
     "sample_every": "epochs between sample tables", "num_sample_steps": "denoising steps of a sample", "num_samples": "rows of a sample table",
 }  # fmt: skip
+LESS_MEMORY = "lower `batch_size` or `max_length`, or take a smaller preset"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
-    flag = argparse.BooleanOptionalAction
+    parser = program(__doc__)
     best = "base" if torch.cuda.is_available() else "tiny"
-    parser.add_argument(
-        "--preset", default=best, choices=PRESETS, help="sizes and rates that the defaults come from" + show
-    )
-    parser.add_argument("--stage", default="both", choices=("both", *BEST), help="which to train" + show)
+    parser.add_argument("--preset", default=best, choices=PRESETS, help="sizes and rates that the defaults come from")
+    parser.add_argument("--stage", default="both", choices=("both", *BEST), help="which to train")
     data = parser.add_argument_group("data; with none named, the text every Python carries")
     data.add_argument("--data_path", help="folder of the data builder, or any raw text")
     data.add_argument("--dataset_name", help="a Hugging Face dataset, such as wikitext")
     data.add_argument("--dataset_config", help="its configuration, such as wikitext-2-raw-v1")
     data.add_argument("--tokenizer_path", help="tokenizer.json, folder or Hugging Face name (default: train a BPE)")
-    data.add_argument("--vocab_size", type=int, default=512, help="size of that BPE" + show)
-    data.add_argument("--num_workers", type=int, default=0, help="loader processes" + show)
+    data.add_argument("--vocab_size", type=int, default=512, help="size of that BPE")
+    data.add_argument("--num_workers", type=int, default=0, help="loader processes")
     for title, kind, left_out in (("model", ModelArgs, ("vocab_size", "omni_token_id")), ("training", TrainConfig, ())):
         group = parser.add_argument_group(title)
         for field in fields(kind):
@@ -92,22 +90,13 @@ def parse_args() -> argparse.Namespace:
                     type=field.type,
                     default=field.default,
                     choices=choices,
-                    help=HELP[field.name] + show,
+                    help=HELP[field.name],
                 )
     run = parser.add_argument_group("run")
     run.add_argument("--time_budget", help="train so long instead of by epochs, e.g. 90s, 10m, 2h")
     run.add_argument("--vae_checkpoint", help="VAE for --stage diffusion (default: best_vae.pt of --output_dir)")
-    run.add_argument("--output_dir", default="checkpoints/tokcom", help="run folder" + show)
-    run.add_argument("--resume", metavar="PATH|auto", help="continue from a checkpoint, or last.pth of --output_dir")
-    run.add_argument("--save_steps", type=int, default=500, help="write last.pth every so many steps" + show)
-    run.add_argument("--log_interval", type=int, default=20, help="write the log every so many steps" + show)
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
-    run.add_argument(
-        "--precision", default="auto", choices=device.PRECISIONS, help="bf16 where the hardware has it" + show
-    )
-    run.add_argument("--compile", action=flag, default=False, help="torch.compile the networks" + show)
-    run.add_argument("--seed", type=int, default=0, help="of everything" + show)
-    run.add_argument("--wandb_project", help="also log to Weights & Biases, offline without a network")
+    run.add_argument("--output_dir", default="checkpoints/tokcom", help="run folder")
+    add_common(run, "resume", "save_steps", "log_interval", "device", "precision", "compile", "seed", "wandb")
     first = argparse.ArgumentParser(add_help=False)  # the preset alone, so that --help shows its values
     first.add_argument("--preset", default=best)
     chosen, _ = first.parse_known_args()
@@ -149,7 +138,7 @@ def main() -> None:
     if runtime.is_main:
         runtime.wait()
     for chunks in (train, val):
-        chunks.check(model_args.max_length, tokenizer.vocab_size, "--max_length")
+        chunks.check(model_args.max_length, tokenizer.vocab_size, "max_length")
     model_args.vocab_size = model_args.omni_token_id = tokenizer.vocab_size
     order = LengthBuckets(train.lengths, config.batch_size, args.seed, runtime.rank, runtime.world_size)
 
@@ -166,7 +155,7 @@ def main() -> None:
     record = {**vars(args), "vocab_size": tokenizer.vocab_size}
     training = (saved or before or {}).get("training")
     steps_so_far = training["offset"] + training["step"] if training else None
-    log = RunLog(output, record, runtime, steps_so_far, args.wandb_project)
+    log = RunLog(output, record, runtime, steps_so_far, args.wandb)
     keep = Keeper(args, model_args, config, tokenizer, vae, denoiser, output, runtime)
     interrupt = Interrupt()
 
@@ -347,4 +336,4 @@ def compare(model_args: ModelArgs, saved: dict) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, LESS_MEMORY)

@@ -8,23 +8,22 @@ import argparse
 from pathlib import Path
 
 from kit import device, errors
+from kit.arguments import add_common, program
 from vit_cifar10.dataset import load_split, same_classes
 from vit_cifar10.pretrained import load_pretrained
 from vit_cifar10.report import write_report
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
+    parser = program(__doc__)
     flag = argparse.BooleanOptionalAction
     parser.add_argument("--checkpoint", required=True, help="last.pth or best_model.pth of a run")
     parser.add_argument("--data_path", help="folder with cifar10_test.npz or test/CLASS/*.png (default: download)")
-    parser.add_argument("--split", default="test", choices=("test", "train"), help="which images" + show)
+    parser.add_argument("--split", default="test", choices=("test", "train"), help="which images")
     parser.add_argument("--output_dir", help="folder for the report (default: report beside the checkpoint)")
-    parser.add_argument("--tta", action=flag, default=False, help="average over the mirrored image" + show)
-    parser.add_argument("--ema", action=flag, default=True, help="use the averaged weights" + show)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
-    parser.add_argument("--precision", default="auto", choices=device.PRECISIONS, help="of matrix products" + show)
+    parser.add_argument("--tta", action=flag, default=False, help="average over the mirrored image")
+    parser.add_argument("--ema", action=flag, default=True, help="use the averaged weights")
+    add_common(parser, "device", "precision")
     return parser.parse_args()
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kit import errors
+from kit.arguments import program
 from kit.errors import UserError
 from kit.runlog import make_folder, write_json
 from vit_cifar10.pretrained import Pretrained, load_pretrained
@@ -35,11 +36,10 @@ class Deployed(nn.Module):
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
+    parser = program(__doc__)
     parser.add_argument("--checkpoint", required=True, help="last.pth or best_model.pth of a run")
     parser.add_argument("--output_dir", help="folder to write (default: export beside the checkpoint)")
-    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS, help="what to write" + show)
+    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS, help="what to write")
     return parser.parse_args()
 
 

@@ -7,21 +7,21 @@ import argparse
 import json
 
 from kit import device, errors
+from kit.arguments import add_common, program
 from vit_cifar10.dataset import find_images
 from vit_cifar10.pretrained import load_pretrained
 from vit_cifar10.report import predict_probabilities
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
+    parser = program(__doc__)
     flag = argparse.BooleanOptionalAction
     parser.add_argument("images", nargs="+", metavar="PATH", help="image files, and folders of them")
     parser.add_argument("--checkpoint", required=True, help="last.pth or best_model.pth of a run")
-    parser.add_argument("--top", type=int, default=3, help="classes shown for each image" + show)
-    parser.add_argument("--tta", action=flag, default=False, help="average over the mirrored image" + show)
-    parser.add_argument("--json", action=flag, default=False, help="one JSON object per line" + show)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
+    parser.add_argument("--top", type=int, default=3, help="classes shown for each image")
+    parser.add_argument("--tta", action=flag, default=False, help="average over the mirrored image")
+    parser.add_argument("--json", action=flag, default=False, help="one JSON object per line")
+    add_common(parser, "device")
     return parser.parse_args()
 
 

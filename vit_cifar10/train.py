@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kit import device, errors
+from kit.arguments import add_common, program
 from kit.budget import TimeBudget
 from kit.checkpoint import BEST, LAST, load_checkpoint, load_weights, resume_path, save_checkpoint
 from kit.ema import EMA
@@ -58,61 +59,52 @@ PRESETS = {
 
 
 CIFAR_WITHOUT_GPU = {"dim": 128, "depth": 6, "batch_size": 64}  # what the preset `cifar` is where only a CPU computes
+LESS_MEMORY = "lower `batch_size` (raise `grad_accum` to keep the step) or `img_size`, or take a smaller model"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
+    parser = program(__doc__)
     flag = argparse.BooleanOptionalAction
-    parser.add_argument("--preset", default="cifar", choices=PRESETS, help="recipe that sets the defaults below" + show)
+    parser.add_argument("--preset", default="cifar", choices=PRESETS, help="recipe that sets the defaults below")
     data = parser.add_argument_group("data")
     data.add_argument("--data_path", help="folder with cifar10_train.npz or train/CLASS/*.png (default: download)")
-    data.add_argument("--val_images", type=int, default=5000, help="training images held out" + show)
-    data.add_argument("--crop_padding", type=int, default=4, help="random crop after padding by so many pixels" + show)
-    data.add_argument("--trivial_augment", action=flag, default=False, help="TrivialAugmentWide" + show)
-    data.add_argument("--erase_prob", type=float, default=0.0, help="chance of random erasing" + show)
-    data.add_argument("--mixup", type=float, default=0.0, help="alpha of MixUp, 0 = none" + show)
-    data.add_argument("--cutmix", type=float, default=0.0, help="alpha of CutMix, 0 = none" + show)
+    data.add_argument("--val_images", type=int, default=5000, help="training images held out")
+    data.add_argument("--crop_padding", type=int, default=4, help="random crop after padding by so many pixels")
+    data.add_argument("--trivial_augment", action=flag, default=False, help="TrivialAugmentWide")
+    data.add_argument("--erase_prob", type=float, default=0.0, help="chance of random erasing")
+    data.add_argument("--mixup", type=float, default=0.0, help="alpha of MixUp, 0 = none")
+    data.add_argument("--cutmix", type=float, default=0.0, help="alpha of CutMix, 0 = none")
     model = parser.add_argument_group("model")
     model.add_argument("--weights", help="start from timm ViT weights: a name, or a .safetensors file")
-    model.add_argument("--img_size", type=int, default=32, help="side of the square the network sees" + show)
-    model.add_argument("--patch_size", type=int, default=4, help="side of a patch" + show)
-    model.add_argument("--dim", type=int, default=256, help="width" + show)
-    model.add_argument("--depth", type=int, default=8, help="blocks" + show)
-    model.add_argument("--heads", type=int, default=4, help="attention heads" + show)
-    model.add_argument("--mlp_ratio", type=float, default=4.0, help="hidden width of the MLP over the width" + show)
-    model.add_argument("--pool", default="mean", choices=("cls", "mean"), help="class token, or mean of patches" + show)
-    model.add_argument("--dropout", type=float, default=0.0, help="after embedding and branches" + show)
-    model.add_argument("--drop_path", type=float, default=0.0, help="stochastic depth of the last block" + show)
+    model.add_argument("--img_size", type=int, default=32, help="side of the square the network sees")
+    model.add_argument("--patch_size", type=int, default=4, help="side of a patch")
+    model.add_argument("--dim", type=int, default=256, help="width")
+    model.add_argument("--depth", type=int, default=8, help="blocks")
+    model.add_argument("--heads", type=int, default=4, help="attention heads")
+    model.add_argument("--mlp_ratio", type=float, default=4.0, help="hidden width of the MLP over the width")
+    model.add_argument("--pool", default="mean", choices=("cls", "mean"), help="class token, or mean of patches")
+    model.add_argument("--dropout", type=float, default=0.0, help="after embedding and branches")
+    model.add_argument("--drop_path", type=float, default=0.0, help="stochastic depth of the last block")
     loop = parser.add_argument_group("optimization")
-    loop.add_argument(
-        "--optimizer", default="muon", choices=("adamw", "muon"), help="muon: hidden matrices only" + show
-    )
-    loop.add_argument("--batch_size", type=int, default=256, help="images per device and forward pass" + show)
-    loop.add_argument("--grad_accum", type=int, default=1, help="forward passes per step" + show)
-    loop.add_argument("--epochs", type=int, default=20, help="passes over the training images" + show)
+    loop.add_argument("--optimizer", default="muon", choices=("adamw", "muon"), help="muon: hidden matrices only")
+    loop.add_argument("--batch_size", type=int, default=256, help="images per device and forward pass")
+    loop.add_argument("--grad_accum", type=int, default=1, help="forward passes per step")
+    loop.add_argument("--epochs", type=int, default=20, help="passes over the training images")
     loop.add_argument("--time_budget", help="train so long instead, e.g. 90s, 10m, 2h; the schedule follows")
-    loop.add_argument("--lr", type=float, default=2e-3, help="peak learning rate" + show)
-    loop.add_argument("--schedule", default="onecycle", choices=SCHEDULES, help="after the warm-up" + show)
-    loop.add_argument("--warmup_share", type=float, default=0.2, help="share of the run with a rising rate" + show)
-    loop.add_argument("--weight_decay", type=float, default=0.1, help="of AdamW and Muon" + show)
-    loop.add_argument("--label_smoothing", type=float, default=0.1, help="probability spread over all classes" + show)
-    loop.add_argument("--grad_clip", type=float, default=1.0, help="largest gradient norm, 0 = any" + show)
-    loop.add_argument("--ema_decay", type=float, default=0.999, help="of the averaged weights, ramped up" + show)
+    loop.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
+    loop.add_argument("--schedule", default="onecycle", choices=SCHEDULES, help="after the warm-up")
+    loop.add_argument("--warmup_share", type=float, default=0.2, help="share of the run with a rising rate")
+    loop.add_argument("--weight_decay", type=float, default=0.1, help="of AdamW and Muon")
+    loop.add_argument("--label_smoothing", type=float, default=0.1, help="probability spread over all classes")
+    loop.add_argument("--grad_clip", type=float, default=1.0, help="largest gradient norm, 0 = any")
+    loop.add_argument("--ema_decay", type=float, default=0.999, help="of the averaged weights, ramped up")
     loop.add_argument("--patience", type=int, help="stop after so many validations without a better accuracy")
     run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", default="checkpoints/vit", help="run folder" + show)
-    run.add_argument("--resume", metavar="PATH|auto", help="continue from a checkpoint, or last.pth of --output_dir")
-    run.add_argument("--val_interval", type=int, default=1, help="validate and save every so many epochs" + show)
-    run.add_argument("--save_steps", type=int, default=1000, help="write last.pth every so many steps" + show)
-    run.add_argument("--log_interval", type=int, default=20, help="write the log every so many steps" + show)
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
-    run.add_argument(
-        "--precision", default="auto", choices=device.PRECISIONS, help="bf16 where the hardware has it" + show
+    run.add_argument("--output_dir", default="checkpoints/vit", help="run folder")
+    add_common(
+        run, "resume", "save_steps", "log_interval", "device", "precision", "compile", "seed", "wandb", save_steps=1000
     )
-    run.add_argument("--compile", action=flag, default=False, help="torch.compile the network" + show)
-    run.add_argument("--seed", type=int, default=0, help="of everything but the held-out images" + show)
-    run.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases, offline without a network")
+    run.add_argument("--val_interval", type=int, default=1, help="validate and save every so many epochs")
     chosen, _ = parser.parse_known_args()
     parser.set_defaults(**PRESETS[chosen.preset])
     if chosen.preset == "cifar" and (chosen.device == "cpu" or not torch.cuda.is_available()):
@@ -164,7 +156,7 @@ def main() -> None:
 
     # resume
     step, best, best_step = 0, 0.0, 0
-    tally = torch.zeros(3, dtype=torch.float64, device=runtime.device)  # loss, right answers and images of this epoch
+    tally = torch.zeros(3, device=runtime.device)  # loss, right answers and images of this epoch
     if saved:
         load_weights(model, saved["model_state_dict"], resumed)
         ema.load_state_dict(saved["ema_state_dict"], saved["step"])
@@ -393,4 +385,4 @@ def report_on_test(test: Images, checkpoint: Path, runtime: device.Runtime) -> N
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, LESS_MEMORY)

@@ -6,7 +6,8 @@ python -m vit_cifar10.visualize_attention --checkpoint checkpoints/vit/last.pth 
 import argparse
 
 from kit import device, errors
-from kit.runlog import make_folder
+from kit.arguments import add_common, program
+from kit.runlog import clear_numbered, make_folder
 from vit_cifar10.attention import draw_attention, draw_heads
 from vit_cifar10.dataset import find_images
 from vit_cifar10.pretrained import load_pretrained
@@ -15,14 +16,13 @@ ROWS = 8  # images on one picture
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    show = " (default: %(default)s)"
+    parser = program(__doc__)
     flag = argparse.BooleanOptionalAction
     parser.add_argument("images", nargs="+", metavar="PATH", help="image files, and folders of them")
     parser.add_argument("--checkpoint", required=True, help="last.pth or best_model.pth of a run")
-    parser.add_argument("--output_dir", default="outputs/attention", help="folder for the pictures" + show)
-    parser.add_argument("--heads", action=flag, default=False, help="also a picture of every head per image" + show)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N" + show)
+    parser.add_argument("--output_dir", default="outputs/attention", help="folder for the pictures")
+    parser.add_argument("--heads", action=flag, default=False, help="also a picture of every head per image")
+    add_common(parser, "overwrite", "device")
     return parser.parse_args()
 
 
@@ -32,6 +32,8 @@ def main() -> None:
     loaded = load_pretrained(args.checkpoint, runtime.device)
     squares = loaded.read(find_images(args.images))
     output = make_folder(args.output_dir)
+    for pattern in ("attention_*.png", "heads_*.png"):
+        clear_numbered(output, pattern, args.overwrite)
     for number, part in enumerate(squares.split(ROWS)):
         draw_attention(loaded, part, output / f"attention_{number:03d}.png")
         print(output / f"attention_{number:03d}.png")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from corpus.tokenizer import Tokenizer
 from image_context.codecs.encoded import Encoded
 from kit.errors import UserError
-from kit.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
+from corpus.tokenizer import Tokenizer, load_tokenizer
 from image_context.codecs.encoded import BLOCK, MAX_SIDE, DamagedCode, Encoded, count_blocks, to_bytes
 from image_context.codecs.equalize import cell_centers
 from image_context.codecs.layout import (
@@ -34,7 +35,6 @@ from image_context.codecs.layout import (
 from image_context.codecs.page import HEADER_BLOCKS, PAYLOADS, Header, read_page
 from image_context.codecs.rectify import BULLSEYE
 from kit.errors import UserError
-from kit.tokenizer import Tokenizer, load_tokenizer
 
 FRAMES = ("none", "header", "fiducials")
 SMALLEST = 4  # blocks of an image, below which the processor scales it up

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from baselines import autoregressive
-from kit.chunks import open_built, reported
+from corpus.chunks import open_built, reported
 from tests.runs import rows
 
 SMALL = (

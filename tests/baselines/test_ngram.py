@@ -10,8 +10,8 @@ import torch
 import baselines.ngram
 import diffusion
 from baselines.ngram import ALL, NGram, Table, Windows, count_ngrams, unigram_context
+from corpus.chunks import open_built
 from diffusion import Diffusion
-from kit.chunks import open_built
 from kit.errors import UserError
 from model import build_jit_model
 from palette import Layout, build_palette

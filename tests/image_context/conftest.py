@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from corpus.tokenizer import train_bpe
 from image_context.model import build_reader
 from image_context.reader import python_text
-from kit.tokenizer import train_bpe
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from corpus.tokenizer import load_tokenizer
 from image_context.metrics import interval, json_exact, leaf_f1, needle_hit, score
 from image_context.tasks import SPLITS, TASKS, make_sample, plain_ids, split_of
 from kit.errors import UserError
-from kit.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("task", TASKS)

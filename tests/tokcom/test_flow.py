@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from kit.sampling import SAMPLERS
 from kit.times import TimeSampler
 from tokcom.config import ModelArgs
-from tokcom.flow import SAMPLERS, Flow, Prediction, token_nll
+from tokcom.flow import Flow, Prediction, token_nll
 from tokcom.model import DenoisedModel, TokComVAE
 
 ARGS = ModelArgs(

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from baselines import autoregressive
+from corpus.chunks import open_built, reported
+from corpus.tokenizer import Tokenizer
 from kit import device
-from kit.chunks import open_built, reported
 from kit.errors import UserError
-from kit.tokenizer import Tokenizer
 from tests.conftest import sentences
 from tokcom import evaluate, inference
 from tokcom.flow import Flow

@@ -8,7 +8,6 @@ the killed one stopped.
 
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +17,9 @@ import pyarrow.compute
 import torch
 from torch.utils.data import Dataset
 
-from kit.builder import SPLITS, BuildSettings, build
-from kit.errors import UserError
-from kit.tokenizer import Tokenizer, load_tokenizer
+from corpus.builder import SPLITS, BuildSettings, build
+from corpus.tokenizer import Tokenizer, load_tokenizer
+from kit.errors import UserError, note
 
 
 class Chunks(Dataset):
@@ -40,12 +39,12 @@ class Chunks(Dataset):
     def __getitem__(self, index: int) -> torch.Tensor:
         return torch.from_numpy(np.asarray(self.table[int(index)]["tokens"], dtype=np.int64))
 
-    def check(self, capacity: int, vocab_size: int, flag: str) -> None:
-        """Raises UserError if a chunk is longer than `capacity`, which `flag` sets, or an id outside the vocabulary."""
+    def check(self, capacity: int, vocab_size: int, setting: str) -> None:
+        """Raises UserError if a chunk is longer than `capacity`, which `setting` sets, or an id outside the vocabulary."""
         if self.lengths.max() > capacity:
             raise UserError(
                 f"{self.origin} has chunks of up to {self.lengths.max()} tokens, but only {capacity} fit: "
-                f"raise {flag}, or rebuild the data with --max_tokens {capacity}"
+                f"raise `{setting}`, or rebuild the data with `max_tokens` {capacity}"
             )
         for part in self.table.data.column("tokens").chunks:
             extremes = pyarrow.compute.min_max(part.flatten())
@@ -172,13 +171,12 @@ def open_test(data_path: str, build_dir: Path, tokenizer: Tokenizer, **settings)
         split = "test" if is_built(path / "test") else "val"
         if split == "val" and not is_built(path / "val"):
             raise UserError(
-                f"{path} has neither a test nor a validation split: rebuild it with --test_fraction above 0"
+                f"{path} has neither a test nor a validation split: rebuild it with `test_fraction` above 0"
             )
         if split == "val":
-            print(
-                f"note: {path} has no test split (built before there was one, or with --test_fraction 0): "
-                "reporting on val, which also chose the checkpoint; rebuild with --overwrite",
-                file=sys.stderr,
+            note(
+                f"{path} has no test split (built before there was one, or with `test_fraction` 0): "
+                "reporting on val, which also chose the checkpoint; rebuild with `overwrite`"
             )
         path = path / split
     return open_chunks(str(path), build_dir, tokenizer, val_fraction=0.0, test_fraction=0.0, **settings)[0]
@@ -207,11 +205,11 @@ def build_once(build_dir: Path, settings: BuildSettings, given: Tokenizer | None
         before.setdefault("test_fraction", settings.test_fraction)  # older builds are kept, so that their runs go on
         if before != asked:
             raise UserError(
-                f"{build_dir} was built from other text or settings: remove it, or choose another --output_dir"
+                f"{build_dir} was built from other text or settings: remove it, or choose another `output_dir`"
             )
     built = load_tokenizer(build_dir / "tokenizer.json")
     if given and not given.speaks_like(built):
-        raise UserError(f"{build_dir} was built with another tokenizer: remove it, or choose another --output_dir")
+        raise UserError(f"{build_dir} was built with another tokenizer: remove it, or choose another `output_dir`")
     return built
 
 
@@ -240,7 +238,7 @@ class LengthBuckets:
         self.batches_per_epoch = len(lengths) // (batch_size * world_size)
         if not self.batches_per_epoch:
             raise UserError(
-                f"{len(lengths)} chunks are fewer than one batch of {batch_size} on {world_size} device(s): lower --batch_size"
+                f"{len(lengths)} chunks are fewer than one batch of {batch_size} on {world_size} device(s): lower `batch_size`"
             )
 
     def epoch(self, number: int, start: int = 0) -> Iterator[list[int]]:

@@ -8,7 +8,7 @@ import pytest
 from backports import zstd
 from pyarrow import parquet
 
-from kit.corpus import cut_pieces, documents, find_sources, hub_documents, python_sources
+from corpus.documents import cut_pieces, documents, find_sources, hub_documents, python_sources
 from kit.errors import UserError
 
 CHINESE = (

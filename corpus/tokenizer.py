@@ -135,7 +135,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     """
     if vocab_size < 257:
         raise UserError(
-            f"--vocab_size {vocab_size}: a byte-level BPE has at least 257 tokens (256 bytes and the end token)"
+            f"`vocab_size` {vocab_size}: a byte-level BPE has at least 257 tokens (256 bytes and the end token)"
         )
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -150,7 +150,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     reached = backend.get_vocab_size()
     if reached != vocab_size:
         raise UserError(
-            f"this text gives a BPE of {reached} tokens at most: lower --vocab_size {vocab_size} or add text"
+            f"this text gives a BPE of {reached} tokens at most: lower `vocab_size` {vocab_size} or add text"
         )
     return Tokenizer(backend, END_TOKENS[0])
 

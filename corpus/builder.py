@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from kit.corpus import (
+from corpus.documents import (
     Document,
     Source,
     documents,
@@ -32,9 +32,9 @@ from kit.corpus import (
     python_sources,
     size_on_disk,
 )
+from corpus.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from kit.errors import UserError
 from kit.runlog import progress_bar, write_json
-from kit.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
 SPLITS = ("train", "val", "test")
 BATCH_PIECES = 32  # pieces of 65,536 characters that are tokenized at once; two batches are in flight
@@ -65,18 +65,18 @@ class BuildSettings:
     def check(self) -> None:
         """Raises UserError for values that make no sense."""
         if not 1 <= self.min_tokens <= self.max_tokens:
-            raise UserError(f"--min_tokens {self.min_tokens} and --max_tokens {self.max_tokens}: need 1 <= min <= max")
+            raise UserError(f"`min_tokens` {self.min_tokens} and `max_tokens` {self.max_tokens}: need 1 <= min <= max")
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: need a share from 0 to below 1")
+                raise UserError(f"`{name}` {getattr(self, name)}: need a fraction from 0 to below 1")
         if self.val_fraction + self.test_fraction >= 1:
             raise UserError(
-                f"--val_fraction {self.val_fraction} and --test_fraction {self.test_fraction}: need less than 1 together"
+                f"`val_fraction` {self.val_fraction} and `test_fraction` {self.test_fraction}: need less than 1 together"
             )
         if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed {self.seed}: need 0 or more, below 2^63")
+            raise UserError(f"`seed` {self.seed}: need 0 or more, below 2^63")
         if self.input and self.dataset_name:
-            raise UserError("give --input or --dataset_name, not both")
+            raise UserError("give `input` or `dataset_name`, not both")
 
 
 def build(
@@ -90,12 +90,12 @@ def build(
     settings.check()
     output = Path(output_dir)
     if (output / "stats.json").exists() and not overwrite:
-        raise UserError(f"{output} already holds a finished build: pass --overwrite or choose another --output_dir")
+        raise UserError(f"{output} already holds a finished build: pass `overwrite` or choose another `output_dir`")
     for split in SPLITS:
         foreign = [p for p in (output / split).glob("*") if not p.match(f"{split}-[0-9]*.parquet")]
         if foreign:
             raise UserError(
-                f"{foreign[0]} is no shard of this builder and would be replaced: choose another --output_dir"
+                f"{foreign[0]} is no shard of this builder and would be replaced: choose another `output_dir`"
             )
     corpus = Corpus(settings)
     if next(corpus.documents(), None) is None:
@@ -105,7 +105,7 @@ def build(
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"cannot create --output_dir {output}: {error.strerror}") from error
+        raise UserError(f"cannot create `output_dir` {output}: {error.strerror}") from error
     try:
         tokenizer = tokenizer or choose_tokenizer(settings, corpus)
         spool = tokenize(corpus, tokenizer, partial)
@@ -161,7 +161,7 @@ class Corpus:
 
 
 def choose_tokenizer(settings: BuildSettings, corpus: Corpus) -> Tokenizer:
-    """The tokenizer that --tokenizer_path names, or a BPE trained on an even sample of the corpus."""
+    """The tokenizer that the settings name, or a BPE trained on an even sample of the corpus."""
     if settings.tokenizer_path:
         return load_tokenizer(settings.tokenizer_path)
     share = BPE_TRAINING_BYTES / max(1, corpus.bytes)
@@ -375,7 +375,7 @@ def write_splits(spool: Spool, tokenizer: Tokenizer, settings: BuildSettings, fo
     documents, tokens = len(spool.lengths), sum(spool.lengths)
     if tokens < settings.min_tokens * (1 + (settings.val_fraction > 0) + (settings.test_fraction > 0)):
         raise UserError(
-            f"the text is too short: {tokens} tokens for chunks of at least {settings.min_tokens}; add text or lower --min_tokens"
+            f"the text is too short: {tokens} tokens for chunks of at least {settings.min_tokens}; add text or lower `min_tokens`"
         )
     continues = tokenizer.continues_character()
     splits = assign_splits(spool, settings, continues)
@@ -398,7 +398,7 @@ def write_splits(spool: Spool, tokenizer: Tokenizer, settings: BuildSettings, fo
         total = int(lengths[chosen].sum())
         if total < settings.min_tokens:
             raise UserError(
-                f"{split} would hold only {total} tokens, fewer than one chunk: add documents or lower --min_tokens"
+                f"{split} would hold only {total} tokens, fewer than one chunk: add documents or lower `min_tokens`"
             )
         rng = np.random.default_rng([settings.seed % 2**63, number])
         chunks = cut_chunks(spool.slices(chosen), total, continues, settings.min_tokens, settings.max_tokens, rng)

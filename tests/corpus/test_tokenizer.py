@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from kit.corpus import documents, find_sources
+from corpus.documents import documents, find_sources
+from corpus.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from kit.errors import UserError
-from kit.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
 TEXT = ["the color of a token\n", "noise moves it 话说天下大势 🙂\n"] * 200
 NAMES = ["gpt2", "llama2", "qwen2.5"]

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from kit.chunks import LengthBuckets, open_built, open_chunks, open_test, reported
+from corpus.chunks import LengthBuckets, open_built, open_chunks, open_test, reported
 from kit.errors import UserError
 from tests.conftest import sentences
 
@@ -48,7 +48,7 @@ def test_statistics_count_tokens_and_neighbors(data):
         np.unique(pairs, axis=0, return_counts=True)[1], np.unique(expected, axis=0, return_counts=True)[1]
     )
     with pytest.raises(UserError, match="outside the vocabulary of 290"):
-        chunks.check(64, 290, "--img_size")
+        chunks.check(64, 290, "img_size")
 
 
 def open_raw(path, build_dir, **changes):
@@ -145,7 +145,7 @@ def test_a_build_from_before_there_was_a_test_split_is_used_again(text_folder, t
 
 def test_chunks_longer_than_the_picture_are_refused(data):
     with pytest.raises(UserError, match="raise --img_size, or rebuild the data with --max_tokens 16"):
-        open_built(data / "train").check(16, 300, "--img_size")
+        open_built(data / "train").check(16, 300, "img_size")
 
 
 def test_too_few_chunks_for_a_batch_are_refused():

@@ -205,9 +205,9 @@ def _survey(path: Path, encoding: str | None) -> tuple[str, bytes, bool]:
     except _BROKEN as error:
         raise UserError(f"{path} is a damaged archive: {error}") from error
     except LookupError:
-        raise UserError(f"unknown --encoding {encoding!r}") from None
+        raise UserError(f"unknown `encoding` {encoding!r}") from None
     tried = ", ".join(candidates)
-    raise UserError(f"{path} is not text in {tried}: convert it, name its --encoding, or remove it from the input")
+    raise UserError(f"{path} is not text in {tried}: convert it, name its `encoding`, or remove it from the input")
 
 
 def _candidates(sample: bytes, path: Path) -> list[str]:

@@ -12,10 +12,10 @@ import pytest
 from datasets import load_dataset
 
 import build_pretrain_data
-from kit.builder import SPLITS, BuildSettings, cut_chunks, split_documents
-from kit.builder import build as build_data
+from corpus.builder import SPLITS, BuildSettings, cut_chunks, split_documents
+from corpus.builder import build as build_data
+from corpus.tokenizer import load_tokenizer
 from kit.errors import UserError
-from kit.tokenizer import load_tokenizer
 from tests.conftest import sentences
 from tests.runs import ROOT
 

@@ -1,0 +1,52 @@
+"""Command lines: one look for every program's --help, and the arguments that many of them share."""
+
+import argparse
+
+from kit.device import PRECISIONS
+
+COMMON = {
+    "device": (("--device",), {"default": "auto", "help": "auto, cpu, cuda, cuda:N, mps"}),
+    "precision": (
+        ("--precision",),
+        {"default": "auto", "choices": PRECISIONS, "help": "of matrix products; auto is bf16 where the hardware multiplies in it"},
+    ),
+    "seed": (("--seed",), {"type": int, "default": 0, "help": "of every random number"}),
+    "resume": (("--resume",), {"metavar": "PATH|auto", "help": "continue from a checkpoint, or from last.pth of --output_dir"}),
+    "wandb": (
+        ("--wandb", "--wandb_project"),
+        {"metavar": "PROJECT", "help": "also log to this Weights & Biases project, offline without a network"},
+    ),
+    "save_steps": (("--save_steps",), {"type": int, "default": 500, "help": "write last.pth every this many steps"}),
+    "log_interval": (("--log_interval",), {"type": int, "default": 20, "help": "write the log every this many steps"}),
+    "compile": (
+        ("--compile",),
+        {"action": argparse.BooleanOptionalAction, "default": False, "help": "torch.compile the network"},
+    ),
+    "overwrite": (
+        ("--overwrite",),
+        {"action": argparse.BooleanOptionalAction, "default": False, "help": "replace what an earlier call left in --output_dir"},
+    ),
+}  # fmt: skip
+
+
+def program(description: str) -> argparse.ArgumentParser:
+    """A parser whose --help prints the description as it is and every argument's default."""
+    return argparse.ArgumentParser(description=description, formatter_class=_Help)
+
+
+def add_common(parser, *names: str, **defaults) -> None:
+    """Add those of COMMON to a parser or a group of it; `defaults` replace theirs."""
+    for name in names:
+        flags, options = COMMON[name]
+        parser.add_argument(*flags, **options | ({"default": defaults[name]} if name in defaults else {}))
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        told = (
+            "default:" in text
+            or action.default in (None, argparse.SUPPRESS)
+            or (action.nargs == 0 and not action.default)
+        )
+        return text if told else f"{text} (default: %(default)s)"

@@ -11,10 +11,11 @@ import argparse
 import os
 from dataclasses import fields
 
-from corpus.builder import BuildSettings, build
+from corpus.builder import BuildSettings, build, split_text_into_random_token_chunks
 from kit import errors
 from kit.arguments import program
 
+__all__ = ["main", "split_text_into_random_token_chunks"]  # the latter for use from Python
 LESS_MEMORY = "close other programs, or split the input"
 
 
@@ -42,8 +43,8 @@ def parse_args() -> argparse.Namespace:
     output.add_argument(
         "--overwrite", action=argparse.BooleanOptionalAction, default=False, help="replace a finished build"
     )
-    output.add_argument("--val_fraction", type=float, help="share of the tokens that checkpoints are chosen by")
-    output.add_argument("--test_fraction", type=float, help="share that reports are made on, whole documents")
+    output.add_argument("--val_fraction", type=float, help="fraction of the tokens that checkpoints are chosen by")
+    output.add_argument("--test_fraction", type=float, help="fraction that reports are made on, whole documents")
     output.add_argument("--seed", type=int, help="seed of split and chunk lengths")
     output.add_argument("--num_workers", type=int, default=os.cpu_count(), help="tokenizing threads")
     return parser.parse_args()

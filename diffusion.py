@@ -197,7 +197,7 @@ class Diffusion(nn.Module):
 
         tokens (B, N), mask (B, N), t (B,), noise (B, N, 3), cond_mask (B, N) or None, fold (B,) or None (see NGram);
         `self_condition` makes a first pass whose result the second is given. Returns the mean loss over the tokens to
-        predict, and the mean of each sample (B,), detached, for fitting the noise schedule (NaN where nothing is predicted).
+        predict, and the mean of each sample (B,), detached, for the adaptive noise schedule (NaN where nothing is predicted).
         """
         z = self.add_noise(tokens, t, noise, cond_mask)
         observation = self.observe(z, t, mask, cond_mask, fold)

@@ -4,8 +4,8 @@
 
 Writes report.json, recovery.png (recovery against noise for all decoders) and pixels.png (clean, noisy, recovered and wrong
 pixels side by side). The decoders see the same noise: nearest color; unigram posterior; bigram and trigram forward-backward
-(baselines/ngram.py, counted from the training text, no network); and the checkpoint's network. Intervals are 95 % bootstrap
-intervals over chunks.
+(baselines/ngram.py, counted from the training text, no network); and the checkpoint's network. Intervals are 95 % ones over
+chunks: bootstrap, and Wilson's where a chunk counts as right or wrong.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from diffusion import NGRAM_SEGMENT, SAMPLERS, Diffusion, Prediction
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.errors import UserError
+from kit.intervals import ratio_with_interval
 from kit.runlog import environment, make_folder, progress_bar, write_json
 from picture import to_pixels
 from pretrained import Pretrained, load_pretrained
@@ -166,15 +167,15 @@ class HeldOut:
             str(order): self.loaded.ngram.bits_per_token([c.numpy() for c in self.chunks], order) for order in (2, 3)
         }
 
-    def sigma_at(self, share: float) -> float:
-        """The noise level at which nearest-color decoding recovers `share` of these tokens."""
+    def sigma_at(self, fraction: float) -> float:
+        """The noise level at which nearest-color decoding recovers that fraction of these tokens."""
         colors = self.loaded.diffusion.palette.colors[self.tokens]
         noise = torch.randn(colors.shape, generator=torch.Generator().manual_seed(self.args.seed)).to(colors.device)
         low, high = 1e-3, 10.0
         for _ in range(30):
             sigma = math.sqrt(low * high)
             right = (self.loaded.diffusion.palette.decode(colors + sigma * noise) == self.tokens).float().mean()
-            low, high = (sigma, high) if right > share else (low, sigma)
+            low, high = (sigma, high) if right > fraction else (low, sigma)
         return math.sqrt(low * high)
 
     def noisy(self, batch: dict, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -202,7 +203,7 @@ class HeldOut:
         result = {"t": 1 / (1 + sigma), "sigma": sigma}
         chosen = f"passes {self.args.passes}"
         for name, column in {"model": chosen, **{n: n for n in ("nearest", "unigram", "bigram", "trigram")}}.items():
-            result[name], result[f"{name}_ci"] = share_with_interval(table[column], table["count"])
+            result[name], result[f"{name}_ci"] = ratio_with_interval(table[column], table["count"])
         for name, column in {
             "nll_bits": chosen,
             "unigram_bits": "unigram",
@@ -212,7 +213,7 @@ class HeldOut:
             result[name], result[f"{name}_ci"] = None, None
             if f"{column} nll" in table:
                 bits = table[f"{column} nll"] / math.log(2)
-                result[name], result[f"{name}_ci"] = share_with_interval(bits, table["count"])
+                result[name], result[f"{name}_ci"] = ratio_with_interval(bits, table["count"])
         result["passes"] = {
             name.split()[1]: float(hits.sum() / table["count"].sum())
             for name, hits in table.items() if name.startswith("passes") and not name.endswith("nll")
@@ -263,7 +264,7 @@ class HeldOut:
             ("exact_match", (right == count).astype(int), np.ones_like(count)),
             ("char_error_rate", edits, np.array([max(1, len(text)) for text in self.texts])),
         ):
-            result[name], result[f"{name}_ci"] = share_with_interval(hits, out_of)
+            result[name], result[f"{name}_ci"] = ratio_with_interval(hits, out_of)
         return result
 
     def throughput(self) -> dict:
@@ -280,13 +281,6 @@ class HeldOut:
     def _forward(self, batch: dict) -> None:
         z, t = self.noisy(batch, 0.2)
         self.loaded.diffusion.denoise(z, t, batch["mask"]).tokens.sum().item()  # waits for the device
-
-
-def share_with_interval(hits: np.ndarray, out_of: np.ndarray, resamples: int = 1000) -> tuple[float, list[float]]:
-    """sum(hits) / sum(out_of) over chunks, and its 95 % interval by resampling the chunks."""
-    draws = np.random.default_rng(0).multinomial(len(hits), np.full(len(hits), 1 / len(hits)), size=resamples)
-    shares = (draws @ hits) / np.maximum(draws @ out_of, 1)
-    return float(hits.sum() / out_of.sum()), [float(q) for q in np.quantile(shares, (0.025, 0.975))]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -337,8 +331,8 @@ def plot_pixels(held_out: HeldOut, path: Path) -> None:
     mask = to_image(batch["mask"])[0].cpu().numpy()
     clean = to_image(diffusion.palette.colors[batch["tokens"]])[0]
     figure, axes = plt.subplots(len(SHOWN), 4, figsize=(8.6, 7.0), dpi=150, layout="constrained")
-    for row, share in zip(axes, SHOWN):
-        sigma = held_out.sigma_at(share)
+    for row, fraction in zip(axes, SHOWN):
+        sigma = held_out.sigma_at(fraction)
         z, t = held_out.noisy(batch, sigma)
         found = diffusion.recover(z, t, batch["mask"], passes=held_out.args.passes).tokens
         recovered = to_image(diffusion.palette.colors[found])[0]

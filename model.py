@@ -323,11 +323,15 @@ def model_from_checkpoint(checkpoint: dict, origin: str, use_ema: bool = True) -
     return model
 
 
-def load_pretrained_jit(model_name: str, pretrained_path: str, img_size: int = 64, use_ema: bool = True) -> JiT:
-    """A JiT with the weights of a checkpoint.
+def load_pretrained_jit(
+    model_name: str = "JiT-B/4", pretrained_path: str | None = None, img_size: int = 64, use_ema: bool = True
+) -> JiT:
+    """A JiT with the weights of a checkpoint, or without a path as `build_jit_model` makes it.
 
     Raises UserError if the file is missing or damaged, or holds another model or image size.
     """
+    if pretrained_path is None:
+        return build_jit_model(model_name, img_size)
     checkpoint = load_checkpoint(pretrained_path, ("model_state_dict", "ema_state_dict", "config", "palette"))
     config = checkpoint["config"]
     for name, wanted in (("model", model_name), ("img_size", img_size)):

@@ -2,6 +2,7 @@
 # Style check and tests. Arguments go to pytest, e.g.  ./test.sh tests/test_palette.py   or   ./test.sh -m slow
 set -euo pipefail
 cd "$(dirname "$0")"
+REQUIREMENTS=requirements-dev.txt
 source kit/environment.sh
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .

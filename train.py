@@ -37,14 +37,14 @@ from kit.randomness import step_seed
 from kit.resume import check_resume
 from kit.runlog import RunLog, progress_bar
 from kit.schedule import SCHEDULES, lr_at
-from kit.times import TIME_SAMPLERS, TimeSampler
+from kit.times import TIME_SAMPLERS, TimeSampler, canonical
 from model import SIZE_FLAGS, build_jit_model
 from palette import PALETTES, SCANS, Layout, Palette, build_palette
 from pretrained import NEEDED
 from validation import Validation
 
 FOLDS = 4  # of the n-gram model: what a chunk is trained with was counted from the other three quarters of the data
-REFIT_STEPS = 50  # how often the time sampler is fitted again
+REFIT_STEPS = 50  # how often the noise schedule adapts
 RESUMED = (*NEEDED, "optimizer_state_dict", "step", "best_val_loss")  # what a checkpoint must hold to go on from
 FIXED_BY_CHECKPOINT = (
     "model",
@@ -87,7 +87,11 @@ def parse_args() -> argparse.Namespace:
     model.add_argument("--palette", default="context", choices=PALETTES, help="which token gets which color")
     model.add_argument("--scan", default="block", choices=SCANS, help="which token gets which pixel")
     model.add_argument(
-        "--time_sampling", default="fitted", choices=TIME_SAMPLERS, help="distribution of training noise"
+        "--time_sampling",
+        default="adaptive",
+        type=canonical,
+        choices=TIME_SAMPLERS,
+        help="distribution of training noise",
     )
     model.add_argument(
         "--t_mean", type=float, help="mean of log(t/(1-t)) (default: noise 1.5 times the palette's spacing)"
@@ -122,7 +126,10 @@ def parse_args() -> argparse.Namespace:
         help="probability of a step with a second, conditioned pass",
     )
     model.add_argument(
-        "--infill_prob", type=float, default=0.2, help="share of samples with prefixes or spans given clean"
+        "--infill_prob",
+        type=float,
+        default=0.2,
+        help="probability with which a sample has prefixes or spans given clean",
     )
     model.add_argument("--dropout", type=float, default=0.0, help="in the middle half of the blocks")
     loop = parser.add_argument_group("optimization")
@@ -340,6 +347,7 @@ def main() -> None:
     # finish
     bar.close()
     log.close()
+    runtime.check_agreement(network)
     if runtime.is_main:
         left = "" if step >= total_steps else f"; stopped early, continue with --output_dir {output} --resume auto"
         print(f"step {step:,} of {total_steps:,}, best validation loss {best:.4f}, in {output}{left}")

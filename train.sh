@@ -13,8 +13,8 @@ if [ "$NUM_GPUS" -gt 0 ]; then # JiT-B/4 on 64x64 pictures
   BATCH_SIZE=${BATCH_SIZE:-32} EPOCHS=${EPOCHS:-100} LR=${LR:-4e-4} NUM_WORKERS=${NUM_WORKERS:-4} NGRAM=${NGRAM:-0} # n-grams beside the network are not measured on GPUs
 else # a tiny preset that learns within minutes on two CPU cores
   MODEL=${MODEL:-JiT-Ti/4} IMG_SIZE=${IMG_SIZE:-16} VOCAB_SIZE=${VOCAB_SIZE:-512} MIN_TOKENS=${MIN_TOKENS:-64}
-  [ -n "${EPOCHS:-}" ] || MAX_STEPS=${MAX_STEPS-500} # a few minutes; with EPOCHS set, all of them
-  BATCH_SIZE=${BATCH_SIZE:-32} EPOCHS=${EPOCHS:-2} LR=${LR:-2e-3} NUM_WORKERS=${NUM_WORKERS:-0} NGRAM=${NGRAM:-3} EVAL_SAMPLES=${EVAL_SAMPLES:-128}
+  [ -n "${EPOCHS:-}" ] || MAX_STEPS=${MAX_STEPS-400} # a few minutes; with EPOCHS set, all of them
+  BATCH_SIZE=${BATCH_SIZE:-32} EPOCHS=${EPOCHS:-2} LR=${LR:-2e-3} NUM_WORKERS=${NUM_WORKERS:-0} NGRAM=${NGRAM:-3} EVAL_SAMPLES=${EVAL_SAMPLES:-64}
 fi
 MAX_TOKENS=${MAX_TOKENS:-$((IMG_SIZE * IMG_SIZE))}
 WARMUP_EPOCHS=${WARMUP_EPOCHS:-0}

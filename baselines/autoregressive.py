@@ -7,7 +7,7 @@
 `--data_path` is a folder of the data builder: train/, val/, test/, tokenizer.json, such as the data/ of a TokCom run. The best
 weights are chosen on val and measured on test. Writes model/, config.json and report.json: negative log-likelihood in nats per
 held-out token, BrierLM (baselines/brier.py) of the next 4 tokens after real prompts, on the sequences and by the protocol of
-tokcom/evaluate.py, network calls per token and FLOPs of a call per token. The network is transformers' Llama.
+tokcom/evaluate.py, forward passes (NFE) per token and FLOPs of a pass per token. The network is transformers' Llama.
 """
 
 import argparse
@@ -132,8 +132,8 @@ def main() -> None:
         brier = score_samples(model, rows, args, runtime)
     report = {
         "data": args.data_path, "read_from": str(test.origin), "num_sequences": len(held_out), "num_tokens": len(losses),
-        "nll": float(losses.mean()), **brier, "steps": step, "parameters": size, "calls_per_token": 1,
-        "flops_per_token_and_call": flops_per_token(model, [train[i] for i in range(args.batch_size)], runtime),
+        "nll": float(losses.mean()), **brier, "steps": step, "parameters": size, "nfe_per_token": 1,
+        "flops_per_token_and_pass": flops_per_token(model, [train[i] for i in range(args.batch_size)], runtime),
         "environment": environment(runtime),
     }  # fmt: skip
     write_json(output / "report.json", report)

@@ -10,8 +10,8 @@ NGRAMS = 4
 def brier_lm(first: torch.Tensor, second: torch.Tensor, truth: torch.Tensor) -> dict:
     """`brier_lm` in [0, 1], and `brier`, the score of each length of n-gram, which may be negative.
 
-    first, second: two independent continuations (B, N) of each prompt; truth (B, N). An n-gram's score is the share of samples
-    that are right, less the share of pairs that are alike; BrierLM is the geometric mean over n = 1 to min(4, N), 0 where
+    first, second: two independent continuations (B, N) of each prompt; truth (B, N). An n-gram's score is the fraction of samples
+    that are right, less the fraction of pairs that are alike; BrierLM is the geometric mean over n = 1 to min(4, N), 0 where
     one of them is negative.
     """
     scores = []

@@ -164,7 +164,7 @@ def choose_tokenizer(settings: BuildSettings, corpus: Corpus) -> Tokenizer:
     """The tokenizer that the settings name, or a BPE trained on an even sample of the corpus."""
     if settings.tokenizer_path:
         return load_tokenizer(settings.tokenizer_path)
-    share = BPE_TRAINING_BYTES / max(1, corpus.bytes)
+    fraction = BPE_TRAINING_BYTES / max(1, corpus.bytes)
 
     def sample() -> Iterator[str]:
         taken, due = 0, 0.0
@@ -172,7 +172,7 @@ def choose_tokenizer(settings: BuildSettings, corpus: Corpus) -> Tokenizer:
             for document in corpus.documents(advance=bar.update):
                 for piece in document.pieces():
                     size = len(piece.encode())
-                    due += size * share
+                    due += size * fraction
                     if taken < due and taken < BPE_TRAINING_BYTES:
                         taken += size + (BPE_WIDE_BYTE - 1) * _wide_bytes(piece, size)
                         yield piece
@@ -370,6 +370,16 @@ def cut_chunks(
         left -= length
 
 
+def split_text_into_random_token_chunks(
+    text: str, tokenizer: Tokenizer, max_tokens: int = 4096, min_tokens: int = 256, seed: int = 0
+) -> list[str]:
+    """A text as chunks of random length, min_tokens to max_tokens each; what is left at the end, if shorter, is dropped."""
+    tokens = tokenizer.encode(text)
+    rng, continues = np.random.default_rng(seed), tokenizer.continues_character()
+    chunks = cut_chunks(iter([tokens]), len(tokens), continues, min_tokens, max_tokens, rng)
+    return tokenizer.decode_batch(chunks)
+
+
 def write_splits(spool: Spool, tokenizer: Tokenizer, settings: BuildSettings, folder: Path) -> dict:
     """Cut all sets and write their Parquet shards under `folder`; returns the numbers for stats.json."""
     documents, tokens = len(spool.lengths), sum(spool.lengths)
@@ -422,19 +432,19 @@ def write_shards(
     """Write chunks as Parquet (columns text, tokens) and return their lengths."""
     schema = pyarrow.schema([("text", pyarrow.string()), ("tokens", pyarrow.list_(pyarrow.int32()))])
     folder.mkdir()
-    sizes, writer, room = array("L"), None, 0
+    sizes, writer, space = array("L"), None, 0
     with progress_bar(total, f"write {split}", unit="token") as bar:
         for batch in _batches(chunks, 256):
-            if room <= 0:
+            if space <= 0:
                 if writer:
                     writer.close()
                 shard = len(list(folder.iterdir()))
-                writer, room = parquet.ParquetWriter(folder / f"{split}-{shard:05d}.parquet", schema), SHARD_TOKENS
+                writer, space = parquet.ParquetWriter(folder / f"{split}-{shard:05d}.parquet", schema), SHARD_TOKENS
             columns = [tokenizer.decode_batch(batch), [chunk.astype(np.int32) for chunk in batch]]
             writer.write_table(pyarrow.table(columns, schema=schema))
             count = sum(map(len, batch))
             sizes.extend(map(len, batch))
-            room -= count
+            space -= count
             bar.update(count)
     if writer:
         writer.close()

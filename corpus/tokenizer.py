@@ -98,7 +98,9 @@ class Tokenizer:
         """Write a standard `tokenizer.json`, and the end token's name beside it in `tokenizer_config.json`."""
         path = Path(path)
         self.backend.save(str(path))
-        path.with_name("tokenizer_config.json").write_text(json.dumps({"eos_token": self.end_token}) + "\n")
+        path.with_name("tokenizer_config.json").write_text(
+            json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_token}) + "\n"
+        )
 
 
 def load_tokenizer(name_or_path: str | Path) -> Tokenizer:

@@ -8,7 +8,7 @@ from pathlib import Path
 from image_context.codecs import Encoded
 from image_context.config import Config
 from image_context.dataset import prompt_text
-from image_context.model import Reader
+from image_context.model import VLM
 from image_context.tasks import Sample
 from kit.errors import UserError
 
@@ -16,7 +16,7 @@ from kit.errors import UserError
 class VLLM:
     """A vLLM engine for the config's model, with an adapter if there is one. Raises UserError where vLLM is not installed."""
 
-    def __init__(self, config: Config, reader: Reader, lora_path: str | None):
+    def __init__(self, config: Config, vlm: VLM, lora_path: str | None):
         try:
             from vllm import LLM
             from vllm.lora.request import LoRARequest
@@ -36,7 +36,7 @@ class VLLM:
         self.engine = LLM(
             model=model, enable_lora=adapter, seed=config.seed, limit_mm_per_prompt={"image": 64}, **limits
         )
-        self.reader = reader  # for its chat template
+        self.vlm = vlm  # for its chat template
         self.adapter = LoRARequest("adapter", 1, lora_path) if adapter else None
 
     def answer(self, encoded: list[Encoded], samples: list[Sample], inputs: dict, max_new_tokens: int) -> list[str]:
@@ -45,7 +45,7 @@ class VLLM:
 
         requests = [
             {
-                "prompt": prompt_text(self.reader, e, sample.question),
+                "prompt": prompt_text(self.vlm, e, sample.question),
                 **({"multi_modal_data": {"image": e.images}} if e.images else {}),
             }
             for e, sample in zip(encoded, samples)

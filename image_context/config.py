@@ -15,9 +15,10 @@ from kit.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of a codec; names files
+REFERENCE_CODECS = {"codebook_external": "qr"}  # names of the reference document
 T = TypeVar("T")
 Some = Annotated[list[T], Field(min_length=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -34,7 +35,7 @@ class ModelConfig(Section):
 class CodecConfig(Section):
     codec: Literal[tuple(CODECS)]
     options: dict[str, Any] = {}  # of the codec; `tokenizer: model` gives it the model's own
-    train: Share = 1.0  # of num_samples_per_codec that generate_train_data writes for it
+    train: Fraction = 1.0  # of num_samples_per_codec that generate_train_data writes for it
 
 
 class DataConfig(Section):
@@ -61,7 +62,7 @@ class GenerationConfig(Section):
 class LoraConfig(Section):
     r: Positive = 16
     alpha: Positive = 32
-    dropout: Share = 0.05
+    dropout: Fraction = 0.05
 
 
 class TrainingConfig(Section):
@@ -71,7 +72,7 @@ class TrainingConfig(Section):
     batch_size: Positive = 1
     gradient_accumulation_steps: Positive = 8
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    warmup_share: Share = 0.05
+    warmup_fraction: Fraction = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     save_steps: Positive = 200
@@ -124,9 +125,22 @@ def load_config(path: str | Path) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{path} is no mapping of settings")
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(_as_reference(values))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         reason = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
         raise UserError(f"{path}: {place}: {reason}") from error
+
+
+def _as_reference(values: dict) -> dict:
+    """The reference document's form of a file in ours: `generation` stands in `data` there, with a list of codecs."""
+    data = values.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("generation"), dict):
+        return values
+    data, generation = dict(data), dict(data["generation"])
+    del data["generation"]
+    names = generation.pop("codecs", None)
+    if isinstance(names, list):
+        data["codecs"] = {name: {"codec": REFERENCE_CODECS.get(name, name)} for name in names}
+    return {**values, "data": data, "generation": generation}

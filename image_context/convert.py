@@ -1,7 +1,7 @@
 """Text to images and back, by any codec, without a model.
 
     python -m image_context.convert encode --codec codebook --input_file book.txt --output_dir pages
-    python -m image_context.convert encode --codec codebook --option colors=64 cell=2 parity=32 --input_file book.txt --output_dir pages
+    python -m image_context.convert encode --codec codebook --option colors=64 module=2 parity=32 --input_file book.txt --output_dir pages
     python -m image_context.convert decode --codec codebook --input pages --output_file book.txt
     python -m image_context.convert decode --codec qr --input photo1.jpg photo2.jpg
 
@@ -102,16 +102,16 @@ def read_pages(codec, args: argparse.Namespace) -> None:
         except (OSError, Image.DecompressionBombError) as error:
             raise UserError(f"{path} is no image that can be read: {error}") from error
     try:
-        put(codec.decode(images), args.output_file)
+        write_output(codec.decode(images), args.output_file)
     except DamagedCode as error:
         if error.text:
-            put(error.text, args.output_file)
+            write_output(error.text, args.output_file)
             where = args.output_file or "above"
             raise UserError(f"{error}; what could be read is in {where}") from error
         raise
 
 
-def put(text: str, path: str | None) -> None:
+def write_output(text: str, path: str | None) -> None:
     """Write a text to a file to the letter, or to the screen."""
     if path is None:
         print(text)

@@ -1,4 +1,4 @@
-"""Samples and images -> what a reader is given: token ids, pixels, and labels on the answer alone."""
+"""Samples and images -> what a VLM is given: token ids, pixels, and labels on the answer alone."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from image_context.codecs import Encoded
-from image_context.model import IGNORED, POOLED, Reader
+from image_context.model import IGNORED, POOLED, VLM
 from image_context.tasks import Sample
 from kit.errors import UserError
 
@@ -66,22 +66,22 @@ def messages(encoded: Encoded, question: str) -> list[dict]:
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
 
-def prompt_text(reader: Reader, encoded: Encoded, question: str) -> str:
-    """The conversation as the reader's chat template writes it, up to where the answer begins."""
-    return reader.processor.apply_chat_template(
+def prompt_text(vlm: VLM, encoded: Encoded, question: str) -> str:
+    """The conversation as the VLM's chat template writes it, up to where the answer begins."""
+    return vlm.processor.apply_chat_template(
         messages(encoded, question), tokenize=False, add_generation_prompt=True
     )  # fmt: skip
 
 
-def prepare(reader: Reader, encoded: list[Encoded], questions: list[str], answers: list[str] | None = None) -> dict:
+def prepare(vlm: VLM, encoded: list[Encoded], questions: list[str], answers: list[str] | None = None) -> dict:
     """A batch of tensors. With `answers` padded at the right and labeled, for training; without, at the left, to generate.
 
     input_ids, attention_mask, mm_token_type_ids (B, N); pixel_values and image_grid_thw where there are images; labels (B, N),
     -100 everywhere but on the answer and the end of the turn; pool_ids (P, k), -1 = none, for the places of means. Nothing is ever
     cut off: a sequence that is too long for the model is the model's error to raise.
     """
-    processor, tokenizer = reader.processor, reader.tokenizer
-    prompts = [prompt_text(reader, e, question) for e, question in zip(encoded, questions)]
+    processor, tokenizer = vlm.processor, vlm.tokenizer
+    prompts = [prompt_text(vlm, e, question) for e, question in zip(encoded, questions)]
     pools = []
     for i, e in enumerate(encoded):
         if e.pool:
@@ -120,15 +120,15 @@ def prepare(reader: Reader, encoded: list[Encoded], questions: list[str], answer
     return batch
 
 
-def batches(records: list[Record], folder: Path, reader: Reader, batch_size: int, order: list[int]) -> Iterator[dict]:
+def batches(records: list[Record], folder: Path, vlm: VLM, batch_size: int, order: list[int]) -> Iterator[dict]:
     """Training batches of `records` in `order`, the last one shorter."""
     for at in range(0, len(order), batch_size):
         chosen = [records[i] for i in order[at : at + batch_size]]
         encoded = [Encoded(open_images(r, folder), r.text, r.pool) for r in chosen]
-        yield prepare(reader, encoded, [r.sample.question for r in chosen], [r.sample.answer for r in chosen])
+        yield prepare(vlm, encoded, [r.sample.question for r in chosen], [r.sample.answer for r in chosen])
 
 
-def costs(reader: Reader, batch: dict, row: int, encoded: Encoded, sample: Sample) -> dict:
+def costs(vlm: VLM, batch: dict, row: int, encoded: Encoded, sample: Sample) -> dict:
     """Tokens of one row of a batch that is ready to generate, as the processor counted them.
 
     `context_tokens`: the document as plain text; `visual_tokens`: what stands for images or means; `text_tokens`: all others;
@@ -136,10 +136,10 @@ def costs(reader: Reader, batch: dict, row: int, encoded: Encoded, sample: Sampl
     where it goes as text), `ratio_total` over all.
     """
     ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
-    marks = [reader.tokenizer.convert_tokens_to_ids(t) for t in ("<|image_pad|>", POOLED)]
+    marks = [vlm.tokenizer.convert_tokens_to_ids(t) for t in ("<|image_pad|>", POOLED)]
     visual = int(sum((ids == mark).sum() for mark in marks))
-    context = reader.count(sample.document)
-    carried = visual + (0 if encoded.pool else reader.count(encoded.text))
+    context = vlm.count(sample.document)
+    carried = visual + (0 if encoded.pool else vlm.count(encoded.text))
     return {
         "context_tokens": context, "visual_tokens": visual, "text_tokens": len(ids) - visual, "total_tokens": len(ids),
         "ratio_context": context / max(1, carried), "ratio_total": context / len(ids),

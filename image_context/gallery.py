@@ -25,11 +25,11 @@ from matplotlib import pyplot as plt
 SHOWN = (
     ("render", "render: 9 pt", "render", {}, "clean"),
     ("qr", "qr: version 40, level L, 2 pixels", "qr", {"version": 40, "level": "L", "module": 2}, "clean"),
-    ("codebook_2", "codebook: 2 colors, 4 pixels", "codebook", {"colors": 2, "cell": 4}, "clean"),
-    ("codebook_8", "codebook: 8 colors, 4 pixels", "codebook", {"colors": 8, "cell": 4}, "clean"),
-    ("codebook_64", "codebook: 64 colors, 2 pixels", "codebook", {"colors": 64, "cell": 2}, "clean"),
+    ("codebook_2", "codebook: 2 colors, 4 pixels", "codebook", {"colors": 2, "module": 4}, "clean"),
+    ("codebook_8", "codebook: 8 colors, 4 pixels", "codebook", {"colors": 8, "module": 4}, "clean"),
+    ("codebook_64", "codebook: 64 colors, 2 pixels", "codebook", {"colors": 64, "module": 2}, "clean"),
     ("codebook_heavy", "codebook with fiducials and parity, heavy", "codebook",
-     {"colors": 8, "cell": 4, "frame": "fiducials", "parity": 48}, "heavy"),
+     {"colors": 8, "module": 4, "frame": "fiducials", "parity": 48}, "heavy"),
 )  # fmt: skip
 LESS_MEMORY = "pass a shorter text"
 

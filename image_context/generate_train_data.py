@@ -14,8 +14,8 @@ from pathlib import Path
 from image_context.augment import augment
 from image_context.config import Config, load_config
 from image_context.dataset import Record, write_record
-from image_context.reader import open_reader
 from image_context.tasks import make_sample
+from image_context.vlm import open_vlm
 from kit import device, errors
 from kit.arguments import program
 from kit.checkpoint import LAST
@@ -43,18 +43,18 @@ def main() -> None:
     output = make_folder(args.output_dir or config.output_dir)
     if (output / LAST).exists():
         raise UserError(f"{output} holds a run that was trained on its data: choose another --output_dir")
-    reader = open_reader(config.model, runtime, output)
+    vlm = open_vlm(config.model, runtime, output)
     count = args.num_samples or config.generation.num_samples_per_codec
-    write_data(config, reader, output / "train_data", count)
+    write_data(config, vlm, output / "train_data", count)
     print(f"pairs  {output / 'train_data'}")
 
 
-def write_data(config: Config, reader, folder: Path, count: int) -> None:
+def write_data(config: Config, vlm, folder: Path, count: int) -> None:
     """`count` records for each codec that trains in full, beside each other and only then in place, so that no half of them is ever taken."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "images").mkdir(parents=True)
-    vocabulary, data = reader.vocabulary, config.data
+    vocabulary, data = vlm.vocabulary, config.data
     lengths = config.generation.lengths or data.lengths
     levels = config.generation.augmentations or data.augmentations
     codecs = config.codecs(vocabulary)

@@ -1,12 +1,11 @@
 """What counts as right."""
 
 import json
-import math
 import re
 
 from rapidfuzz.distance import Levenshtein
 
-WORDINESS = 80  # characters a reader may say around a needle's value; more is a dump of the context
+MAX_EXTRA = 80  # characters an answer may have around a needle's value; more is a copy of the context
 
 
 def score(task: str, prediction: str, answer: str, distractors: list[str], tokenize) -> dict:
@@ -26,7 +25,7 @@ def score(task: str, prediction: str, answer: str, distractors: list[str], token
 
 
 def token_accuracy(predicted: list, true: list) -> float:
-    """Share of the places of `true` (at least one) where `predicted` has the same; what is missing is wrong."""
+    """Fraction of the places of `true` (at least one) where `predicted` has the same; what is missing is wrong."""
     return sum(a == b for a, b in zip(predicted, true)) / max(1, len(true))
 
 
@@ -66,38 +65,18 @@ def leaves(value) -> list[tuple[str, str, str]]:
 
 def needle_hit(prediction: str, answer: str, distractors: list[str]) -> bool:
     """Whether a short prediction holds the answer as a word of its own, and none of the other needles' values."""
-    if len(prediction) > len(answer) + WORDINESS:
+    if len(prediction) > len(answer) + MAX_EXTRA:
         return False
     alone = rf"(?<![0-9A-Za-z]){re.escape(answer)}(?![0-9A-Za-z])"  # Chinese text has no spaces around it
     return re.search(alone, prediction) is not None and not any(other in prediction for other in distractors)
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """95 % interval of the mean of values in [0, 1], one for each document.
-
-    Wilson's where each is right or wrong. For shares Agresti and Coull's: z^2 / 2 documents that are all wrong and as many that
-    are all right are added, so that a few documents that are nearly all right do not look certain, as in a bootstrap.
-    """
-    n, z = len(values), 1.959964
-    if n == 0:
-        return math.nan, math.nan
-    if all(value in (0, 1) for value in values):
-        share = sum(values) / n
-        middle, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-        return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
-    size = n + z * z
-    mean, square = (sum(value**power for value in values) + z * z / 2 for power in (1, 2))
-    mean, square = mean / size, square / size
-    spread = z * math.sqrt((square - mean * mean) / size)
-    return max(0.0, mean - spread), min(1.0, mean + spread)
-
-
 def _parse(text: str) -> tuple | None:
-    """(value,) of a JSON text, as readers wrap it in code fences or not; None if it is none."""
+    """(value,) of a JSON text, as VLMs wrap it in code fences or not; None if it is none."""
     text = text.strip()
     if text.startswith("```"):
         text = text.removeprefix("```json").strip("`").strip()
     try:
         return (json.loads(text),)
-    except (ValueError, RecursionError):  # the latter from a reader that repeats "[" without end
+    except (ValueError, RecursionError):  # the latter from a VLM that repeats "[" without end
         return None

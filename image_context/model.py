@@ -1,9 +1,9 @@
-"""The readers: any Qwen2-VL by name or folder, and two of the same architecture that are built here and trained from scratch.
+"""The VLMs: any Qwen2-VL by name or folder, and two of the same architecture that are built here and trained from scratch.
 
-    reader = load_reader("Qwen/Qwen2-VL-2B-Instruct")     # or a folder, or an adapter's folder
-    reader = build_reader("tiny", tokenizer)              # random weights, no download
+    vlm = load_vlm("Qwen/Qwen2-VL-2B-Instruct")     # or a folder, or an adapter's folder
+    vlm = build_vlm("tiny", tokenizer)              # random weights, no download
 
-A Reader is a model with its processor; what the two kinds differ in ends in this file.
+A VLM is a model with its processor; what the two kinds differ in ends in this file.
 """
 
 import json
@@ -46,10 +46,10 @@ CHAT_TEMPLATE = (
 )
 
 # Qwen2-VL gives time the fastest rotary frequencies, then height, then width, with a base of a million: from random weights,
-# attention cannot tell neighboring rows apart and never learns which block to read (LOG.md). These readers rotate fast.
+# attention cannot tell neighboring rows apart and never learns which block to read (LOG.md). These VLMs rotate fast.
 ROPE_THETA = 100.0
 
-# Sizes of the readers that are built here; `vision` is the patch transformer, `text` the language model.
+# Sizes of the VLMs that are built here; `vision` is the patch transformer, `text` the language model.
 BUILT = {
     "tiny": {
         "vision": {"depth": 1, "embed_dim": 64, "num_heads": 2, "mlp_ratio": 2},
@@ -70,7 +70,7 @@ LORA_TARGETS = (
 
 
 @dataclass
-class Reader:
+class VLM:
     """`model` and `processor`; `name` is what loads it again."""
 
     model: nn.Module
@@ -98,8 +98,8 @@ class Reader:
         self.processor.save_pretrained(folder)
 
 
-def build_reader(name: str, tokenizer: Tokenizer, max_pixels: int = MAX_PIXELS) -> Reader:
-    """A reader of Qwen2-VL's architecture with random weights, one of BUILT, that speaks `tokenizer`'s tokens."""
+def build_vlm(name: str, tokenizer: Tokenizer, max_pixels: int = MAX_PIXELS) -> VLM:
+    """A VLM of Qwen2-VL's architecture with random weights, one of BUILT, that speaks `tokenizer`'s tokens."""
     if name not in BUILT:
         raise UserError(f"no size {name!r}; choose from {', '.join(BUILT)}, or name a model or a folder")
     fast = PreTrainedTokenizerFast(
@@ -132,14 +132,14 @@ def build_reader(name: str, tokenizer: Tokenizer, max_pixels: int = MAX_PIXELS) 
     # on CPUs the fused kernel's bf16 backward is several times slower than plain products
     attention = "sdpa" if torch.cuda.is_available() else "eager"
     model = Qwen2VLForConditionalGeneration._from_config(config, attn_implementation=attention)
-    return Reader(quicken(model), processor, name)
+    return VLM(quicken(model), processor, name)
 
 
-def load_reader(
+def load_vlm(
     name_or_path: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, qlora: bool = False,
     max_pixels: int | None = None,
-) -> Reader:  # fmt: skip
-    """A reader from a Hugging Face name, a folder that holds a model, or a folder that holds an adapter.
+) -> VLM:  # fmt: skip
+    """A VLM from a Hugging Face name, a folder that holds a model, or a folder that holds an adapter.
 
     `qlora` loads a base in 4 bits, its vision tower left whole (needs bitsandbytes and a GPU). Raises UserError for what is
     none of these, and for an adapter whose base cannot be loaded.
@@ -170,12 +170,12 @@ def load_reader(
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"cannot load the reader {name_or_path}{f' on its base {base}' if adapter else ''}: {reason}"
+            f"cannot load the VLM {name_or_path}{f' on its base {base}' if adapter else ''}: {reason}"
         ) from error
     quicken(unwrapped(model)).config.pooled_token_id = processor.tokenizer.convert_tokens_to_ids(POOLED)
     if not qlora:
         model.to(device)
-    return Reader(model, processor, str(name_or_path))
+    return VLM(model, processor, str(name_or_path))
 
 
 def adapter_base(folder: Path) -> str:
@@ -224,13 +224,13 @@ def quicken(model: nn.Module) -> nn.Module:
     return model
 
 
-def add_lora(reader: Reader, r: int, alpha: int, dropout: float, qlora: bool = False) -> None:
+def add_lora(vlm: VLM, r: int, alpha: int, dropout: float, qlora: bool = False) -> None:
     """Put LoRA (arXiv 2106.09685) on the language model and on the vision tower; nothing else is trained."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    model = prepare_model_for_kbit_training(reader.model) if qlora else reader.model
+    model = prepare_model_for_kbit_training(vlm.model) if qlora else vlm.model
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
-    reader.model = get_peft_model(model, config)
+    vlm.model = get_peft_model(model, config)
 
 
 class AnswerLoss(nn.Module):
@@ -241,7 +241,7 @@ class AnswerLoss(nn.Module):
         self.model = model
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss, share of answer tokens that are right when all before them are given) of a batch of `dataset.prepare`."""
+        """(loss, fraction of answer tokens that are right when all before them are given) of a batch of `dataset.prepare`."""
         inputs = embed_pools(self.model, {name: value for name, value in batch.items() if name != "labels"})
         base = unwrapped(self.model)
         hidden = base.model(**inputs).last_hidden_state[:, :-1]
@@ -276,18 +276,18 @@ def embed_pools(model: nn.Module, batch: dict) -> dict:
 
 
 @torch.no_grad()
-def answer(reader: Reader, batch: dict, max_new_tokens: int) -> list[str]:
-    """What the reader says to a batch of `dataset.prepare`, greedily, special tokens left out."""
-    inputs = embed_pools(reader.model, batch)
-    ids = reader.model.generate(
+def answer(vlm: VLM, batch: dict, max_new_tokens: int) -> list[str]:
+    """What the VLM says to a batch of `dataset.prepare`, greedily, special tokens left out."""
+    inputs = embed_pools(vlm.model, batch)
+    ids = vlm.model.generate(
         **inputs, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_new_tokens,
-        pad_token_id=reader.tokenizer.pad_token_id, eos_token_id=reader.tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        pad_token_id=vlm.tokenizer.pad_token_id, eos_token_id=vlm.tokenizer.convert_tokens_to_ids("<|im_end|>"),
     )  # fmt: skip
     given = 0 if "inputs_embeds" in inputs else batch["input_ids"].shape[1]
-    return reader.tokenizer.batch_decode(ids[:, given:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return vlm.tokenizer.batch_decode(ids[:, given:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def trainable_share(model: nn.Module) -> str:
+def trainable_fraction(model: nn.Module) -> str:
     """A line such as `12,345 of 67,890 parameters are trained (18.18 %)`."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())

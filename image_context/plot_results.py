@@ -14,11 +14,11 @@ from pathlib import Path
 import matplotlib
 
 from image_context.augment import AUGMENTATIONS
-from image_context.metrics import interval
 from image_context.run_exp import read_results
 from kit import errors
 from kit.arguments import program
 from kit.errors import UserError
+from kit.intervals import mean_interval
 from kit.runlog import make_folder, write_json
 
 matplotlib.use("Agg")
@@ -53,7 +53,7 @@ def main() -> None:
     plot_bits(points, output / "bits.png")
     write_json(
         output / "summary.json",
-        {"reader": records[0]["reader"], "config_hash": records[0]["config_hash"], "points": points},
+        {"vlm": records[0]["vlm"], "config_hash": records[0]["config_hash"], "points": points},
     )
     for point in points:
         low, high = point["interval"]
@@ -79,7 +79,7 @@ def summarize(records: list[dict]) -> list[dict]:
         }
         points.append({
             "codec": codec, "augmentation": augmentation, "task": task, "length": length, "metric": METRICS[task],
-            "mean": mean(values), "interval": interval(values), "questions": len(group), "failures": len(group) - len(answered),
+            "mean": mean(values), "interval": mean_interval(values), "questions": len(group), "failures": len(group) - len(answered),
             "metrics": {
                 name: (sum(r["metrics"][name] for r in answered) + name.endswith("error_rate") * (len(group) - len(answered))) / len(group)
                 for name in sorted(names)
@@ -139,7 +139,7 @@ def plot_robustness(points: list[dict], path: Path) -> None:
 
 
 def plot_bits(points: list[dict], path: Path) -> None:
-    """Share restored against the bits that each token has to carry, log2(vocabulary) for each token of the document; dotted,
+    """Fraction restored against the bits that each token has to carry, log2(vocabulary) for each token of the document; dotted,
     what its codec could carry."""
     figure, axes = panels([p for p in points if p["task"] != "needle"] or points)
     for axis, task in axes:
@@ -204,7 +204,7 @@ def finish(figure, axes, path: Path) -> None:
         axis.set_ylim(-0.03, 1.05)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("share right")
+    axes[0][0].set_ylabel("fraction right")
     handles = {}
     for axis, _ in axes:
         for handle, label in zip(*axis.get_legend_handles_labels()):

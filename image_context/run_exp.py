@@ -1,4 +1,4 @@
-"""Ask a reader every question of a config, through every codec and augmentation, and score what it says.
+"""Ask a VLM every question of a config, through every codec and augmentation, and score what it says.
 
     python -m image_context.run_exp --config image_context/configs/exp_sweep.yaml                          # as it comes
     python -m image_context.run_exp --config image_context/configs/exp_sweep.yaml --lora_path RUN/final    # as trained
@@ -25,9 +25,9 @@ from image_context.codecs import Encoded
 from image_context.config import Config, load_config
 from image_context.dataset import costs, prepare, prompt_text
 from image_context.metrics import score
-from image_context.model import Reader, answer
-from image_context.reader import open_reader
+from image_context.model import VLM, answer
 from image_context.tasks import Sample, make_sample
+from image_context.vlm import open_vlm
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.errors import UserError
@@ -35,12 +35,12 @@ from kit.interrupt import Interrupt
 from kit.runlog import environment, make_folder, progress_bar, write_json
 from kit.textfile import replace_text
 
-SLACK = {"json": 8, "random": 8, "needle": 48}  # tokens that a reader may say beyond the answer's length
+SLACK = {"json": 8, "random": 8, "needle": 48}  # tokens that a VLM may answer_batch beyond the answer's length
 
 
 @dataclass(frozen=True)
 class Question:
-    """One cell of the experiment's grid."""
+    """One point of the experiment's grid."""
 
     codec: str
     augmentation: str
@@ -74,25 +74,25 @@ def main() -> None:
     runtime = device.start(args.device if local else "cpu", config.seed, args.precision)
     output = make_folder(args.output_dir or config.output_dir)
     folder = make_folder(output / "results")
-    reader_name = str(args.lora_path or config.model.name)
-    done = finished_ids(folder / "results.jsonl", config.hash, reader_name)
-    reader = open_reader(config.model, runtime, output, args.lora_path)
+    vlm_name = str(args.lora_path or config.model.name)
+    done = finished_ids(folder / "results.jsonl", config.hash, vlm_name)
+    vlm = open_vlm(config.model, runtime, output, args.lora_path)
     if not local:
         from image_context.backend_vllm import VLLM
 
-        say = VLLM(config, reader, args.lora_path).answer
+        answer_batch = VLLM(config, vlm, args.lora_path).answer
     else:
 
-        def say(encoded, samples, inputs, length):
+        def answer_batch(encoded, samples, inputs, length):
             with runtime.autocast():
-                return answer(reader, {name: value.to(runtime.device) for name, value in inputs.items()}, length)
+                return answer(vlm, {name: value.to(runtime.device) for name, value in inputs.items()}, length)
 
-    reader.model.eval()
-    write_json(folder / "config.json", {"hash": config.hash, "reader": reader_name, **config.model_dump()})
+    vlm.model.eval()
+    write_json(folder / "config.json", {"hash": config.hash, "vlm": vlm_name, **config.model_dump()})
     write_json(folder / "env.json", environment(runtime))
 
     # ask
-    codecs, vocabulary, interrupt = config.codecs(reader.vocabulary), reader.vocabulary, Interrupt()
+    codecs, vocabulary, interrupt = config.codecs(vlm.vocabulary), vlm.vocabulary, Interrupt()
     todo = [question for question in questions(config) if question.id not in done]
     bar = progress_bar(len(done) + len(todo), "questions", initial=len(done), unit="question")
     with open(folder / "results.jsonl", "a", encoding="utf-8", buffering=1) as file:
@@ -102,8 +102,8 @@ def main() -> None:
                 if interrupt.received:
                     break
                 batch = group[at : at + config.evaluation.batch_size]
-                for record in ask(batch, config, codecs, vocabulary, reader, folder, say):
-                    record = {**record, "config_hash": config.hash, "reader": reader_name}
+                for record in ask(batch, config, codecs, vocabulary, vlm, folder, answer_batch):
+                    record = {**record, "config_hash": config.hash, "vlm": vlm_name}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 bar.update(len(batch))
     bar.close()
@@ -121,7 +121,7 @@ def questions(config: Config) -> list[Question]:
     data = config.data
     grid = product(data.codecs, data.augmentations, data.tasks, data.lengths, data.languages, range(data.samples))
     return [
-        Question(*cell) for cell in grid if cell[2] == "needle" or cell[4] == data.languages[0]
+        Question(*point) for point in grid if point[2] == "needle" or point[4] == data.languages[0]
     ]  # only needles lie in hay that has a language
 
 
@@ -130,9 +130,9 @@ def ask(
     config: Config,
     codecs: dict,
     vocabulary,
-    reader: Reader,
+    vlm: VLM,
     folder: Path,
-    say,
+    answer_batch,
 ) -> list[dict]:
     """Records of a batch of questions; what goes wrong with one is in its record's `error`."""
     records, ready = [], []
@@ -149,7 +149,7 @@ def ask(
             encoded = codecs[question.codec].encode(sample.document)
             encoded.images = [augment(i, question.augmentation, seed, config.data.geometry) for i in encoded.images]
             record |= {"seed": seed, "position": sample.position, "answer": sample.answer, "question": sample.question}
-            record |= keep(folder, question, encoded, sample, reader)
+            record |= save_inputs(folder, question, encoded, sample, vlm)
             ready.append((record, encoded, sample))
         except UserError as error:
             record["error"] = str(error)
@@ -157,12 +157,11 @@ def ask(
         return records
     try:
         start = time.perf_counter()
-        inputs = prepare(reader, [e for _, e, _ in ready], [s.question for _, _, s in ready])
+        inputs = prepare(vlm, [e for _, e, _ in ready], [s.question for _, _, s in ready])
         length = (
-            config.evaluation.max_new_tokens
-            or max(reader.count(s.answer) for _, _, s in ready) + SLACK[ready[0][2].task]
+            config.evaluation.max_new_tokens or max(vlm.count(s.answer) for _, _, s in ready) + SLACK[ready[0][2].task]
         )
-        predictions = say([e for _, e, _ in ready], [s for _, _, s in ready], inputs, length)
+        predictions = answer_batch([e for _, e, _ in ready], [s for _, _, s in ready], inputs, length)
         seconds = (time.perf_counter() - start) / len(ready)
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory: lower evaluation.batch_size, {config.evaluation.batch_size} now") from error
@@ -173,7 +172,7 @@ def ask(
             )
         return records
     for row, ((record, encoded, sample), prediction) in enumerate(zip(ready, predictions)):
-        record |= {"prediction": prediction, "seconds": seconds, "costs": costs(reader, inputs, row, encoded, sample)}
+        record |= {"prediction": prediction, "seconds": seconds, "costs": costs(vlm, inputs, row, encoded, sample)}
         record["metrics"] = score(
             sample.task, prediction, sample.answer, sample.distractors, lambda text: vocabulary.encode(text).tolist()
         )  # fmt: skip
@@ -182,19 +181,19 @@ def ask(
 
 @lru_cache(maxsize=4096)
 def eval_sample(task: str, length: int, seed: int, vocabulary: Tokenizer, language: str) -> Sample:
-    """The evaluation sample of a cell: the same for every codec and augmentation, so made once."""
+    """The evaluation sample of a point: the same for every codec and augmentation, so made once."""
     return make_sample(task, length, "eval", seed, vocabulary, language)
 
 
-def keep(folder: Path, question: Question, encoded: Encoded, sample: Sample, reader: Reader) -> dict:
-    """Write what the reader is about to see; returns where it lies, relative to `folder`."""
+def save_inputs(folder: Path, question: Question, encoded: Encoded, sample: Sample, vlm: VLM) -> dict:
+    """Write what the VLM is about to see; returns where it lies, relative to `folder`."""
     for name in ("images", "prompts"):
         (folder / name).mkdir(exist_ok=True)
     paths = [f"images/{question.id}-{page}.png" for page in range(len(encoded.images))]
     for path, image in zip(paths, encoded.images):
         image.save(folder / path, compress_level=1)
     prompt = f"prompts/{question.id}.txt"
-    (folder / prompt).write_text(prompt_text(reader, encoded, sample.question), encoding="utf-8")
+    (folder / prompt).write_text(prompt_text(vlm, encoded, sample.question), encoding="utf-8")
     return {"images": paths, "prompt": prompt}
 
 
@@ -220,15 +219,15 @@ def read_results(path: Path) -> list[dict]:
     return list(found.values())
 
 
-def finished_ids(path: Path, config_hash: str, reader: str) -> set[str]:
-    """Ids that need not be asked again. Raises UserError if the file holds results of another config or reader."""
+def finished_ids(path: Path, config_hash: str, vlm: str) -> set[str]:
+    """Ids that need not be asked again. Raises UserError if the file holds results of another config or vlm."""
     if not path.exists():
         return set()
     records = read_results(path)
     for record in records:
-        if (record["config_hash"], record["reader"]) != (config_hash, reader):
+        if (record["config_hash"], record["vlm"]) != (config_hash, vlm):
             raise UserError(
-                f"{path} holds results of another config or reader ({record['reader']}): choose another --output_dir"
+                f"{path} holds results of another config or vlm ({record['vlm']}): choose another --output_dir"
             )
     replace_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     return {record["id"] for record in records}

@@ -1,4 +1,4 @@
-"""Teach a reader to read what generate_train_data wrote: LoRA on a pretrained one, all weights of one that is built here.
+"""Teach a VLM to read what generate_train_data wrote: LoRA on a pretrained one, all weights of one that is built here.
 
     python -m image_context.train_lora --config image_context/configs/train.yaml                   # Qwen2-VL-2B, one GPU
     torchrun --nproc_per_node 8 -m image_context.train_lora --config image_context/configs/train.yaml
@@ -14,6 +14,7 @@ import argparse
 import json
 import random
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -21,8 +22,8 @@ from torch import nn
 
 from image_context.config import Config, load_config
 from image_context.dataset import batches, read_records
-from image_context.model import BUILT, AnswerLoss, add_lora, trainable_share
-from image_context.reader import open_reader
+from image_context.model import BUILT, AnswerLoss, add_lora, trainable_fraction
+from image_context.vlm import open_vlm
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.budget import TimeBudget
@@ -34,7 +35,7 @@ from kit.randomness import step_seed
 from kit.runlog import RunLog, make_folder, progress_bar
 from kit.schedule import lr_at
 
-SAVED = ("weights", "optimizer", "step", "seconds", "config")
+SAVED = ("weights", "optimizer", "step", "seconds", "config", "samples_per_step")
 LESS_MEMORY = (
     "lower training.batch_size (raise training.gradient_accumulation_steps to keep the step) or model.max_pixels"
 )
@@ -64,19 +65,24 @@ def main() -> None:
     records = read_records(output / "train_data" / "records.jsonl")
     check_data(output / "train_data" / "config.json", config)
     per_step = settings.batch_size * settings.gradient_accumulation_steps * runtime.world_size
+    if saved and saved["samples_per_step"] != per_step:
+        raise UserError(
+            f"{resumed} was trained on {saved['samples_per_step']} pairs a step, and {runtime.world_size} process(es) make "
+            f"{per_step}: epochs and schedule would change; resume with as many processes as before"
+        )
     if len(records) < per_step:
         raise UserError(f"{len(records)} training pairs make no step of {per_step}: write more, or lower batch_size")
     steps_per_epoch = len(records) // per_step
 
     # model
-    reader = open_reader(config.model, runtime, output)
+    vlm = open_vlm(config.model, runtime, output)
     if not built:
-        add_lora(reader, config.lora.r, config.lora.alpha, config.lora.dropout, config.model.qlora)
-    model = reader.model
+        add_lora(vlm, config.lora.r, config.lora.alpha, config.lora.dropout, config.model.qlora)
+    model = vlm.model
     trained = nn.ParameterDict({name.replace(".", "/"): p for name, p in model.named_parameters() if p.requires_grad})
     if runtime.is_main:
         print(
-            f"{config.model.name}: {trainable_share(model)}; {len(records):,} pairs, {steps_per_epoch} steps an epoch"
+            f"{config.model.name}: {trainable_fraction(model)}; {len(records):,} pairs, {steps_per_epoch} steps an epoch"
         )
 
     # optimizer, resume
@@ -93,14 +99,8 @@ def main() -> None:
     if settings.time_budget:
         planned = 10**9
     total_steps = budget.total_steps(step, planned, runtime)
-    loss_module = AnswerLoss(model)
-    if runtime.world_size > 1:
-        ids = [runtime.device.index] if runtime.device.type == "cuda" else None
-        loss_module = nn.parallel.DistributedDataParallel(
-            loss_module,
-            device_ids=ids,
-            find_unused_parameters=True,  # a batch of text leaves the vision tower alone
-        )
+    # a batch of text leaves the vision tower unused
+    loss_module = runtime.parallel(AnswerLoss(model), find_unused_parameters=True)
     log = RunLog(output, config.model_dump(), runtime, step if saved else None, args.wandb)
     losses = Losses(log, runtime, output)
     interrupt = Interrupt()
@@ -110,24 +110,23 @@ def main() -> None:
     model.train()
     stops, loader = False, None
     while step < total_steps and not stops:
-        lr = lr_at(step, settings.learning_rate, round(settings.warmup_share * total_steps), total_steps)
+        lr = lr_at(step, settings.learning_rate, round(settings.warmup_fraction * total_steps), total_steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
         epoch, inside = divmod(step, steps_per_epoch)
         if loader is None or inside == 0:
             order = shuffled(len(records), config.seed, epoch)[inside * per_step : steps_per_epoch * per_step]
             mine = order[runtime.rank :: runtime.world_size]
-            loader = batches(records, output / "train_data", reader, settings.batch_size, mine)
+            loader = batches(records, output / "train_data", vlm, settings.batch_size, mine)
         torch.manual_seed(step_seed(config.seed, step, 0, 1 + runtime.rank))
         total, right = 0.0, 0.0
         for micro in range(settings.gradient_accumulation_steps):
             batch = {name: value.to(runtime.device, non_blocking=True) for name, value in next(loader).items()}
             last = micro == settings.gradient_accumulation_steps - 1
-            if runtime.world_size > 1:
-                loss_module.require_backward_grad_sync = last
-            with runtime.autocast():
-                loss, accuracy = loss_module(batch)
-            (loss / settings.gradient_accumulation_steps).backward()
+            with nullcontext() if last else runtime.no_sync(loss_module):
+                with runtime.autocast():
+                    loss, accuracy = loss_module(batch)
+                (loss / settings.gradient_accumulation_steps).backward()
             total += loss.detach() / settings.gradient_accumulation_steps
             right += accuracy / settings.gradient_accumulation_steps
         norm = nn.utils.clip_grad_norm_(trained.parameters(), settings.grad_clip)
@@ -146,21 +145,22 @@ def main() -> None:
         if (saves or stops) and runtime.is_main:
             save_checkpoint(output / LAST, {
                 "weights": trained.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                "seconds": budget.spent, "config": config.hash,
+                "seconds": budget.spent, "config": config.hash, "samples_per_step": per_step,
             })  # fmt: skip
     bar.close()
 
     # finish
+    runtime.check_agreement(trained)
     finished = step >= total_steps
     if finished and runtime.is_main:
         partial = output / "final.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        reader.save(partial)
+        vlm.save(partial)
         shutil.rmtree(output / "final", ignore_errors=True)
         partial.rename(output / "final")
     log.close()
     if runtime.is_main:
-        print(f"reader  {output / 'final'}" if finished else f"stopped early; continue with --resume auto in {output}")
+        print(f"vlm  {output / 'final'}" if finished else f"stopped early; continue with --resume auto in {output}")
     runtime.finish()
 
 
@@ -175,7 +175,7 @@ def check_data(path: Path, config: Config) -> None:
         section["model"] = {name: section["model"][name] for name in ("name", "vocab_size")}  # what made the documents
     for name in ("seed", "model", "data", "generation"):
         if written[name] != wanted[name]:
-            raise UserError(f"{path.parent} was written with another `{name}` than the config's: write it again")
+            raise UserError(f"{path.parent} was written with another {name} than the config's: write it again")
 
 
 def shuffled(count: int, seed: int, epoch: int) -> list[int]:

@@ -1,1 +1,1 @@
-"""What all four systems need: verbs that a training loop calls, one noun per file. `kit` knows no room."""
+"""What all four systems share: the parts of a training run, one per file. `kit` imports none of the other packages."""

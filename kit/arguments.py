@@ -1,4 +1,4 @@
-"""Command lines: one look for every program's --help, and the arguments that many of them share."""
+"""Command lines: one form of --help for every program, and the arguments that many of them share."""
 
 import argparse
 

@@ -13,12 +13,12 @@ FIRST_STEPS = 5  # the first steps are slower than the rest and no measure of it
 class TimeBudget:
     """`text` is a number with s, m or h ("10m"; plain seconds without), or None for no limit.
 
-    `spent`: seconds that earlier sessions of the run took. `share`: the part of the time that this stage of the run
+    `spent`: seconds that earlier sessions of the run took. `fraction`: the part of the time that this stage of the run
     gets. Raises UserError for any other text.
     """
 
-    def __init__(self, text: str | None, spent: float = 0.0, share: float = 1.0):
-        self.limit = None if text is None else share * parse_duration(text)
+    def __init__(self, text: str | None, spent: float = 0.0, fraction: float = 1.0):
+        self.limit = None if text is None else fraction * parse_duration(text)
         self._start = time.monotonic() - spent
 
     @property

@@ -68,6 +68,16 @@ class Runtime:
         ids = [self.device.index] if self.device.type == "cuda" else None
         return torch.nn.parallel.DistributedDataParallel(module, device_ids=ids, **options)
 
+    def check_agreement(self, module: torch.nn.Module) -> None:
+        """Raises RuntimeError where ranks hold different weights: then their gradients were not exchanged."""
+        if self.world_size == 1:
+            return
+        total = torch.stack([p.detach().double().sum() for p in module.parameters()]).sum()
+        bounds = torch.stack([total, -total])
+        dist.all_reduce(bounds, dist.ReduceOp.MAX)
+        if bounds[0] != -bounds[1]:
+            raise RuntimeError(f"ranks hold different weights (sums from {-bounds[1]} to {bounds[0]})")
+
     def no_sync(self, module: torch.nn.Module):
         """Context in which a module of `parallel` keeps its gradients to itself, to be exchanged with those of a later pass."""
         return module.no_sync() if self.world_size > 1 else nullcontext()

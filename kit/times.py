@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from kit.device import Runtime
 from kit.errors import UserError
 
-TIME_SAMPLERS = ("fitted", "logit_normal", "uniform")
+TIME_SAMPLERS = ("adaptive", "logit_normal", "uniform")
 MIN_SIGMA, MAX_SIGMA = 1e-3, 20.0
 
 
@@ -22,23 +22,30 @@ def t_of(sigma: torch.Tensor) -> torch.Tensor:
     return 1 / (1 + sigma)
 
 
+def canonical(name: str) -> str:
+    """A time sampler's name, of which `fitted` is an older one of `adaptive`."""
+    return "adaptive" if name == "fitted" else name
+
+
 class TimeSampler:
     """Draws training times, and lays out the steps of a sampler.
 
-    uniform       t uniform in [0, 1], the seeds'
+    uniform       t uniform in [0, 1], the reference recipe's
     logit_normal  log(t / (1-t)) = -log sigma normal with `mean` and `std`; JiT's default is -0.8 and 0.8
-    fitted        starts as logit_normal; then density proportional to d loss / d log sigma, measured while training, so
-                  that every stretch of time teaches as much (CDCD's time warping), beside a share of the start
+    adaptive      starts as logit_normal; then density proportional to d loss / d log sigma, measured while training, so
+                  that the loss rises evenly over the times drawn (time warping of CDCD, arXiv 2211.15089), mixed with a
+                  fifth of the start
 
     `noise_std`: of what is mixed in at t = 0. Noise levels, and so all of the above but uniform, are those that arrive,
     sigma = noise_std (1 - t) / t.
     """
 
     BINS, LOW, HIGH = 64, math.log(0.01), math.log(MAX_SIGMA)
-    FLOOR = 0.2  # share of the starting distribution that `fitted` keeps
+    FLOOR = 0.2  # weight of the starting distribution in `adaptive`
     MEMORY = 0.9  # what a refit keeps of older measurements
 
     def __init__(self, name: str, mean: float = -0.8, std: float = 0.8, device="cpu", noise_std: float = 1.0):
+        name = canonical(name)
         if name not in TIME_SAMPLERS:
             raise UserError(f"unknown time sampling {name!r}; choose from {', '.join(TIME_SAMPLERS)}")
         if std <= 0:
@@ -76,11 +83,11 @@ class TimeSampler:
         self.weight.index_add_(0, index, good.float())
 
     def refit(self, runtime: Runtime) -> None:
-        """Fit the density to what was observed since the start, old observations fading; the same on every rank."""
+        """Adapt the density to what was observed since the start, old observations fading; the same on every rank."""
         measured = runtime.sum(torch.stack([self.loss_sum, self.weight])).cpu().double() / runtime.world_size
         self.loss_sum.copy_(measured[0] * self.MEMORY)
         self.weight.copy_(measured[1] * self.MEMORY)
-        if self.name != "fitted":
+        if self.name != "adaptive":
             return
         curve = self.curve()
         if curve is None:
@@ -121,7 +128,7 @@ class TimeSampler:
         """What `from_state` takes. With a `runtime`, which every rank has to pass, what all ranks observed."""
         seen = torch.stack([self.loss_sum, self.weight])
         if runtime is not None:
-            seen = runtime.sum(seen) / runtime.world_size  # each rank goes on with its share of the sum
+            seen = runtime.sum(seen) / runtime.world_size  # each rank goes on with an equal part of the sum
         return {
             "name": self.name, "mean": self.mean, "std": self.std, "noise_std": self.noise_std,
             "loss_sum": seen[0].cpu(), "weight": seen[1].cpu(),

@@ -3,19 +3,19 @@
     python -m recipes.ablations                                    # 3 minutes and 3 rates a row, about two hours on two cores
     python -m recipes.ablations --seconds 120 --lrs 2e-3 --rows network no_token_path
 
-A row's pace is measured first; its number of steps is what the time allows. The learning rate is chosen by validation loss,
-the table is measured on the test split. Writes results/ablations.json, row by row, and prints README's table.
+A row's pace is measured first, in processor time; its number of steps is what the training time allows. The learning rate is chosen by validation loss,
+the table is measured on the test split. Writes results/ablations.json, row by row.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
+import torch
 
-from corpus.chunks import open_built
 from kit.arguments import program
 from kit.errors import UserError, run
 from kit.runlog import read_log, write_json
@@ -37,7 +37,7 @@ ROWS = {
     "trigrams_from_start": ("network with trigrams from the first step", ["--ngram", "3", "--ngram_start", "0"]),
     "trigrams": ("network with trigrams for the last quarter (default)", ["--ngram", "3"]),
 }  # fmt: skip
-PROBE_STEPS = 30
+PROBE_STEPS = 8, 24
 
 
 def main() -> None:
@@ -55,12 +55,11 @@ def main() -> None:
         raise UserError("--seconds and --num_samples need more than 0")
     if not (args.data / "stats.json").exists():
         call("build_pretrain_data.py", "--output_dir", args.data, "--min_tokens", 64, "--max_tokens", 256)
-    lengths = open_built(args.data / "train").lengths
     kept = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
     table = {row["name"]: row for row in kept}
     for name in args.rows:
         label, options = ROWS[name]
-        runs = [train(args, name, lr, options, 32 * lengths.mean()) for lr in args.lrs]
+        runs = [train(args, name, lr, options) for lr in args.lrs]
         best = min(runs, key=lambda one: one["val_loss"])
         report = args.work / name / best["lr"] / "report"
         call(
@@ -73,76 +72,45 @@ def main() -> None:
             **{k: found[k] for k in ("num_tokens", "recovery", "at_nearest_50", "training", "environment")},
         }  # fmt: skip
         write_json(args.output, {"rows": [table[row] for row in ROWS if row in table]})
-    show_table([table[row] for row in ROWS if row in table])
+    print(f"wrote {args.output}; README's tables: python -m recipes.readme_tables")
 
 
-def train(args: argparse.Namespace, name: str, lr: str, options: list[str], tokens_per_step: float) -> dict:
+def train(args: argparse.Namespace, name: str, lr: str, options: list[str]) -> dict:
     """Train one row at one learning rate for as many steps as the time allows; returns what the log says of it."""
-    common = [
-        "--data_path",
-        args.data,
-        "--model",
-        "JiT-Ti/4",
-        "--img_size",
-        16,
-        "--lr",
-        lr,
-        "--seed",
-        args.seed,
-        "--device",
-        "cpu",
-    ]
-    probe, folder = args.work / name / "probe", args.work / name / lr
-    if not (probe / "last.pth").exists():
-        # the joined phase costs more: let it have its fraction of the probe too
-        call(
-            "train.py",
-            *common,
-            *options,
-            "--max_steps",
-            PROBE_STEPS,
-            "--log_interval",
-            5,
-            "--val_samples",
-            1,
-            "--output_dir",
-            probe,
-        )
-    speeds = [row["tokens_per_second"] for row in read_log(probe / "log.jsonl") if "tokens_per_second" in row][5:]
-    seconds_per_step = tokens_per_step * float(np.mean([1 / speed for speed in speeds]))
-    steps = max(PROBE_STEPS, round(args.seconds / seconds_per_step))
+    folder, seconds = args.work / name / lr, seconds_per_step(args, name, options)
+    steps = max(PROBE_STEPS[1], round(args.seconds / seconds))
     if not (folder / "best_model.pth").exists():
-        call(
-            "train.py",
-            *common,
-            *options,
-            "--max_steps",
-            steps,
-            "--val_interval",
-            max(1, steps // 8),
-            "--output_dir",
-            folder,
-        )
+        fit(args, options, folder, "--lr", lr, "--max_steps", steps, "--val_interval", max(1, steps // 4))
     losses = [row["val_loss"] for row in read_log(folder / "log.jsonl") if "val_loss" in row]
-    return {"lr": lr, "steps": steps, "val_loss": min(losses), "seconds_per_step": seconds_per_step}
+    return {"lr": lr, "steps": steps, "val_loss": min(losses), "seconds_per_step": seconds}
+
+
+def seconds_per_step(args: argparse.Namespace, name: str, options: list[str]) -> float:
+    """Pace of a row, from the processor time of a short and a less short run: other work on the machine does not count."""
+    kept = args.work / name / "pace.json"
+    if not kept.exists():
+        spent = []
+        for steps in PROBE_STEPS:
+            before = time_of_children()
+            fit(args, options, args.work / name / f"probe{steps}", "--max_steps", steps, "--val_samples", 1)
+            spent.append(time_of_children() - before)
+        write_json(kept, (spent[1] - spent[0]) / (PROBE_STEPS[1] - PROBE_STEPS[0]) / torch.get_num_threads())
+    return json.loads(kept.read_text())
+
+
+def fit(args: argparse.Namespace, options: list[str], output: Path, *more) -> None:
+    common = ("--data_path", args.data, "--model", "JiT-Ti/4", "--img_size", 16, "--seed", args.seed, "--device", "cpu")
+    call("train.py", *common, *options, *more, "--output_dir", output)
+
+
+def time_of_children() -> float:
+    """Processor seconds of all programs that this one has called and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def call(program: str, *arguments) -> None:
     subprocess.run([sys.executable, program, *map(str, arguments)], check=True)
-
-
-def show_table(rows: list[dict]) -> None:
-    levels = sorted(rows[0]["recovery"], key=lambda row: row["sigma"])[1::2]
-    print(
-        "| training | steps | rate | "
-        + " | ".join(f"σ = {row['sigma']:.2f}" for row in levels)
-        + " | nearest color gets half |"
-    )
-    print("|---" * (len(levels) + 4) + "|")
-    for row in rows:
-        at = {level["sigma"]: level["model"] for level in row["recovery"]}
-        cells = " | ".join(f"{at[min(at, key=lambda s: abs(s - level['sigma']))]:.1%}" for level in levels)
-        print(f"| {row['label']} | {row['steps']} | {row['lr']} | {cells} | {row['at_nearest_50']['model']:.1%} |")
 
 
 if __name__ == "__main__":

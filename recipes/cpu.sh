@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
 SEEDS=${SEEDS:-0 1 2} WORK=${WORK:-checkpoints/cpu}
-export NUM_GPUS=0 DATA_DIR=$WORK/data
+export NUM_GPUS=0 EVAL_SAMPLES=${EVAL_SAMPLES:-256} DATA_DIR=$WORK/data
 mkdir -p "$WORK" results/cpu
 runs=()
 for seed in $SEEDS; do

@@ -22,23 +22,23 @@ import torch
 
 from image_context.augment import augment
 from image_context.codecs import DamagedCode, build_codec
-from image_context.metrics import interval
 from kit import device
 from kit.arguments import program
 from kit.errors import UserError
+from kit.intervals import mean_interval
 from kit.runlog import environment, progress_bar, write_json
 
 OUTPUT = Path("results/image_context/codecs.json")
 MEGABYTE = 1_000_000
 DENSITIES = (
-    ("codebook, 64 colors, 1 px", "codebook", {"colors": 64, "cell": 1}),
-    ("codebook, 64 colors, 2 px", "codebook", {"colors": 64, "cell": 2}),
-    ("codebook, 8 colors, 2 px", "codebook", {"colors": 8, "cell": 2}),
-    ("codebook, 64 colors, 4 px", "codebook", {"colors": 64, "cell": 4}),
-    ("codebook, 16 colors, 4 px", "codebook", {"colors": 16, "cell": 4}),
-    ("codebook, 8 colors, 4 px", "codebook", {"colors": 8, "cell": 4}),
-    ("codebook, 8 colors, 7 px", "codebook", {"colors": 8, "cell": 7}),
-    ("codebook, 2 colors, 4 px", "codebook", {"colors": 2, "cell": 4}),
+    ("codebook, 64 colors, 1 px", "codebook", {"colors": 64, "module": 1}),
+    ("codebook, 64 colors, 2 px", "codebook", {"colors": 64, "module": 2}),
+    ("codebook, 8 colors, 2 px", "codebook", {"colors": 8, "module": 2}),
+    ("codebook, 64 colors, 4 px", "codebook", {"colors": 64, "module": 4}),
+    ("codebook, 16 colors, 4 px", "codebook", {"colors": 16, "module": 4}),
+    ("codebook, 8 colors, 4 px", "codebook", {"colors": 8, "module": 4}),
+    ("codebook, 8 colors, 7 px", "codebook", {"colors": 8, "module": 7}),
+    ("codebook, 2 colors, 4 px", "codebook", {"colors": 2, "module": 4}),
     ("QR v40-L, 1 px", "qr", {"version": 40, "level": "L", "module": 1}),
     ("QR v40-M, 3 px", "qr", {"version": 40, "level": "M", "module": 3}),
     ("QR v40-H, 6 px", "qr", {"version": 40, "level": "H", "module": 6}),
@@ -96,7 +96,7 @@ def built_in() -> dict[str, str]:
     """A megabyte of Python's documentation and sources, of JSON, and of characters from all of Unicode."""
     from pydoc_data.topics import topics
 
-    from image_context.reader import python_text
+    from image_context.vlm import python_text
 
     rng = random.Random(0)
     code = "".join(topics.values()) + "".join(python_text())
@@ -120,7 +120,7 @@ def round_trips(texts: dict[str, str]) -> Iterator[dict]:
     """Whole megabytes through every codec that has a decoder, on clean images."""
     for name, options in (
         ("text", {}), ("codebook", {}), ("codebook", {"parity": 32, "frame": "fiducials"}), ("codebook", {"payload": "zstd"}),
-        ("codebook", {"colors": 64, "cell": 2}), ("qr", {"version": 40, "level": "M", "module": 2}),
+        ("codebook", {"colors": 64, "module": 2}), ("qr", {"version": 40, "level": "M", "module": 2}),
     ):  # fmt: skip
         codec = build_codec(name, **options)
         for label, text in texts.items():
@@ -166,7 +166,7 @@ def density(texts: dict[str, str]) -> Iterator[dict]:
 def survival(texts: dict[str, str], count: int, thorough: int, chosen: list[str] | None) -> Iterator[dict]:
     """Documents that come back exactly after augmentation; the codebook with parity and fiducials, QR as it is."""
     for label, name, options in DENSITIES:
-        if label not in chosen if chosen else 1 in (options.get("cell"), options.get("module")):
+        if label not in chosen if chosen else options.get("module") == 1:
             continue
         if name == "codebook":
             options = {**options, "parity": PARITY, "frame": "fiducials"}
@@ -190,7 +190,7 @@ def survival(texts: dict[str, str], count: int, thorough: int, chosen: list[str]
             right, tokens, size = zip(*found)
             yield {
                 "codec": label, "options": options, "augmentation": level, "documents": len(right),
-                "exact": sum(right) / len(right), "interval": interval(right), "bytes_per_visual_token": sum(size) / sum(tokens),
+                "exact": sum(right) / len(right), "interval": mean_interval(right), "bytes_per_visual_token": sum(size) / sum(tokens),
             }  # fmt: skip
 
 

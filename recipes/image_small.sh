@@ -7,6 +7,7 @@
 # Writes results/image_context/small/<task>_<length>_<ratio>.json. DEVICE, TIME and MODEL may be set (MODEL=tiny for a CPU).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+REQUIREMENTS=requirements-image.txt
 source kit/environment.sh
 RATIO=${RATIO:-10} TASK=${TASK:-random} LENGTH=${LENGTH:-512} TIME=${TIME:-9m} MODEL=${MODEL:-small} DEVICE=${DEVICE:-auto}
 SAMPLES=${SAMPLES:-100} PAIRS=${PAIRS:-20000} BATCH=${BATCH:-32}
@@ -20,7 +21,7 @@ data:
   lengths: [$LENGTH]
   samples: $SAMPLES
   codecs:
-    codebook: {codec: codebook, options: {payload: tokens, tokenizer: model, colors: 8, cell: 2, symbols_per_block: $RATIO, frame: none, columns: 1, max_side: 200}}
+    codebook: {codec: codebook, options: {payload: tokens, tokenizer: model, colors: 8, module: 2, symbols_per_block: $RATIO, frame: none, columns: 1, max_side: 200}}
   augmentations: [clean, light, heavy]
 generation: {num_samples_per_codec: $PAIRS}
 training: {time_budget: $TIME, batch_size: $BATCH, gradient_accumulation_steps: 1, learning_rate: 6.0e-4}

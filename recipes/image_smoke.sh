@@ -2,6 +2,7 @@
 # The smoke test, its plots and its summary: results/image_context/smoke/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+REQUIREMENTS=requirements-image.txt
 source kit/environment.sh
 OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/image_context_smoke} RESULTS=results/image_context/smoke
 export OUTPUT_DIR PYTHON

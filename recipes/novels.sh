@@ -3,7 +3,7 @@
 # report must be the same. Writes results/novels.json.
 #   NOVELS=path/to/txt_files SEEDS="0 1 2" ./recipes/novels.sh
 set -euo pipefail
-NOVELS=$(realpath "${NOVELS:?name a folder of UTF-8 .txt files}")
+NOVELS=$(cd "${NOVELS:?name a folder of UTF-8 .txt files}" && pwd)
 cd "$(dirname "$0")/.."
 source kit/environment.sh
 SEEDS=${SEEDS:-0} WORK=${WORK:-checkpoints/novels} BOTH=${BOTH:-}

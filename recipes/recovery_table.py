@@ -1,4 +1,4 @@
-"""Collect reports of evaluate.py, one for each seed, into one JSON file with means and spreads, and print README's table.
+"""Collect reports of evaluate.py, one for each seed, into one JSON file with means and spreads.
 
     python -m recipes.recovery_table --hybrid RUN0/report RUN1/report --network RUN2/report --output results/cpu/recovery.json
 
@@ -15,8 +15,6 @@ from kit.errors import UserError, run
 from kit.runlog import write_json
 
 CLASSICAL = ("nearest", "unigram", "bigram", "trigram")
-NAMES = {"nearest": "nearest color", "unigram": "unigram posterior", "bigram": "bigram forward-backward",
-         "trigram": "trigram forward-backward", "network": "network alone", "hybrid": "**network with n-grams**"}  # fmt: skip
 
 
 def main() -> None:
@@ -49,12 +47,7 @@ def main() -> None:
         },
     }  # fmt: skip
     write_json(args.output, result)
-    columns = [*CLASSICAL, *reports]
-    print("| noise σ | " + " | ".join(NAMES[name] for name in columns) + " |")
-    print("|---" * (len(columns) + 1) + "|")
-    for row in sorted([*rows, at_half], key=lambda row: row["sigma"]):
-        mark = "**" if row is at_half else ""
-        print(f"| {mark}{row['sigma']:.3f}{mark} | " + " | ".join(cell(row[name]) for name in columns) + " |")
+    print(f"wrote {args.output}; README's tables: python -m recipes.readme_tables")
 
 
 def read(folder: Path) -> dict:
@@ -85,11 +78,6 @@ def row_of(index: int | None, reports: dict, everyone: list[dict], passes: str |
             "nll_bits_of_first": pick(found[0])["nll_bits"],
         }  # fmt: skip
     return row
-
-
-def cell(value: dict) -> str:
-    spread = f" ± {value['std'] * 100:.1f}" if value.get("std") is not None else ""
-    return f"{value['mean'] * 100:.1f}{spread}"
 
 
 if __name__ == "__main__":

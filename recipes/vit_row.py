@@ -2,7 +2,7 @@
 
     python -m recipes.vit_row --name cifar_20 RUN [RUN ...]
 
-`matmul_share` is the arithmetic of training (three forward passes' worth) per second over what a large matrix product
+`matmul_fraction` is the arithmetic of training (three forward passes' worth) per second over what a large matrix product
 reaches on the same device in the same precision.
 """
 
@@ -77,7 +77,7 @@ def describe(run: Path) -> dict:
         "seconds": saved["seconds"],
         "images_per_second": speed,
         "flops_per_image": flops,
-        "matmul_share": flops * speed / matmul_rate(config["device"], config["precision"]) / world_size,
+        "matmul_fraction": flops * speed / matmul_rate(config["device"], config["precision"]) / world_size,
     }
 
 

@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,34 @@ def test_no_file_is_called_utils():
 
 def test_no_tracked_file_is_large():
     assert not [p for p in FILES if p.exists() and p.stat().st_size > 1_000_000]
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        r"mapfile|readarray",
+        r"declare -A",
+        r"\$\{\w+(,,|\^\^)",
+        r"\|&|&>>",
+        r"\brealpath\b",
+        r'(?<!\+)"\$\{(resume|RESUME)\[@\]\}"',
+    ],
+)
+def test_scripts_run_in_the_bash_of_macos(phrase):
+    """Version 3.2: no newer builtins, and no empty array expanded under `set -u`."""
+    for path in FILES:
+        if path.suffix == ".sh":
+            assert not re.search(phrase, path.read_text(encoding="utf-8")), path
+
+
+def test_what_training_and_inference_import_is_in_the_smallest_requirements():
+    """Every package that the root, tokcom and vit_cifar10 import, apart from what is asked for by name when it is missing."""
+    optional = {"timm", "onnxruntime", "wandb"}
+    modules = {"backports": "backports.zstd", "PIL": "pillow"}
+    required = {line.split("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
+    for path in FILES:
+        if path.suffix == ".py" and (
+            path.parent == ROOT or path.parent.name in ("kit", "corpus", "baselines", "tokcom", "vit_cifar10")
+        ):
+            outside = set(imports(path)) - sys.stdlib_module_names - {*DEPENDS_ON, *ROOT_MODULES} - optional
+            assert {modules.get(name, name) for name in outside} <= required, path

@@ -164,17 +164,6 @@ def test_figures_are_pictures_with_something_on_them(report):
         assert min(pixels.shape[:2]) > 500 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
-def test_intervals_cover_the_truth():
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(100):
-        out_of = rng.integers(50, 200, 60)
-        share, (low, high) = evaluate.share_with_interval(rng.binomial(out_of, 0.7), out_of)
-        covered += low <= 0.7 <= high
-        assert abs(share - 0.7) < 0.05
-    assert covered >= 85
-
-
 SHORT = ("--num_samples", 8, "--t", 0.7, "--num_inference_steps", 2)
 
 

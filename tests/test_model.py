@@ -1,5 +1,8 @@
 """The network starts as documented, ignores padding, and refuses what does not fit."""
 
+import copy
+import shutil
+
 import pytest
 import torch
 
@@ -272,3 +275,35 @@ def test_a_checkpoint_of_another_model_or_size_is_refused(trained):
         load_pretrained_jit("JiT-Ti/4", trained / "best_model.pth", 64)
     with pytest.raises(UserError, match="--model JiT-Ti/4, not JiT-B/4"):
         load_pretrained_jit("JiT-B/4", trained / "best_model.pth", 8)
+
+
+def test_a_patch_comes_back_where_it_came_from():
+    """Without attention and neighbors a token's features depend on its own patch alone, and on every token of it."""
+    model = make(token_depth=0)
+    given = inputs(model, 64)
+    with torch.no_grad():
+        before = model(**given)
+        for patch in range(4):
+            moved = {**given, "z": given["z"].clone()}
+            moved["z"][:, 16 * patch + 5] += 1
+            changed = (model(**moved) - before).abs().amax(-1)[0] > 1e-6
+            assert torch.equal(changed, torch.arange(64) // 16 == patch)
+
+
+@pytest.mark.skipif(
+    not shutil.which("g++") and not shutil.which("clang++"), reason="torch.compile needs a C++ compiler"
+)
+def test_a_compiled_network_gives_the_same():
+    """Of several lengths, as batches have them, forward and backward."""
+    model = opened(make(ngram=3, depth=2, embed_dim=32, num_heads=2))
+    compiled = copy.deepcopy(model)
+    compiled.compile(dynamic=True)
+    for num_tokens in (16, 48, 64):
+        given = inputs(model, num_tokens, batch=2)
+        expected, found = model(**given), compiled(**given)
+        assert torch.allclose(found, expected, atol=1e-4)
+        expected.square().sum().backward()
+        found.square().sum().backward()
+    for (name, one), other in zip(model.named_parameters(), compiled.parameters()):
+        if one.grad is not None:
+            assert torch.allclose(one.grad, other.grad, atol=1e-2, rtol=1e-3), name

@@ -7,7 +7,10 @@ from kit.errors import UserError
 
 @dataclass
 class ModelArgs:
-    """Architecture. The names are those that checkpoints of the public TokCom v5.2 carry, where it has the thing."""
+    """Architecture. The names are those in checkpoints of the public TokCom v5.2, where it has the same.
+
+    Its `omni_token_id` is our `mask_token_id`; in a checkpoint's model_args both stand, see `to_saved`.
+    """
 
     hidden_size: int = 896
     num_hidden_layers: int = 24  # of the denoiser
@@ -19,9 +22,7 @@ class ModelArgs:
     chunk_size: int = 4  # tokens per vector
     max_length: int = 1024  # tokens per sequence
     vocab_size: int = 0  # the tokenizer's; set when the data is known
-    omni_token_id: int = (
-        0  # what the decoder reads in place of the tokens it has to find: the first id after the vocabulary
-    )
+    mask_token_id: int = 0  # what the decoder reads in place of tokens: the first id after the vocabulary
 
     @property
     def max_chunks(self) -> int:
@@ -50,14 +51,14 @@ class ModelArgs:
 
 @dataclass
 class TrainConfig:
-    """Training. Learning rates are peaks; shares and probabilities lie in [0, 1]."""
+    """Training. Learning rates are peaks; fractions and probabilities lie in [0, 1]."""
 
     batch_size: int = 8
     vae_epochs: int = 5
     vae_lr: float = 1e-4
     diffusion_epochs: int = 10
     diffusion_lr: float = 3e-5
-    warmup_share: float = 0.05  # of a stage's steps
+    warmup_fraction: float = 0.05  # of a stage's steps
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     ema_decay: float = 0.999
@@ -65,14 +66,14 @@ class TrainConfig:
     kl_floor: float = 0.5  # nats per dimension below which the KL term does not press (CALM, arXiv 2510.27688)
     token_dropout: float = 0.1  # tokens hidden from the encoder
     latent_noise: float = 0.3  # standard deviations of a latent, added before decoding
-    noise_std: float = 1.0  # of x0; latents are normalized to a standard deviation of 1
+    noise_std: float = 1.0  # of the noise; latents are normalized to a standard deviation of 1
     mse_weight: float = 1.0  # of the flow's own loss beside the cross-entropy
-    time_sampling: str = "fitted"
-    t_mean: float = 0.0  # of log(t / (1 - t)) before times are fitted
+    time_sampling: str = "adaptive"
+    t_mean: float = 0.0  # of log(t / (1 - t)) before the schedule adapts
     t_std: float = 1.5
     self_cond_prob: float = 0.5
     prompt_prob: float = 0.3  # sequences with a prefix given clean
-    vae_share: float = 0.35  # of --time_budget
+    vae_fraction: float = 0.35  # of --time_budget
     sample_every: int = 1  # epochs between sample tables
     num_sample_steps: int = 50
     num_samples: int = 2
@@ -82,9 +83,9 @@ class TrainConfig:
         for name in ("batch_size", "vae_epochs", "diffusion_epochs", "sample_every", "num_sample_steps", "num_samples"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: need at least 1")
-        for name in ("warmup_share", "ema_decay", "token_dropout", "self_cond_prob", "prompt_prob", "vae_share"):
+        for name in ("warmup_fraction", "ema_decay", "token_dropout", "self_cond_prob", "prompt_prob", "vae_fraction"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} {getattr(self, name)}: need a share from 0 to 1")
+                raise UserError(f"--{name} {getattr(self, name)}: need a number from 0 to 1")
         for name in ("vae_lr", "diffusion_lr", "grad_clip", "noise_std", "t_std"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"--{name} {getattr(self, name)}: need a positive number")
@@ -108,7 +109,7 @@ PRESETS = {
     "tiny": {
         "hidden_size": 192, "num_hidden_layers": 3, "vae_num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 4, "intermediate_size": 512, "latent_dim": 64, "max_length": 256, "batch_size": 16,
-        "vae_lr": 3e-3, "diffusion_lr": 2e-3, "vae_epochs": 1, "diffusion_epochs": 2, "token_dropout": 0.05, "vae_share": 0.12,
+        "vae_lr": 3e-3, "diffusion_lr": 2e-3, "vae_epochs": 1, "diffusion_epochs": 2, "token_dropout": 0.05, "vae_fraction": 0.12,
     },
 }  # fmt: skip
 
@@ -116,6 +117,11 @@ PRESETS = {
 def from_dict(kind: type, values: dict):
     """A `kind` from the values that concern it; the others are passed over."""
     return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
+
+
+def to_saved(args: ModelArgs) -> dict:
+    """model_args of a checkpoint, with the mask token also under the name that the public TokCom v5.2 gives it."""
+    return {**asdict(args), "omni_token_id": args.mask_token_id}
 
 
 def to_dict(*parts) -> dict:

@@ -3,12 +3,13 @@
     python -m tokcom.evaluate --checkpoint RUN/best_diffusion.pt --data_path RUN/data --output_dir RUN/report
 
 Of built data it reads the test set, which neither trained the checkpoint nor chose it; corpus/chunks.py says which sequences.
-Padding and prompts count nowhere. Accuracies are shares of held-out tokens. `nll` is the variational bound of the whole model
-in nats per token (Kingma et al., arXiv 2107.00630): what one look misses at the least noise, plus half the squared error of
+Padding and prompts count nowhere. Accuracies are fractions of held-out tokens. `nll` is the variational bound of the whole model
+in nats per token (Kingma et al., arXiv 2107.00630): the cross-entropy of one forward pass at the least noise, plus half the squared error of
 the denoiser integrated over the signal-to-noise ratio, for the least noise that makes the sum smallest. `brier_lm` is CALM's
 (arXiv 2510.27688): two independent continuations of real prompts, n-grams of one chunk against the true one, geometric mean over
-n = 1 to 4. `alone` is the network without neighbors: what it recovers beyond that is context. `flops_per_token_and_call` is of
-a look at whole sequences, divided by their tokens; to write one chunk every call looks at its prompt again.
+n = 1 to 4. `no_context` is the network on each chunk without its neighbors, `decoder_only` the VAE's decoder without the network.
+`nfe` counts forward passes of the network; `flops_per_token_and_pass` is of a pass over whole sequences, divided by their
+tokens; to write one chunk every pass includes its prompt.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from matplotlib import pyplot as plt
 
 LATENT_NOISES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 NOISE_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-CALLS = (1, 2, 4, 8, 16, 32, 64)
+NFE = (1, 2, 4, 8, 16, 32, 64)
 ACTIVE_VARIANCE = 0.01  # of a dimension's posterior mean (Burda et al., arXiv 1509.00519)
 MIN_SIGMA, MAX_SIGMA, NLL_LEVELS = 0.1, 20.0, 24  # of the bound's integral
 MAP_CHUNKS = 3000
@@ -57,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--book", help="UTF-8 text to encode and decode in whole (default: the held-out sequences)")
     parser.add_argument("--num_samples", type=int, default=128, help="sequences measured")
     parser.add_argument("--num_prompts", type=int, default=512, help="prompts continued for BrierLM")
-    parser.add_argument("--num_steps", type=int, default=16, help="calls of the network for brier_lm")
+    parser.add_argument("--num_steps", type=int, default=16, help="forward passes for brier_lm")
     add_common(parser, "seed", "device", "precision")
     return parser.parse_args()
 
@@ -86,7 +87,7 @@ def main() -> None:
         recovery = {str(noise): held_out.reconstruction(noise) for noise in LATENT_NOISES}
         denoise = [held_out.denoise(level) for level in NOISE_LEVELS]
         bound = held_out.bound()
-        scores = {count: held_out.brier_lm(count) for count in sorted({*CALLS, args.num_steps})}
+        scores = {count: held_out.brier_lm(count) for count in sorted({*NFE, args.num_steps})}
         flops = held_out.flops()
         round_trip = held_out.round_trip(book)
     variance = held_out.variance()
@@ -96,28 +97,28 @@ def main() -> None:
         "reconstruction": recovery["0.0"], "reconstruction_at_noise": {k: v for k, v in recovery.items() if k != "0.0"},
         "active_dims": int((variance > ACTIVE_VARIANCE).sum()), "latent_dim": model_args.latent_dim,
         "denoise": denoise, "num_steps": args.num_steps, **scores[args.num_steps], "nll": bound["nll"],
-        "bound": bound, "calls": [{"calls": count, **scores[count]} for count in CALLS], "calls_per_token": args.num_steps / model_args.chunk_size,
-        "flops_per_token_and_call": flops, "round_trip": {"text": Path(args.book).name if args.book else "held out", **round_trip},
+        "bound": bound, "by_nfe": [{"nfe": count, **scores[count]} for count in NFE], "nfe_per_token": args.num_steps / model_args.chunk_size,
+        "flops_per_token_and_pass": flops, "round_trip": {"text": Path(args.book).name if args.book else "held out", **round_trip},
         "environment": environment(runtime),
     }  # fmt: skip
     write_json(output / "report.json", report)
     plot_reconstruction(report, output / "reconstruction.png")
-    plot_calls(report, output / "calls.png")
+    plot_nfe(report, output / "nfe.png")
     plot_schedule(denoiser.times, output / "schedule.png")
     plot_map(held_out, tokenizer, output / "map.png")
     print(f"reconstruction {report['reconstruction']:.2%}, at noise 0.3 {recovery['0.3']:.2%}")
     half = denoise[NOISE_LEVELS.index(0.5)]
     print(
-        f"denoised from noise_level 0.5: {half['model']:.2%}, each chunk alone {half['alone']:.2%}, decoded directly {half['direct']:.2%}"
+        f"denoised from noise_level 0.5: {half['model']:.2%}, without context {half['no_context']:.2%}, decoder only {half['decoder_only']:.2%}"
     )
     print(
         f"{report['active_dims']} of {report['latent_dim']} dimensions active, bound {report['nll']:.3f} nats per token, BrierLM {report['brier_lm']:.4f}"
     )
-    print(f"wrote {output}/report.json, reconstruction.png, calls.png, schedule.png, map.png")
+    print(f"wrote {output}/report.json, reconstruction.png, nfe.png, schedule.png, map.png")
 
 
 class HeldOut:
-    """Held-out sequences and everything measured on them; noise depends on the seed and what is measured alone."""
+    """Held-out sequences and everything measured on them; noise depends only on the seed and on what is measured."""
 
     def __init__(
         self, flow: Flow, times: TimeSampler, chunks: Chunks, args: argparse.Namespace, runtime: device.Runtime
@@ -140,7 +141,7 @@ class HeldOut:
         return torch.randn(shape, generator=generator).to(self.runtime.device)
 
     def accuracy(self, guess) -> float:
-        """Share of real tokens that guess(number, batch) -> token ids finds."""
+        """Fraction of real tokens that guess(number, batch) -> token ids finds."""
         right = 0
         for number, batch in enumerate(self.batches):
             right += int(((guess(number, batch) == batch["tokens"]) & batch["mask"]).sum())
@@ -156,8 +157,8 @@ class HeldOut:
         return self.accuracy(guess)
 
     def denoise(self, level: float) -> dict:
-        """Tokens recovered from x_t at t = level: by one look of the network, by one look at each chunk alone, and directly by the
-        decoder from x_t / t. The second tells what the network knows of chunks from what it reads off their neighbors."""
+        """Tokens recovered from z at t = level: by one forward pass of the network, by one on each chunk without the others, and
+        by the decoder from z / t. The second separates what the network knows of chunks from what it infers from neighbors."""
         t = torch.tensor([level], device=self.runtime.device)
 
         def noisy(number, batch):
@@ -166,32 +167,35 @@ class HeldOut:
 
         def model(number, batch):
             mask = real_chunks(batch["mask"], self.K)
-            return self.flow.sample(mask, t, x=noisy(number, batch)).logits.argmax(-1)
+            return self.flow.sample(mask, t, z=noisy(number, batch)).logits.argmax(-1)
 
-        def alone(number, batch):
+        def no_context(number, batch):
             chunks = noisy(number, batch).flatten(0, 1)[:, None]
             mask = torch.ones(len(chunks), 1, dtype=torch.bool, device=chunks.device)
-            return self.flow.sample(mask, t, x=chunks).logits.argmax(-1).view(batch["tokens"].shape)
+            return self.flow.sample(mask, t, z=chunks).logits.argmax(-1).view(batch["tokens"].shape)
 
-        direct = self.accuracy(lambda number, batch: decode(self.vae, noisy(number, batch) / level))
-        return {"noise_level": level, "model": self.accuracy(model), "alone": self.accuracy(alone), "direct": direct}
+        def decoder_only(number, batch):
+            return decode(self.vae, noisy(number, batch) / level)
+
+        guesses = {"model": model, "no_context": no_context, "decoder_only": decoder_only}
+        return {"noise_level": level, **{name: self.accuracy(guess) for name, guess in guesses.items()}}
 
     def bound(self) -> dict:
         """The variational bound in nats per token and its parts, for the least noise that makes it tightest.
 
-        Tokens are read off vectors with noise sigma by one look, and the vectors' own cost is half the squared error integrated
+        Tokens are decoded from vectors with noise sigma in one pass, and the vectors' own cost is half the squared error integrated
         over the signal-to-noise ratio above sigma: a bound for every sigma.
         """
         sigmas = np.geomspace(MIN_SIGMA, MAX_SIGMA, NLL_LEVELS).tolist()
         error, reading, prior = [0.0] * NLL_LEVELS, [0.0] * NLL_LEVELS, 0.0
         for number, batch in enumerate(self.batches):
             mask = real_chunks(batch["mask"], self.K)
-            x1 = self.vae.encode(batch["tokens"], batch["mask"])
-            prior += float(0.5 * (x1.square().sum(-1) * mask).sum() / MAX_SIGMA**2) / self.num_tokens
+            x = self.vae.encode(batch["tokens"], batch["mask"])
+            prior += float(0.5 * (x.square().sum(-1) * mask).sum() / MAX_SIGMA**2) / self.num_tokens
             for level, sigma in enumerate(sigmas):
-                y = x1 + sigma * self.noise(x1.shape, 100 * level + number)
+                y = x + sigma * self.noise(x.shape, 100 * level + number)
                 guess = self.flow.predict(y, torch.full((len(y),), sigma, device=y.device), mask)
-                error[level] += float(((guess.x1 - x1).square().sum(-1) * mask).sum()) / self.num_tokens
+                error[level] += float(((guess.x_pred - x).square().sum(-1) * mask).sum()) / self.num_tokens
                 missed = token_nll(guess.logits, batch["tokens"]) * batch["mask"]
                 reading[level] += float(missed.sum()) / self.num_tokens
         ratio = np.array(sigmas) ** -2
@@ -208,17 +212,19 @@ class HeldOut:
         }
 
     def brier_lm(self, steps: int) -> dict:
-        """BrierLM of the chunk after real prompts of a quarter of the window, with `steps` calls of the network, and Brier of its n-grams."""
+        """BrierLM of the chunk after real prompts of a quarter of the window, with `steps` forward passes, and Brier of its n-grams."""
         samples = []
         for salt in (1, 2):
             generator = torch.Generator(self.runtime.device).manual_seed(self.args.seed * 1000 + salt)
             parts = []
             for part in self.prompts.split(64):
                 clean = self.vae.encode(part, torch.ones_like(part, dtype=torch.bool))
-                known = torch.arange(self.given + 1, device=part.device).expand(len(part), -1) < self.given
-                mask = torch.ones_like(known)
+                cond_mask = torch.arange(self.given + 1, device=part.device).expand(len(part), -1) < self.given
+                mask = torch.ones_like(cond_mask)
                 grid = self.times.grid(steps)
-                found = self.flow.sample(mask, grid, "stochastic", known=known, clean=clean, generator=generator)
+                found = self.flow.sample(
+                    mask, grid, "stochastic", cond_mask=cond_mask, cond_latents=clean, generator=generator
+                )
                 parts.append(found.logits[:, -self.K :].argmax(-1))
             samples.append(torch.cat(parts))
         return brier_lm(*samples, self.prompts[:, -self.K :])
@@ -237,7 +243,7 @@ class HeldOut:
         return found
 
     def flops(self) -> float:
-        """Floating-point operations of one look, per real token, as torch counts them."""
+        """Floating-point operations of one forward pass, per real token, as torch counts them."""
         tokens, mask = self.batches[0]["tokens"], self.batches[0]["mask"]
         latents = self.vae.encode(tokens, mask)
         chunk_mask = real_chunks(mask, self.K)
@@ -280,15 +286,15 @@ def plot_reconstruction(report: dict, path: Path) -> None:
         markersize=4,
     )
     left.set_xlabel("noise on the latents, standard deviations")
-    left.set_ylabel("share of held-out tokens recovered")
+    left.set_ylabel("fraction of held-out tokens recovered")
     left.set_title(f"VAE alone, {report['chunk_size']} tokens in {report['latent_dim']} numbers", fontsize=10)
     levels = [row["noise_level"] for row in report["denoise"]]
     for key, label, color in (
-        ("model", "denoised", "#1f5fa8"), ("alone", "denoised, each chunk alone", "#d1602b"), ("direct", "decoded directly", "#999999"),
+        ("model", "denoised", "#1f5fa8"), ("no_context", "denoised without context", "#d1602b"), ("decoder_only", "decoder only", "#999999"),
     ):  # fmt: skip
         right.plot(levels, [row[key] for row in report["denoise"]], "o-", color=color, markersize=4, label=label)
     right.set_xlabel("noise_level (0 = pure noise, 1 = none)")
-    right.set_title("flow, one look", fontsize=10)
+    right.set_title("flow, one forward pass", fontsize=10)
     right.legend(frameon=False, loc="lower right")
     for axis in (left, right):
         _tidy(axis)
@@ -297,19 +303,19 @@ def plot_reconstruction(report: dict, path: Path) -> None:
     plt.close(figure)
 
 
-def plot_calls(report: dict, path: Path) -> None:
-    """Quality against calls of the network."""
+def plot_nfe(report: dict, path: Path) -> None:
+    """Quality against forward passes of the network."""
     figure, axis = plt.subplots(figsize=(5.2, 3.9), dpi=150, layout="constrained")
-    calls = [row["calls"] for row in report["calls"]]
+    nfe = [row["nfe"] for row in report["by_nfe"]]
     for values, label, color in (
-        ([row["brier"][0] for row in report["calls"]], "its first token (Brier)", "#999999"),
-        ([row["brier_lm"] for row in report["calls"]], "all of it (BrierLM)", "#1f5fa8"),
+        ([row["brier"][0] for row in report["by_nfe"]], "its first token (Brier)", "#999999"),
+        ([row["brier_lm"] for row in report["by_nfe"]], "all of it (BrierLM)", "#1f5fa8"),
     ):
-        axis.plot(calls, values, "o-", color=color, markersize=4, label=label)
+        axis.plot(nfe, values, "o-", color=color, markersize=4, label=label)
     axis.legend(frameon=False)
     axis.set_xscale("log", base=2)
-    axis.set_xticks(calls, calls)
-    axis.set_xlabel("calls of the network for a chunk")
+    axis.set_xticks(nfe, nfe)
+    axis.set_xlabel("forward passes (NFE) for a chunk")
     axis.set_ylabel("score of the chunk after a real prompt")
     _tidy(axis)
     figure.savefig(path)
@@ -319,7 +325,7 @@ def plot_calls(report: dict, path: Path) -> None:
 def plot_schedule(times: TimeSampler, path: Path) -> None:
     """Cross-entropy as measured in training: against noise, with where times were drawn; and over the times drawn.
 
-    Fitting makes the latter straight: every time drawn then teaches as much as the next.
+    The adaptive schedule makes the latter straight: the loss rises evenly over the times drawn.
     """
     figure, axes = plt.subplot_mosaic("AC;BC", figsize=(9.6, 4.8), dpi=150, layout="constrained")
     above, below, over = (axes[name] for name in "ABC")
@@ -327,13 +333,13 @@ def plot_schedule(times: TimeSampler, path: Path) -> None:
     curve = times.curve()
     if curve is not None:
         above.plot(sigma, curve.numpy(), color="#1f5fa8")
-    for density, label, color in ((times.start, "before fitting", "#999999"), (times.density, "fitted", "#1f5fa8")):
+    for density, label, color in ((times.start, "initial", "#999999"), (times.density, "adaptive", "#1f5fa8")):
         below.plot(sigma, density.numpy(), color=color, label=label)
         if curve is not None:
             over.plot((density.cumsum(0) - density / 2).numpy(), curve.numpy(), color=color, label=label)
     above.set_ylabel("cross-entropy, nats per token")
     above.tick_params(labelbottom=False)
-    below.set_ylabel("share of training times")
+    below.set_ylabel("probability of training times")
     below.set_xlabel("noise σ = (1 − t) / t")
     below.legend(frameon=False)
     over.set_xlabel("times drawn, least noise first")

@@ -1,13 +1,13 @@
 """The method on one page: path, what the network predicts, its loss, and the samplers.
 
-Path        x_t = (1 - t) x0 + t x1, x0 ~ N(0, noise_std^2), x1 a sequence of normalized latents; t = 1 is clean. Divided by t
-            it is y = x1 + sigma eps with sigma = noise_std (1 - t) / t, which is all the network sees of t.
-Tokens      The frozen decoder hears something in each noisy vector by itself; the network, which sees all of them, adds what
-            context says before the decoder's head turns it into logits. Loss: cross-entropy of the tokens, as in the seed.
-Vectors     x1_pred = c_skip y + c_out (...), preconditioned as in EDM (Karras et al., arXiv 2206.00364) for latents of unit
-            spread. Its loss is squared error alone, so it is E[x1 | x_t] and the flow may be integrated along it.
-Times       are fitted to the cross-entropy. Padding enters neither attention nor loss. Positions that are `known` (a prompt)
-            are given clean and carry no loss.
+Path        z = t x + (1 - t) noise, noise ~ N(0, noise_std^2), x a sequence of normalized latents; t = 1 is clean. Divided by t
+            it is y = x + sigma eps with sigma = noise_std (1 - t) / t, which is all the network sees of t.
+Tokens      The frozen decoder turns each noisy vector by itself into hidden states; the network, which sees all vectors, adds
+            to them before the decoder's head makes logits. Loss: cross-entropy of the tokens, as in the reference recipe.
+Vectors     x_pred = c_skip y + c_out (...), preconditioned as in EDM (Karras et al., arXiv 2206.00364) for latents of unit
+            spread. Its loss is squared error alone, so it is E[x | z] and the flow may be integrated along it.
+Times       follow an adaptive noise schedule, by the cross-entropy. Padding enters neither attention nor loss. Positions in
+            `cond_mask` (a prompt) are given clean and carry no loss.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from tokcom.model import DenoisedModel, TokComVAE
 
 @dataclass
 class Prediction:
-    """`x1` (B, C, latent_dim) the conditional mean, `logits` (B, C K, vocab_size) of the tokens."""
+    """`x_pred` (B, C, latent_dim) the conditional mean, `logits` (B, C K, vocab_size) of the tokens."""
 
-    x1: torch.Tensor
+    x_pred: torch.Tensor
     logits: torch.Tensor
 
 
@@ -42,17 +42,17 @@ class Flow(nn.Module):
     def vae(self) -> TokComVAE:
         return self._vae[0]
 
-    def add_noise(self, x1: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """x_t (B, C, latent_dim) at times t (B,)."""
+    def add_noise(self, x: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """z (B, C, latent_dim) at times t (B,), from latents x and standard normal noise."""
         t = t.view(-1, 1, 1)
-        return (1 - t) * self.noise_std * noise + t * x1
+        return t * x + (1 - t) * self.noise_std * noise
 
-    def predict(self, y, sigma, mask, known=None, x_prev=None) -> Prediction:
-        """One look at y = x_t / t (B, C, latent_dim) with noise sigma (B,); known positions of y hold clean latents."""
-        known = torch.zeros_like(mask) if known is None else known
+    def predict(self, y, sigma, mask, cond_mask=None, x_prev=None) -> Prediction:
+        """One forward pass on y = z / t (B, C, latent_dim) with noise sigma (B,); positions in cond_mask hold clean latents."""
+        cond_mask = torch.zeros_like(mask) if cond_mask is None else cond_mask
         x_prev = torch.zeros_like(y) if x_prev is None else x_prev
         sigma = sigma.float()
-        s = torch.where(known, 0.0, sigma[:, None]).unsqueeze(-1)
+        s = torch.where(cond_mask, 0.0, sigma[:, None]).unsqueeze(-1)
         skip, out, scale = 1 / (1 + s**2), s / (1 + s**2).sqrt(), (1 + s**2).rsqrt()
         vae, K = self.vae, self.vae.args.chunk_size
         table = vae.embed.weight[: vae.args.vocab_size]
@@ -62,38 +62,39 @@ class Flow(nn.Module):
             return logits.float().softmax(-1).to(table.dtype) @ table
 
         with torch.no_grad():
-            alone = vae.hidden((skip * y).flatten(0, 1) * vae.latent_std + vae.latent_mean).view(*y.shape[:2], K, -1)
-        alone = torch.where(known, 1.0, self.denoiser.trusted(sigma.log()))[:, :, None, None] * alone
+            hidden = vae.hidden((skip * y).flatten(0, 1) * vae.latent_std + vae.latent_mean).view(*y.shape[:2], K, -1)
+        weight = torch.where(cond_mask, 1.0, self.denoiser.decoder_scale(sigma.log()))
+        hidden = weight[:, :, None, None] * hidden
         with torch.no_grad():
-            heard = embeddings(vae.head(alone))
-        features, said = self.denoiser(y * scale * mask.unsqueeze(-1), heard, sigma.log(), mask, known, x_prev)
-        logits = vae.head(alone + said)
-        believed = embeddings(logits.detach()).flatten(2)
-        x1 = skip * y + out * (self.denoiser.mean(features) + self.denoiser.expect(believed)).float()
-        return Prediction(x1, logits.flatten(1, 2))
+            decoded = embeddings(vae.head(hidden))
+        features, added = self.denoiser(y * scale * mask.unsqueeze(-1), decoded, sigma.log(), mask, cond_mask, x_prev)
+        logits = vae.head(hidden + added)
+        predicted = embeddings(logits.detach()).flatten(2)
+        x_pred = skip * y + out * (self.denoiser.mean(features) + self.denoiser.embed_mean(predicted)).float()
+        return Prediction(x_pred, logits.flatten(1, 2))
 
-    def forward(self, tokens, mask, t, noise, known, self_condition: bool):
+    def forward(self, tokens, mask, t, noise, cond_mask, self_condition: bool):
         """Loss, and per sequence (B,) cross-entropy in nats per token and squared error per number.
 
-        tokens, mask (B, C K); t (B,); noise (B, C, latent_dim); known (B, C).
+        tokens, mask (B, C K); t (B,); noise (B, C, latent_dim); cond_mask (B, C).
         """
         K = self.vae.args.chunk_size
         with torch.no_grad():
-            x1 = self.vae.encode(tokens, mask)
+            x = self.vae.encode(tokens, mask)
         chunk_mask = real_chunks(mask, K)
         sigma = self.noise_std * sigma_of(t)
-        y = x1 + torch.where(known, 0.0, sigma[:, None]).unsqueeze(-1) * noise
+        y = x + torch.where(cond_mask, 0.0, sigma[:, None]).unsqueeze(-1) * noise
         x_prev = None
         if self_condition:
             with torch.no_grad():
-                x_prev = self.predict(y, sigma, chunk_mask, known).x1
-        guess = self.predict(y, sigma, chunk_mask, known, x_prev)
-        open_chunks = (chunk_mask & ~known).float()
+                x_prev = self.predict(y, sigma, chunk_mask, cond_mask).x_pred
+        guess = self.predict(y, sigma, chunk_mask, cond_mask, x_prev)
+        open_chunks = (chunk_mask & ~cond_mask).float()
         counts = open_chunks.sum(1).clamp_min(1)
-        error = (guess.x1 - x1).square().mean(-1)
+        error = (guess.x_pred - x).square().mean(-1)
         mse = (error * open_chunks).sum(1) / counts
         nll = token_nll(guess.logits, tokens)
-        open_tokens = (mask & ~known.repeat_interleave(K, 1)).float()
+        open_tokens = (mask & ~cond_mask.repeat_interleave(K, 1)).float()
         ce = (nll * open_tokens).sum(1) / open_tokens.sum(1).clamp_min(1)
         # the error is divided by c_out^2, its size for a network that knows nothing: every noise level weighs alike
         weight = 1 + sigma**-2
@@ -105,13 +106,13 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, mask, times, sampler="euler", x=None, known=None, clean=None, guidance=1.0, generator=None
+        self, mask, times, sampler="euler", z=None, cond_mask=None, cond_latents=None, guidance=1.0, generator=None
     ) -> Prediction:
         """Integrate from times[0] to times[-1] by a sampler of kit/sampling.py; a last forward pass decides, and is returned.
 
-        mask (B, C); `times` (S,) ascending; x (B, C, latent_dim) the state at times[0], or None for pure noise. Known
-        positions (B, C) hold `clean` throughout. `guidance` above 1 extrapolates away from what the model predicts without
-        the known positions (classifier-free guidance, Ho & Salimans, arXiv 2207.12598).
+        mask (B, C); `times` (S,) ascending; z (B, C, latent_dim) the state at times[0], or None for pure noise. Positions in
+        cond_mask (B, C) hold `cond_latents` throughout. `guidance` above 1 extrapolates away from what the model predicts
+        without them (classifier-free guidance, Ho & Salimans, arXiv 2207.12598).
         """
         sigmas = (self.noise_std * sigma_of(times)).tolist()
         shape = (*mask.shape, self.vae.args.latent_dim)
@@ -123,22 +124,22 @@ class Flow(nn.Module):
 
         def denoise(y, sigma):
             nonlocal found, previous
-            if known is not None:
-                y = torch.where(known.unsqueeze(-1), clean, y)
+            if cond_mask is not None:
+                y = torch.where(cond_mask.unsqueeze(-1), cond_latents, y)
             level = torch.full((len(y),), sigma, device=y.device)
-            found = conditional = self.predict(y, level, mask, known, previous[0])
+            found = conditional = self.predict(y, level, mask, cond_mask, previous[0])
             unconditional = None
-            if guidance != 1 and known is not None:
-                unconditional = self.predict(y, level, mask & ~known, None, previous[1])
-                x1, logits = (
+            if guidance != 1 and cond_mask is not None:
+                unconditional = self.predict(y, level, mask & ~cond_mask, None, previous[1])
+                x_pred, logits = (
                     u + guidance * (c - u)
-                    for u, c in ((unconditional.x1, conditional.x1), (unconditional.logits, conditional.logits))
+                    for u, c in ((unconditional.x_pred, conditional.x_pred), (unconditional.logits, conditional.logits))
                 )
-                found = Prediction(torch.where(known.unsqueeze(-1), clean, x1), logits)
-            previous = conditional.x1, unconditional and unconditional.x1
-            return found.x1
+                found = Prediction(torch.where(cond_mask.unsqueeze(-1), cond_latents, x_pred), logits)
+            previous = conditional.x_pred, unconditional and unconditional.x_pred
+            return found.x_pred
 
-        y = sigmas[0] * fresh_noise() if x is None else x / times[0].to(x.device)
+        y = sigmas[0] * fresh_noise() if z is None else z / times[0].to(z.device)
         denoise(integrate(denoise, y, sigmas, sampler, fresh_noise), sigmas[-1])
         return found
 

@@ -106,7 +106,7 @@ def denoise_reconstruct(
 ) -> torch.Tensor:
     """Token ids (B, N) encoded, mixed with noise, denoised and decoded: (B, N).
 
-    `noise_level` is the time t the mixture starts from: 0 = pure noise, 1 = none (then `reconstruct`). `posterior` looks once and
+    `noise_level` is the time t the mixture starts from: 0 = pure noise, 1 = none (then `reconstruct`). `posterior` makes one forward pass and
     takes each token's likeliest, which no sampler can beat at recovering tokens; the samplers of the flow draw a whole text in
     `num_steps`. Raises UserError for a level outside [0, 1] or sequences longer than the model's window.
     """  # fmt: skip
@@ -123,7 +123,7 @@ def denoise_reconstruct(
     if sampler == POSTERIOR:
         grid, sampler = grid[:1], SAMPLERS[0]  # of one noise level every sampler makes one forward pass
     start = flow.add_noise(latents, grid[:1].to(latents.device), noise) if noise_level else None
-    found = flow.sample(mask, grid, sampler, x=start, generator=generator)
+    found = flow.sample(mask, grid, sampler, z=start, generator=generator)
     return found.logits.argmax(-1)[:, : token_ids.shape[1]]
 
 
@@ -162,15 +162,15 @@ def generate(
     _check_window(denoised_model, given + num_chunks)
     shape = batch_size, given + num_chunks
     mask = torch.ones(shape, dtype=torch.bool, device=place)
-    known = clean = None
+    cond_mask = cond_latents = None
     if given:
-        known = (torch.arange(shape[1], device=place) < given).expand(shape)
-        clean = torch.zeros(*shape, args.latent_dim, device=place)
-        clean[:, :given] = encode(vae_model, prompt_ids[None])
+        cond_mask = (torch.arange(shape[1], device=place) < given).expand(shape)
+        cond_latents = torch.zeros(*shape, args.latent_dim, device=place)
+        cond_latents[:, :given] = encode(vae_model, prompt_ids[None])
     grid = denoised_model.times.grid(num_steps)
-    x = (1 - grid[0]) * noise_std * torch.randn(*shape, args.latent_dim, generator=generator).to(place)
+    z = (1 - grid[0]) * noise_std * torch.randn(*shape, args.latent_dim, generator=generator).to(place)
     found = Flow(vae_model, denoised_model, noise_std).sample(
-        mask, grid, sampler, x=x, known=known, clean=clean, guidance=guidance, generator=generator
+        mask, grid, sampler, z=z, cond_mask=cond_mask, cond_latents=cond_latents, guidance=guidance, generator=generator
     )
     tokens = found.logits.argmax(-1)
     if given:
@@ -242,8 +242,8 @@ def main() -> None:
         texts = [tokenizer.decode(row) for row in ids]
     elif args.mode == "conditional":
         prompt = whole_chunks(tokenizer, args.prompt, model_args.chunk_size)
-        room = model_args.max_chunks - len(prompt) // model_args.chunk_size
-        count = min(64, max(1, room)) if args.num_generate_chunks is None else args.num_generate_chunks
+        left = model_args.max_chunks - len(prompt) // model_args.chunk_size
+        count = min(64, max(1, left)) if args.num_generate_chunks is None else args.num_generate_chunks
         ids = generate(
             vae, denoiser, count, batch_size=args.batch_size, prompt_ids=prompt,
             sampler=args.sampler or "stochastic", guidance=args.guidance, **options,

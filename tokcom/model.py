@@ -9,7 +9,7 @@ from torch import nn
 
 from tokcom.config import ModelArgs
 
-REACH = 2  # tokens on either side that a token sees before the trunk does
+REACH = 2  # neighbors on either side in the local layer
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Leaves
@@ -117,10 +117,10 @@ def initialize(model: nn.Module) -> None:
 class TokComVAE(nn.Module):
     """A chunk of `chunk_size` tokens <-> one vector of `latent_dim` numbers.
 
-    The encoder reads the tokens and all its positions speak; the decoder reads one omni token for each position, to which
-    that position's own view of the vector is added, and finds all tokens at once. (The seed's encoder speaks from its last
-    position and its decoder reads the vector as one more token: then everything must pass through attention weights, and
-    few layers cannot do it.) `latent_mean` and `latent_std` (latent_dim,) are those of the posterior means over
+    The vector is a linear map of the encoder's output at all positions; the decoder reads one mask token for each position,
+    to which that position's own projection of the vector is added, and predicts all tokens at once. (The reference recipe
+    takes the encoder's last position, and its decoder reads the vector as one more token: then everything must pass through
+    attention weights, which few layers cannot do.) `latent_mean` and `latent_std` (latent_dim,) are those of the posterior means over
     the training set, once `set_statistics` was called; `encode` and `decode` work in units of them.
     """
 
@@ -130,7 +130,7 @@ class TokComVAE(nn.Module):
         dim, K = args.hidden_size, args.chunk_size
         encoder_layers = args.vae_num_hidden_layers // 2
         decoder_layers = args.vae_num_hidden_layers - encoder_layers
-        self.embed = nn.Embedding(args.vocab_size + 2, dim)  # the vocabulary, the omni token, the hidden token
+        self.embed = nn.Embedding(args.vocab_size + 2, dim)  # the vocabulary, the mask token, the dropped token
         self.encoder = nn.ModuleList(Block(args, conditioned=False) for _ in range(encoder_layers))
         self.encoder_norm = RMSNorm(dim)
         self.to_latent = nn.Linear(K * dim, 2 * args.latent_dim)
@@ -151,7 +151,7 @@ class TokComVAE(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log variance (N, latent_dim), float32, of chunks (N, K) with mask (N, K) True = real token.
 
-        `dropout`: share of the tokens hidden from the encoder.
+        `dropout`: probability with which a token is hidden from the encoder.
         """
         if dropout:
             tokens = tokens.masked_fill(
@@ -168,9 +168,9 @@ class TokComVAE(nn.Module):
         return mean, log_variance.clamp(-12, 4)
 
     def hidden(self, latents: torch.Tensor) -> torch.Tensor:
-        """What the head reads, (N, K, D), of vectors (N, latent_dim) as the encoder gives them, not normalized."""
-        views = self.from_latent(latents).view(len(latents), self.args.chunk_size, -1)
-        x = self.embed.weight[self.args.omni_token_id] + views
+        """The decoder's hidden states, input of its head, (N, K, D), of vectors (N, latent_dim) as the encoder gives them, not normalized."""
+        projected = self.from_latent(latents).view(len(latents), self.args.chunk_size, -1)
+        x = self.embed.weight[self.args.mask_token_id] + projected
         for block in self.decoder:
             x = block(x, (self.rope_cos, self.rope_sin))
         return self.decoder_norm(x)
@@ -220,14 +220,14 @@ def neighborhood(x: torch.Tensor) -> torch.Tensor:
 
 
 class DenoisedModel(nn.Module):
-    """An hourglass that looks at a noisy sequence of vectors: tokens, chunks, tokens.
+    """An hourglass over a noisy sequence of vectors: tokens, chunks, tokens.
 
-    In: the noisy vectors, an earlier estimate, and `heard`, the embeddings of the tokens that the decoder hears in each noisy
-    vector by itself. Each token first looks at its neighbors (`near`), then the trunk looks at whole chunks. Out: what is said
-    of each token, by the trunk (`say`), by the neighbors (`near_say`) and by both together (`both_say`), to be added to what the
-    decoder's head reads after `trust` (one number from the noise level) has scaled what the decoder heard; and features, out of
-    which `mean`, together with `expect` from the embeddings of the tokens now believed in, makes the conditional mean of the
-    vector. All of these start so that nothing is added.
+    In: the noisy vectors, an earlier estimate, and for each token the mean embedding of what the decoder finds in its noisy
+    vector alone. A local layer mixes each token with its neighbors, the trunk attends over whole chunks. Out: an addition to
+    the decoder's hidden states, the sum of `output` (of the trunk), `local_output` (of the local layer) and `joint_output` (of
+    both), while `scale`, a function of the noise level, weighs the decoder's own; and features, from which `mean`, together
+    with `embed_mean` of the predicted tokens' embeddings, makes the conditional mean of the vector. All of these start at zero,
+    so that an untrained network is the decoder alone.
     """
 
     def __init__(self, args: ModelArgs):
@@ -235,44 +235,46 @@ class DenoisedModel(nn.Module):
         self.args = args
         dim, K = args.hidden_size, args.chunk_size
         self.embed = nn.Linear(2 * args.latent_dim + 1, dim)  # noisy vector, earlier estimate, "is given clean"
-        self.near = SwiGLU((2 * REACH + 1) * dim, dim, dim)
-        self.hear = nn.Linear(K * dim, dim)
+        self.local = SwiGLU((2 * REACH + 1) * dim, dim, dim)
+        self.chunk_proj = nn.Linear(K * dim, dim)
         self.noise_embed = NoiseEmbedding(dim)
         self.blocks = nn.ModuleList(Block(args, conditioned=True) for _ in range(args.num_hidden_layers))
         self.norm = RMSNorm(dim)
-        self.say = nn.Linear(dim, K * dim)
-        self.near_norm = RMSNorm(dim)
-        self.near_say = nn.Linear(dim, dim)
-        self.both_norm = RMSNorm(dim)
-        self.both_say = SwiGLU(dim, dim, dim)
-        self.trust = nn.Linear(dim, 1)
+        self.output = nn.Linear(dim, K * dim)
+        self.local_norm = RMSNorm(dim)
+        self.local_output = nn.Linear(dim, dim)
+        self.joint_norm = RMSNorm(dim)
+        self.joint_output = SwiGLU(dim, dim, dim)
+        self.scale = nn.Linear(dim, 1)
         self.mean = nn.Linear(dim, args.latent_dim)
-        self.expect = nn.Linear(K * dim, args.latent_dim)
+        self.embed_mean = nn.Linear(K * dim, args.latent_dim)
         angles = rope_angles(args.max_chunks, dim // args.num_attention_heads)
         self.register_buffer("rope_cos", angles.cos(), persistent=False)
         self.register_buffer("rope_sin", angles.sin(), persistent=False)
         initialize(self)
-        for head in (self.say, self.near_say, self.both_say.down, self.trust, self.mean, self.expect):
+        for head in (self.output, self.local_output, self.joint_output.down, self.scale, self.mean, self.embed_mean):
             nn.init.zeros_(head.weight)
 
-    def trusted(self, log_sigma: torch.Tensor) -> torch.Tensor:
-        """How much of what the decoder hears by itself counts, (B, 1), at noise log_sigma (B,)."""
-        return self.trust(self.noise_embed(log_sigma)).exp()
+    def decoder_scale(self, log_sigma: torch.Tensor) -> torch.Tensor:
+        """Weight (B, 1) of the decoder's own hidden states at noise log_sigma (B,)."""
+        return self.scale(self.noise_embed(log_sigma)).exp()
 
-    def forward(self, x, heard, log_sigma, mask, known, x_prev) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (B, C, D), and what is said of each token (B, C, K, D).
+    def forward(self, x, embeddings, log_sigma, mask, cond_mask, x_prev) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (B, C, D), and an addition to the decoder's hidden states (B, C, K, D).
 
-        x and x_prev (B, C, latent_dim) of unit spread, heard (B, C, K, D), log_sigma (B,), mask and known (B, C).
+        x and x_prev (B, C, latent_dim) of unit spread, token embeddings (B, C, K, D), log_sigma (B,), mask and cond_mask (B, C).
         """
-        tokens = (heard * mask[:, :, None, None]).flatten(1, 2)
-        tokens = tokens + self.near(neighborhood(tokens))
+        tokens = (embeddings * mask[:, :, None, None]).flatten(1, 2)
+        tokens = tokens + self.local(neighborhood(tokens))
         chunks = tokens.view(*x.shape[:2], -1)
-        x = self.embed(torch.cat([x, x_prev, known.unsqueeze(-1).to(x.dtype)], dim=-1)) + self.hear(chunks)
+        x = self.embed(torch.cat([x, x_prev, cond_mask.unsqueeze(-1).to(x.dtype)], dim=-1)) + self.chunk_proj(chunks)
         c = self.noise_embed(log_sigma)
         rope = self.rope_cos[: x.shape[1]], self.rope_sin[: x.shape[1]]
         attend = mask[:, None, None]
         for block in self.blocks:
             x = block(x, rope, attend, c)
         x = self.norm(x)
-        tokens, said = tokens.view(heard.shape), self.say(x).view(heard.shape)
-        return x, said + self.near_say(self.near_norm(tokens)) + self.both_say(self.both_norm(tokens + said))
+        tokens, output = tokens.view(embeddings.shape), self.output(x).view(embeddings.shape)
+        return x, output + self.local_output(self.local_norm(tokens)) + self.joint_output(
+            self.joint_norm(tokens + output)
+        )

@@ -67,7 +67,7 @@ class VAEStage:
 
     @torch.no_grad()
     def validate(self, val: Chunks) -> dict:
-        """Cross-entropy under latent noise (the loss), and shares of tokens recovered without and with it."""
+        """Cross-entropy under latent noise (the loss), and fractions of tokens recovered without and with it."""
         self.vae.eval()
         total = torch.zeros(4, dtype=torch.float64)
         generator = torch.Generator().manual_seed(1)
@@ -121,19 +121,19 @@ class DiffusionStage:
         noise = torch.randn(B, C, self.vae.args.latent_dim, device=tokens.device)
         counts = real_chunks(mask, self.vae.args.chunk_size).sum(1).cpu()
         prompts = (torch.rand(B) < self.config.prompt_prob) * (torch.rand(B) * counts).long()
-        known = (torch.arange(C) < prompts[:, None]).to(tokens.device)
-        twice = bool(torch.rand(()) < self.config.self_cond_prob)
-        loss, ce, mse = module(tokens, mask, t, noise, known, twice)
-        self.times.observe(t, torch.where(known.any(1), torch.nan, ce))
+        cond_mask = (torch.arange(C) < prompts[:, None]).to(tokens.device)
+        self_condition = bool(torch.rand(()) < self.config.self_cond_prob)
+        loss, ce, mse = module(tokens, mask, t, noise, cond_mask, self_condition)
+        self.times.observe(t, torch.where(cond_mask.any(1), torch.nan, ce))
         return loss, {"diffusion/batch_ce_loss": ce.mean(), "diffusion/batch_mse_loss": mse.mean()}
 
     def refit(self) -> None:
-        """Put the times where cross-entropy changes most."""
+        """Adapt the noise schedule to the cross-entropy measured so far."""
         self.times.refit(self.runtime)
 
     @torch.no_grad()
     def validate(self, val: Chunks) -> dict:
-        """Mean cross-entropy in nats per token over eight noise levels (the loss), and the share of tokens recovered."""
+        """Mean cross-entropy in nats per token over eight noise levels (the loss), and the fraction of tokens recovered."""
         self.denoiser.eval()
         flow, K = self.module, self.vae.args.chunk_size
         total = torch.zeros(3, dtype=torch.float64)
@@ -143,8 +143,8 @@ class DiffusionStage:
             levels = torch.tensor(VAL_SIGMAS, device=tokens.device).roll(number)
             sigma = levels[torch.arange(len(tokens), device=tokens.device) % len(levels)]
             with self.runtime.autocast():
-                x1 = self.vae.encode(tokens, mask)
-                y = x1 + sigma.view(-1, 1, 1) * torch.randn(x1.shape, generator=generator).to(x1.device)
+                x = self.vae.encode(tokens, mask)
+                y = x + sigma.view(-1, 1, 1) * torch.randn(x.shape, generator=generator).to(x.device)
                 guess = flow.predict(y, sigma, real_chunks(mask, K))
             ce, right = token_nll(guess.logits, tokens), guess.logits.argmax(-1) == tokens
             total += torch.stack([(part * mask).sum() for part in (ce, right, mask)]).cpu().double()
@@ -161,9 +161,9 @@ class DiffusionStage:
         for index in range(min(config.num_samples, len(val))):
             batch = to_device(collate([val[index]], self.vae.args.chunk_size), self.runtime)
             mask = real_chunks(batch["mask"], self.vae.args.chunk_size)
-            x1 = self.vae.encode(batch["tokens"], batch["mask"])
-            half = flow.add_noise(x1, torch.tensor([0.5], device=x1.device), torch.randn_like(x1))
-            again = flow.sample(mask, self.times.grid(config.num_sample_steps, 0.5), x=half)
+            x = self.vae.encode(batch["tokens"], batch["mask"])
+            half = flow.add_noise(x, torch.tensor([0.5], device=x.device), torch.randn_like(x))
+            again = flow.sample(mask, self.times.grid(config.num_sample_steps, 0.5), z=half)
             fresh = flow.sample(mask, self.times.grid(config.num_sample_steps), sampler="stochastic")
             found, made = (part.logits.argmax(-1)[batch["mask"]] for part in (again, fresh))
             text = tokenizer.decode(batch["tokens"][batch["mask"]])

@@ -3,7 +3,7 @@
     python -m tokcom.train --preset tiny --time_budget 10m --output_dir checkpoints/tokcom      # minutes, on a CPU
     python -m tokcom.train --preset base --data_path novels/ --output_dir checkpoints/tokcom    # your own text, one GPU
     torchrun --nproc_per_node 8 -m tokcom.train --preset v5.2 --dataset_name wikitext --dataset_config wikitext-2-raw-v1 \\
-        --tokenizer_path codellama/CodeLlama-7b-hf                                              # the seed's, on several
+        --tokenizer_path codellama/CodeLlama-7b-hf                                              # the reference recipe's sizes
     python -m tokcom.train --preset tiny --output_dir checkpoints/tokcom --resume auto          # go on where it stopped
 
 Writes best_vae.pt and best_diffusion.pt (by validation loss), last.pth, config.json, env.json, log.jsonl and samples.jsonl to
@@ -30,10 +30,11 @@ from kit.errors import UserError
 from kit.interrupt import Interrupt
 from kit.losses import Losses
 from kit.randomness import step_seed
-from kit.runlog import RunLog, progress_bar
+from kit.resume import check_resume
+from kit.runlog import RunLog, make_folder, progress_bar
 from kit.schedule import lr_at
-from kit.times import TIME_SAMPLERS, TimeSampler
-from tokcom.config import PRESETS, ModelArgs, TrainConfig, from_dict, to_dict
+from kit.times import TIME_SAMPLERS, TimeSampler, canonical
+from tokcom.config import PRESETS, ModelArgs, TrainConfig, from_dict, to_dict, to_saved
 from tokcom.dataset import batches, open_data
 from tokcom.model import DenoisedModel, TokComVAE
 from tokcom.stages import DiffusionStage, VAEStage, measure_latents, to_device
@@ -48,7 +49,7 @@ RESUMED = (
     "denoised_model_state_dict",
     "training",
 )
-REFIT_STEPS = 50  # how often the times are fitted again
+REFIT_STEPS = 50  # how often the noise schedule adapts
 VALIDATIONS = 10  # in a stage that has fewer epochs
 
 HELP = {
@@ -56,13 +57,13 @@ HELP = {
     "num_attention_heads": "query heads", "num_key_value_heads": "key and value heads", "intermediate_size": "width inside the MLP",
     "latent_dim": "numbers in a vector", "chunk_size": "tokens in a vector, 2 to 16", "max_length": "longest sequence, in tokens",
     "batch_size": "sequences per device and step", "vae_epochs": "passes of stage one", "vae_lr": "its peak learning rate",
-    "diffusion_epochs": "passes of stage two", "diffusion_lr": "its peak learning rate", "warmup_share": "share of a stage with a rising rate",
+    "diffusion_epochs": "passes of stage two", "diffusion_lr": "its peak learning rate", "warmup_fraction": "fraction of a stage with a rising rate",
     "weight_decay": "AdamW's", "grad_clip": "largest gradient norm", "ema_decay": "of the averaged weights, ramped up",
-    "kl_weight": "of the KL term", "kl_floor": "nats per dimension that the KL term leaves alone", "token_dropout": "share of tokens hidden from the encoder",
-    "latent_noise": "noise on vectors in training, in their standard deviations", "noise_std": "of x0, in the vectors' standard deviations",
+    "kl_weight": "of the KL term", "kl_floor": "nats per dimension that the KL term leaves alone", "token_dropout": "probability with which a token is hidden from the encoder",
+    "latent_noise": "noise on vectors in training, in their standard deviations", "noise_std": "of the noise, in the vectors' standard deviations",
     "mse_weight": "of the squared error beside the cross-entropy", "time_sampling": "distribution of training times",
-    "t_mean": "mean of log(t/(1-t)) before times are fitted", "t_std": "its spread", "self_cond_prob": "share of steps that look twice",
-    "prompt_prob": "share of sequences with a prefix given clean", "vae_share": "stage one's share of --time_budget",
+    "t_mean": "mean of log(t/(1-t)) before the schedule adapts", "t_std": "its spread", "self_cond_prob": "probability of a step with self-conditioning",
+    "prompt_prob": "probability with which a sequence has a prefix given clean", "vae_fraction": "stage one's fraction of --time_budget",
     "sample_every": "epochs between sample tables", "num_sample_steps": "denoising steps of a sample", "num_samples": "rows of a sample table",
 }  # fmt: skip
 LESS_MEMORY = "lower `batch_size` or `max_length`, or take a smaller preset"
@@ -80,14 +81,14 @@ def parse_args() -> argparse.Namespace:
     data.add_argument("--tokenizer_path", help="tokenizer.json, folder or Hugging Face name (default: train a BPE)")
     data.add_argument("--vocab_size", type=int, default=512, help="size of that BPE")
     data.add_argument("--num_workers", type=int, default=0, help="loader processes")
-    for title, kind, left_out in (("model", ModelArgs, ("vocab_size", "omni_token_id")), ("training", TrainConfig, ())):
+    for title, kind, left_out in (("model", ModelArgs, ("vocab_size", "mask_token_id")), ("training", TrainConfig, ())):
         group = parser.add_argument_group(title)
         for field in fields(kind):
             if field.name not in left_out:
                 choices = TIME_SAMPLERS if field.name == "time_sampling" else None
                 group.add_argument(
                     f"--{field.name}",
-                    type=field.type,
+                    type=canonical if choices else field.type,
                     default=field.default,
                     choices=choices,
                     help=HELP[field.name],
@@ -124,7 +125,8 @@ def main() -> None:
     if start:
         compare(model_args, start["model_args"])
     if saved:
-        tell_changes(args, saved["config"], runtime)
+        now = settings_of(args, output, runtime)
+        check_resume(now, saved["config"], resumed, ("noise_std", "t_mean", "t_std", "time_sampling"), runtime)
 
     # data: the first rank builds what has to be built, the others find it
     if not runtime.is_main:
@@ -136,10 +138,12 @@ def main() -> None:
         seed=args.seed,
     )  # fmt: skip
     if runtime.is_main:
+        make_folder(output)
+        tokenizer.save(output / "tokenizer.json")
         runtime.wait()
     for chunks in (train, val):
         chunks.check(model_args.max_length, tokenizer.vocab_size, "max_length")
-    model_args.vocab_size = model_args.omni_token_id = tokenizer.vocab_size
+    model_args.vocab_size = model_args.mask_token_id = tokenizer.vocab_size
     order = LengthBuckets(train.lengths, config.batch_size, args.seed, runtime.rank, runtime.world_size)
 
     # models
@@ -152,7 +156,7 @@ def main() -> None:
         print(
             f"{len(train):,} sequences, {order.batches_per_epoch} steps per epoch, {runtime.device} {runtime.dtype}; writing {output}"
         )
-    record = {**vars(args), "vocab_size": tokenizer.vocab_size}
+    record = {**vars(args), "vocab_size": tokenizer.vocab_size, "world_size": runtime.world_size}
     training = (saved or before or {}).get("training")
     steps_so_far = training["offset"] + training["step"] if training else None
     log = RunLog(output, record, runtime, steps_so_far, args.wandb)
@@ -205,15 +209,14 @@ def fit(stage, args, train, val, order, log, keep, interrupt, saved, offset) -> 
         step, spent = state["step"], state["seconds"]
         if (keep.output / BEST[stage.name]).is_file():  # not so where a run goes on in another folder
             best = state["best"]
-    budget = TimeBudget(args.time_budget, spent, config.vae_share if stage.name == "vae" else 1 - config.vae_share)
+    budget = TimeBudget(
+        args.time_budget, spent, config.vae_fraction if stage.name == "vae" else 1 - config.vae_fraction
+    )
     planned = order.batches_per_epoch * (stage.epochs if budget.limit is None else 10**6)
     total_steps = budget.total_steps(step, planned, runtime)
     if args.compile:
         stage.module.compile()
-    module = stage.module
-    if runtime.world_size > 1:
-        ids = [runtime.device.index] if runtime.device.type == "cuda" else None
-        module = nn.parallel.DistributedDataParallel(stage.module, device_ids=ids)
+    module = runtime.parallel(stage.module)
     losses = Losses(log, runtime, keep.output)
     bar = progress_bar(total_steps, stage.name, initial=step, active=runtime.is_main)
     stops = False
@@ -222,7 +225,7 @@ def fit(stage, args, train, val, order, log, keep, interrupt, saved, offset) -> 
         epoch, inside = divmod(step, order.batches_per_epoch)
         loader = iter(batches(train, order.epoch(epoch, inside), keep.model_args.chunk_size, args.num_workers))
         while step < min(total_steps, (epoch + 1) * order.batches_per_epoch) and not stops:
-            lr = lr_at(step, stage.lr, round(config.warmup_share * total_steps), total_steps)
+            lr = lr_at(step, stage.lr, round(config.warmup_fraction * total_steps), total_steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             batch = to_device(next(loader), runtime)
@@ -272,7 +275,13 @@ def fit(stage, args, train, val, order, log, keep, interrupt, saved, offset) -> 
                 with ema.applied(stage.trained):
                     keep.save(LAST, stage.name, epoch, best, state)
     bar.close()
+    runtime.check_agreement(stage.trained)
     return offset + step, not (stops and step < total_steps)
+
+
+def settings_of(args: argparse.Namespace, output: Path, runtime: device.Runtime) -> dict:
+    """What a checkpoint's config says of the run; the tokenizer lies in its folder unless it was named."""
+    return {**vars(args), "tokenizer_path": args.tokenizer_path or str(output), "world_size": runtime.world_size}
 
 
 class Keeper:
@@ -288,8 +297,8 @@ class Keeper:
         times = self.times.state_dict(self.runtime) if self.times else None
         if self.runtime.is_main:
             state = {
-                "epoch": epoch, "stage": stage, "val_loss": val_loss, "model_args": to_dict(self.model_args),
-                "config": {**vars(self.args), **to_dict(self.config)}, "tokenizer": self.tokenizer.to_json(),
+                "epoch": epoch, "stage": stage, "val_loss": val_loss, "model_args": to_saved(self.model_args),
+                "config": {**settings_of(self.args, self.output, self.runtime), **to_dict(self.config)}, "tokenizer": self.tokenizer.to_json(),
                 "vae_model_state_dict": self.vae.state_dict(), "denoised_model_state_dict": self.denoiser.state_dict(),
                 "times": times,
             }  # fmt: skip
@@ -315,23 +324,10 @@ def load_start(args: argparse.Namespace, output: Path) -> dict:
     return load_checkpoint(path, RESUMED[:-1])
 
 
-def tell_changes(args: argparse.Namespace, saved: dict, runtime: device.Runtime) -> None:
-    """Say which settings differ from those of the run that goes on. Raises UserError for noise of another size."""
-    changed = {
-        name: value for name, value in vars(args).items() if name in saved and saved[name] != value and name != "resume"
-    }
-    if "noise_std" in changed:
-        raise UserError(
-            f"the checkpoint was trained with --noise_std {saved['noise_std']}, not {args.noise_std}; pass the same"
-        )
-    if changed and runtime.is_main:
-        print("changed: " + ", ".join(f"--{name} {saved[name]} -> {value}" for name, value in changed.items()))
-
-
 def compare(model_args: ModelArgs, saved: dict) -> None:
     """Refuse a checkpoint of another architecture."""
     for name, value in to_dict(model_args).items():
-        if name not in ("vocab_size", "omni_token_id") and saved.get(name) != value:
+        if name not in ("vocab_size", "mask_token_id") and saved.get(name) != value:
             raise UserError(f"the checkpoint was trained with --{name} {saved.get(name)}, not {value}; pass the same")
 
 

@@ -134,7 +134,7 @@ def find_images(paths: list[str]) -> list[Path]:
 
 
 def hold_out(data: Images, count: int) -> tuple[Images, Images]:
-    """Training images and `count` held-out ones, as many of each class as its share; always the same ones.
+    """Training images and `count` held-out ones, as many of each class in proportion; always the same ones.
 
     Raises UserError if nothing would be left to train on.
     """

@@ -37,8 +37,8 @@ def main() -> None:
     report = write_report(loaded, data, output, runtime, args.tta)
     low, high = report["accuracy_interval"]
     print(f"accuracy {report['accuracy']:.2%} [{low:.2%}, {high:.2%}] of {report['images']:,} images")
-    for name, share in report["per_class"].items():
-        print(f"  {name:12} {share:.1%}")
+    for name, fraction in report["per_class"].items():
+        print(f"  {name:12} {fraction:.1%}")
     print(f"expected calibration error {report['calibration']['expected_error']:.3f}")
     print(f"wrote {output}/report.json, {', '.join(report['figures'])}")
 

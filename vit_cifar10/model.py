@@ -11,9 +11,9 @@ from torch import nn
 class Attention(nn.Module):
     """Multi-head self-attention over N tokens."""
 
-    def __init__(self, dim: int, heads: int, dropout: float):
+    def __init__(self, dim: int, num_heads: int, dropout: float):
         super().__init__()
-        self.heads = heads
+        self.num_heads = num_heads
         self.dropout = dropout
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -21,7 +21,7 @@ class Attention(nn.Module):
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """Queries, keys and values, (3, B, heads, N, D / heads), of tokens (B, N, D)."""
         B, N, D = x.shape
-        return self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        return self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.project(x)
@@ -31,7 +31,7 @@ class Attention(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """How much each token looks at each other, (B, heads, N, N) float32, rows summing to 1; for pictures."""
+        """Attention of each token to each other, (B, heads, N, N) float32, rows summing to 1; for pictures."""
         q, k, _ = self.project(x)
         return attend(q, k).float()
 
@@ -55,11 +55,11 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual block. `drop_path` is the chance that a sample skips a branch (stochastic depth)."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, dropout: float, drop_path: float):
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, dropout: float, drop_path: float):
         super().__init__()
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, heads, dropout)
+        self.attn = Attention(dim, num_heads, dropout)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
 
@@ -96,19 +96,19 @@ class VisionTransformer(nn.Module):
     """
 
     def __init__(
-        self, img_size: int, patch_size: int, dim: int, depth: int, heads: int, num_classes: int, pool: str = "cls",
-        mlp_ratio: float = 4.0, dropout: float = 0.0, drop_path: float = 0.0,
+        self, img_size: int = 224, patch_size: int = 16, num_classes: int = 10, embed_dim: int = 384, depth: int = 6,
+        num_heads: int = 6, pool: str = "cls", mlp_ratio: float = 4.0, dropout: float = 0.0, drop_path: float = 0.0,
     ):  # fmt: skip
         super().__init__()
         self.grid = img_size // patch_size
         self.prefix = 1 if pool == "cls" else 0  # tokens before the patches
-        self.patch_embed = PatchEmbed(patch_size, dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if self.prefix else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + self.grid**2, dim))
+        self.patch_embed = PatchEmbed(patch_size, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if self.prefix else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + self.grid**2, embed_dim))
         rates = torch.linspace(0, drop_path, depth).tolist()
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, dropout, rate) for rate in rates)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.head = nn.Linear(dim, num_classes)
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, dropout, rate) for rate in rates)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.head = nn.Linear(embed_dim, num_classes)
         self.dropout = dropout
         self.apply(_init)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)

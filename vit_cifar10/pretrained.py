@@ -12,7 +12,17 @@ from vit_cifar10.augment import Preprocess
 from vit_cifar10.dataset import read_image
 from vit_cifar10.model import VisionTransformer
 
-ARCHITECTURE = ("img_size", "patch_size", "dim", "depth", "heads", "pool", "mlp_ratio", "dropout", "drop_path")
+ARCHITECTURE = (
+    "img_size",
+    "patch_size",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "pool",
+    "mlp_ratio",
+    "dropout",
+    "drop_path",
+)
 NEEDED = ("model_state_dict", "ema_state_dict", "config", "classes", "mean", "std")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from kit.device import Runtime
+from kit.intervals import wilson
 from kit.runlog import make_folder, write_json
 from vit_cifar10.attention import draw_attention
 from vit_cifar10.augment import Preprocess
@@ -74,14 +75,6 @@ def measure(probabilities: torch.Tensor, labels: torch.Tensor, classes: list[str
     }
 
 
-def wilson(successes: int, trials: int, z: float = 1.96) -> list[float]:
-    """95 % interval of a share (Wilson 1927)."""
-    share = successes / trials
-    middle = share + z**2 / (2 * trials)
-    spread = z * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
-    return [(middle - spread) / (1 + z**2 / trials), (middle + spread) / (1 + z**2 / trials)]
-
-
 def write_report(loaded: Pretrained, data: Images, output_dir: Path, runtime: Runtime, tta: bool = False) -> dict:
     """Measure `loaded` on `data`; write report.json and the figures to `output_dir`; return the report."""
     make_folder(output_dir)
@@ -105,12 +98,14 @@ def plot_confusion(report: dict, path: Path) -> None:
     """Rows: what an image is; columns: what it is called; percent of the row. The diagonal is the per-class accuracy."""
     classes = list(report["per_class"])
     counts = np.array(report["confusion"], dtype=float)
-    share = 100 * counts / counts.sum(1, keepdims=True).clip(1)
+    fraction = 100 * counts / counts.sum(1, keepdims=True).clip(1)
     side = max(4.5, 0.62 * len(classes) + 1.4)
     figure, axis = plt.subplots(figsize=(side, side), dpi=150, layout="constrained")
-    axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 115))  # the root shows small shares beside the diagonal
+    axis.imshow(
+        fraction, cmap="Blues", norm=PowerNorm(0.5, 0, 115)
+    )  # the root shows small fractions beside the diagonal
     if len(classes) <= 20:
-        for (row, column), value in np.ndenumerate(share):
+        for (row, column), value in np.ndenumerate(fraction):
             if value >= 0.5:
                 dark = value > 45
                 axis.text(
@@ -142,7 +137,7 @@ def plot_calibration(report: dict, path: Path) -> None:
     confidence = [part["confidence"] for part in bins]
     above.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1, linestyle="--")
     above.plot(confidence, [part["accuracy"] for part in bins], color="#1f5fa8", marker="o", markersize=4)
-    above.set_ylabel("share right")
+    above.set_ylabel("fraction right")
     above.set_ylim(0, 1.02)
     above.set_title(f"expected calibration error {report['calibration']['expected_error']:.3f}", fontsize=10)
     below.bar(confidence, [part["images"] for part in bins], width=0.8 / BINS, color="#9bb8d8")

@@ -1,8 +1,8 @@
-"""Train a vision transformer on CIFAR-10 from scratch; ends with one look at the test set, a report and pictures.
+"""Train a vision transformer on CIFAR-10 from scratch; ends with the test set, a report and pictures.
 
     python -m vit_cifar10.train                                        # our recipe; downloads the data
     python -m vit_cifar10.train --time_budget 10m                      # as far as ten minutes go, on any machine
-    python -m vit_cifar10.train --preset seed --data_path folder/      # another recipe, your copy of the data
+    python -m vit_cifar10.train --preset reference --data_path folder/      # another recipe, your copy of the data
     torchrun --nproc_per_node 8 -m vit_cifar10.train --batch_size 64   # several GPUs
     python -m vit_cifar10.train --output_dir checkpoints/vit --resume auto
 
@@ -28,6 +28,7 @@ from kit.errors import UserError
 from kit.interrupt import Interrupt
 from kit.losses import Losses
 from kit.randomness import step_seed
+from kit.resume import check_resume
 from kit.runlog import RunLog, progress_bar
 from kit.schedule import SCHEDULES, lr_at
 from vit_cifar10.augment import Augment, Preprocess, build_mix
@@ -37,13 +38,14 @@ from vit_cifar10.report import predict_probabilities, write_report
 from vit_cifar10.weights import load_timm
 
 RESUMED = (*NEEDED, "optimizer_state_dicts", "step", "best_val_accuracy", "tally", "seconds")
+FIXED_BY_CHECKPOINT = (*ARCHITECTURE, "optimizer", "val_images")
 ON_DEVICE_BYTES = 4 << 30  # training images up to this size lie on the device
 
 PRESETS = {
-    # The seed document's: CIFAR enlarged to 224, AdamW, light augmentation.
-    "seed": {
-        "img_size": 224, "patch_size": 16, "dim": 384, "depth": 6, "heads": 6, "pool": "cls",
-        "optimizer": "adamw", "lr": 3e-4, "weight_decay": 0.1, "schedule": "cosine", "warmup_share": 0.0,
+    # The reference recipe: CIFAR enlarged to 224, AdamW, light augmentation.
+    "reference": {
+        "img_size": 224, "patch_size": 16, "embed_dim": 384, "depth": 6, "num_heads": 6, "pool": "cls",
+        "optimizer": "adamw", "lr": 3e-4, "weight_decay": 0.1, "schedule": "cosine", "warmup_fraction": 0.0,
         "batch_size": 64, "epochs": 20, "label_smoothing": 0.0, "grad_clip": 0.0,
     },
     # Ours: the native 32x32, Muon on the hidden matrices, one cycle. The defaults of the arguments are its own.
@@ -53,19 +55,30 @@ PRESETS = {
         "img_size": 224, "optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01, "schedule": "cosine",
         "batch_size": 64, "epochs": 3, "crop_padding": 16,
     },
-    # Two blocks, for tests and first looks.
-    "tiny": {"dim": 64, "depth": 2, "heads": 2, "batch_size": 64, "epochs": 10},
+    # Two blocks, for tests and first trials.
+    "tiny": {"embed_dim": 64, "depth": 2, "num_heads": 2, "batch_size": 64, "epochs": 10},
 }  # fmt: skip
 
 
-CIFAR_WITHOUT_GPU = {"dim": 128, "depth": 6, "batch_size": 64}  # what the preset `cifar` is where only a CPU computes
+CIFAR_WITHOUT_GPU = {
+    "embed_dim": 128,
+    "depth": 6,
+    "batch_size": 64,
+}  # what the preset `cifar` is where only a CPU computes
 LESS_MEMORY = "lower `batch_size` (raise `grad_accum` to keep the step) or `img_size`, or take a smaller model"
+
+
+def canonical_preset(name: str) -> str:
+    """A preset's name, of which `seed` is an older one of `reference`."""
+    return "reference" if name == "seed" else name
 
 
 def parse_args() -> argparse.Namespace:
     parser = program(__doc__)
     flag = argparse.BooleanOptionalAction
-    parser.add_argument("--preset", default="cifar", choices=PRESETS, help="recipe that sets the defaults below")
+    parser.add_argument(
+        "--preset", default="cifar", type=canonical_preset, choices=PRESETS, help="recipe that sets the defaults below"
+    )
     data = parser.add_argument_group("data")
     data.add_argument("--data_path", help="folder with cifar10_train.npz or train/CLASS/*.png (default: download)")
     data.add_argument("--val_images", type=int, default=5000, help="training images held out")
@@ -78,9 +91,9 @@ def parse_args() -> argparse.Namespace:
     model.add_argument("--weights", help="start from timm ViT weights: a name, or a .safetensors file")
     model.add_argument("--img_size", type=int, default=32, help="side of the square the network sees")
     model.add_argument("--patch_size", type=int, default=4, help="side of a patch")
-    model.add_argument("--dim", type=int, default=256, help="width")
+    model.add_argument("--embed_dim", type=int, default=256, help="width")
     model.add_argument("--depth", type=int, default=8, help="blocks")
-    model.add_argument("--heads", type=int, default=4, help="attention heads")
+    model.add_argument("--num_heads", type=int, default=4, help="attention heads")
     model.add_argument("--mlp_ratio", type=float, default=4.0, help="hidden width of the MLP over the width")
     model.add_argument("--pool", default="mean", choices=("cls", "mean"), help="class token, or mean of patches")
     model.add_argument("--dropout", type=float, default=0.0, help="after embedding and branches")
@@ -93,7 +106,7 @@ def parse_args() -> argparse.Namespace:
     loop.add_argument("--time_budget", help="train so long instead, e.g. 90s, 10m, 2h; the schedule follows")
     loop.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     loop.add_argument("--schedule", default="onecycle", choices=SCHEDULES, help="after the warm-up")
-    loop.add_argument("--warmup_share", type=float, default=0.2, help="share of the run with a rising rate")
+    loop.add_argument("--warmup_fraction", type=float, default=0.2, help="fraction of the run with a rising rate")
     loop.add_argument("--weight_decay", type=float, default=0.1, help="of AdamW and Muon")
     loop.add_argument("--label_smoothing", type=float, default=0.1, help="probability spread over all classes")
     loop.add_argument("--grad_clip", type=float, default=1.0, help="largest gradient norm, 0 = any")
@@ -124,12 +137,15 @@ def main() -> None:
     # data
     weights = None
     if saved:
-        compare(args, saved["config"], resumed)
+        if args.weights:  # they decided the architecture of the run that is resumed
+            vars(args).update({name: saved["config"][name] for name in ARCHITECTURE})
+        now = vars(args) | {"world_size": runtime.world_size}
+        check_resume(now, saved["config"], resumed, FIXED_BY_CHECKPOINT, runtime)
     elif args.weights:
         weights = load_timm(args.weights, args.img_size)
         vars(args).update(weights.architecture)
     train, val = hold_out(load_split(args.data_path, "train", args.img_size), args.val_images)
-    test = load_split(args.data_path, "test", args.img_size)  # not looked at before the end, but it must be there
+    test = load_split(args.data_path, "test", args.img_size)  # not used before the end, but it must be there
     same_classes(test.classes, train.classes, "the test images", "the training images")
     if saved:
         same_classes(train.classes, saved["classes"], "the data", str(resumed))
@@ -165,7 +181,7 @@ def main() -> None:
         step, (best, best_step) = saved["step"], saved["best_val_accuracy"]
         tally.copy_(saved["tally"])
         del saved
-    config = vars(args)
+    config = {**vars(args), "world_size": runtime.world_size}
     log = RunLog(output, config, runtime, step if resumed else None, args.wandb)
 
     def save(name: str) -> None:
@@ -180,6 +196,7 @@ def main() -> None:
                 "config": config,
                 "step": step,
                 "epoch": step // steps_per_epoch,
+                "test_acc": math.nan,  # percent; known when the run has ended
                 "best_val_accuracy": [best, best_step],
                 "tally": tally,
                 "seconds": budget.spent,
@@ -197,11 +214,7 @@ def main() -> None:
         )
     if args.compile:
         model.compile()
-    trained = model
-    if runtime.world_size > 1:
-        trained = nn.parallel.DistributedDataParallel(
-            model, device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None
-        )
+    parallel = runtime.parallel(model)
     losses = Losses(log, runtime, output)
     planned = steps_per_epoch * (args.epochs if budget.limit is None else 10**6)
     total_steps = budget.total_steps(step, planned, runtime)
@@ -220,19 +233,18 @@ def main() -> None:
             len(train), args.batch_size, args.seed, epoch, inside * args.grad_accum, runtime.rank, runtime.world_size
         )
         while goes_on() and step < (epoch + 1) * steps_per_epoch:
-            lr = lr_at(step, args.lr, round(args.warmup_share * total_steps), total_steps, args.schedule)
+            lr = lr_at(step, args.lr, round(args.warmup_fraction * total_steps), total_steps, args.schedule)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
             loss = 0.0
             for micro in range(args.grad_accum):
                 torch.manual_seed(step_seed(args.seed, step, micro, 1 + runtime.rank))
-                images, labels = take(train, next(order), runtime)
+                images, labels = get_batch(train, next(order), runtime)
                 inputs, targets = mix(augment(images), labels)
-                last = runtime.world_size == 1 or micro == args.grad_accum - 1
-                with nullcontext() if last else trained.no_sync():
+                with nullcontext() if micro == args.grad_accum - 1 else runtime.no_sync(parallel):
                     with runtime.autocast():
-                        logits = trained(inputs)
+                        logits = parallel(inputs)
                     part = F.cross_entropy(logits.float(), targets, label_smoothing=args.label_smoothing)
                     (part / args.grad_accum).backward()
                 loss = loss + part.detach() / args.grad_accum
@@ -281,11 +293,12 @@ def main() -> None:
     # finish
     bar.close()
     log.close()
+    runtime.check_agreement(model)
     if stops and step < total_steps:
         if runtime.is_main:
             print(f"stopped at step {step:,}; continue with --output_dir {output} --resume auto")
     elif runtime.is_main:
-        report_on_test(test, output / (BEST if args.patience else LAST), runtime)
+        report_on_test(test, output, BEST if args.patience else LAST, runtime)
     runtime.wait()
     runtime.finish()
 
@@ -296,17 +309,17 @@ def main() -> None:
 
 def check(args: argparse.Namespace) -> None:
     for name in ("batch_size", "grad_accum", "epochs", "val_interval", "save_steps", "log_interval", "val_images",
-                 "img_size", "patch_size", "dim", "depth", "heads"):  # fmt: skip
+                 "img_size", "patch_size", "embed_dim", "depth", "num_heads"):  # fmt: skip
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
     if args.patience is not None and args.patience < 1:
         raise UserError(f"--patience {args.patience}: need at least 1")
-    for name in ("erase_prob", "ema_decay", "warmup_share"):
+    for name in ("erase_prob", "ema_decay", "warmup_fraction"):
         if not 0 <= getattr(args, name) <= 1:
-            raise UserError(f"--{name} {getattr(args, name)}: need a share from 0 to 1")
+            raise UserError(f"--{name} {getattr(args, name)}: need a number from 0 to 1")
     for name in ("dropout", "drop_path", "label_smoothing"):
         if not 0 <= getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: need a share from 0 to below 1")
+            raise UserError(f"--{name} {getattr(args, name)}: need a number from 0 to below 1")
     for name in ("mixup", "cutmix", "weight_decay", "crop_padding", "grad_clip"):
         if not 0 <= getattr(args, name) < math.inf:
             raise UserError(f"--{name} {getattr(args, name)}: need 0 or more")
@@ -314,28 +327,17 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--lr {args.lr}: need a positive number")
     if args.img_size % args.patch_size:
         raise UserError(f"--img_size {args.img_size} is no multiple of --patch_size {args.patch_size}")
-    if args.dim % args.heads:
-        raise UserError(f"--dim {args.dim} is no multiple of --heads {args.heads}")
-
-
-def compare(args: argparse.Namespace, config: dict, path: Path) -> None:
-    """Refuse a checkpoint of another network."""
-    for name in ARCHITECTURE:
-        if args.weights:  # they decided the architecture of the run that is resumed
-            setattr(args, name, config[name])
-        if getattr(args, name) != config[name]:
-            raise UserError(
-                f"{path} was trained with --{name} {config[name]}, not {getattr(args, name)}; pass the same"
-            )
+    if args.embed_dim % args.num_heads:
+        raise UserError(f"--embed_dim {args.embed_dim} is no multiple of --num_heads {args.num_heads}")
 
 
 def statistics(data: Images) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, pixels in [0, 1]."""
     counts = torch.stack([torch.bincount(data.images[:, c].flatten(), minlength=256) for c in range(3)]).double()
     values = torch.arange(256, dtype=torch.float64) / 255
-    share = counts / counts.sum(1, keepdim=True)
-    mean = (share * values).sum(1)
-    std = (share * (values - mean[:, None]).square()).sum(1).sqrt()
+    fraction = counts / counts.sum(1, keepdim=True)
+    mean = (fraction * values).sum(1)
+    std = (fraction * (values - mean[:, None]).square()).sum(1).sqrt()
     return mean.tolist(), std.clamp(min=1e-3).tolist()
 
 
@@ -356,7 +358,7 @@ def build_optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.o
 # In the loop and after it
 
 
-def take(data: Images, indices: torch.Tensor, runtime: device.Runtime) -> tuple[torch.Tensor, torch.Tensor]:
+def get_batch(data: Images, indices: torch.Tensor, runtime: device.Runtime) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and labels of a batch, on the device that trains."""
     indices = indices.to(data.images.device)
     images, labels = data.images[indices], data.labels[indices]
@@ -373,15 +375,25 @@ def validate(model: nn.Module, preprocess: Preprocess, val: Images, runtime: dev
     }
 
 
-def report_on_test(test: Images, checkpoint: Path, runtime: device.Runtime) -> None:
-    """The one look at the test set: the final averaged weights, or the best ones where --patience chose among them."""
-    output = checkpoint.parent / "report"
-    report = write_report(load_pretrained(checkpoint, runtime.device), test, output, runtime)
+def report_on_test(test: Images, run: Path, reported: str, runtime: device.Runtime) -> None:
+    """The only use of the test set, when all is decided: a report on the checkpoint `reported` (the final averaged weights, or
+    the best ones where --patience chose among them), and the test accuracy of LAST and BEST noted in their files."""
+    for name in dict.fromkeys((LAST, BEST)):
+        if not (run / name).is_file():
+            continue
+        loaded = load_pretrained(run / name, runtime.device)
+        if name == reported:
+            report = write_report(loaded, test, run / "report", runtime)
+            accuracy = report["accuracy"]
+        else:
+            found = predict_probabilities(loaded.model, loaded.preprocess, test.images, runtime)
+            accuracy = (found.argmax(1) == test.labels).float().mean().item()
+        save_checkpoint(run / name, {**load_checkpoint(run / name, RESUMED), "test_acc": 100 * accuracy})
     low, high = report["accuracy_interval"]
-    print(f"test accuracy {report['accuracy']:.2%} [{low:.2%}, {high:.2%}] of {checkpoint}")
-    print(f"report   {output}/report.json")
+    print(f"test accuracy {report['accuracy']:.2%} [{low:.2%}, {high:.2%}] of {run / reported}")
+    print(f"report   {run}/report/report.json")
     for figure in report["figures"]:
-        print(f"picture  {output}/{figure}")
+        print(f"picture  {run}/report/{figure}")
 
 
 if __name__ == "__main__":

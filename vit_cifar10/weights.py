@@ -56,8 +56,8 @@ def load_timm(source: str, img_size: int) -> TimmWeights:
         raise UserError(f"{source} holds no plain ViT of timm: {error} is missing") from error
     if img_size % patch_size:
         raise UserError(f"--img_size {img_size} is no multiple of the weights' patch size {patch_size}")
-    architecture = {"img_size": img_size, "patch_size": patch_size, "dim": dim, "depth": depth, "pool": pool}
-    architecture |= {"heads": heads or (16 if dim == 1280 else dim // 64), "mlp_ratio": hidden / dim}
+    architecture = {"img_size": img_size, "patch_size": patch_size, "embed_dim": dim, "depth": depth, "pool": pool}
+    architecture |= {"num_heads": heads or (16 if dim == 1280 else dim // 64), "mlp_ratio": hidden / dim}
     return TimmWeights(architecture, state, list(mean), list(std), source)
 
 

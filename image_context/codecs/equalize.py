@@ -1,7 +1,7 @@
-"""Colors of cells out of pixels that a camera, a scaler or a JPEG has been at.
+"""Colors of modules out of pixels that a camera, a scaler or a JPEG has been at.
 
-A first reading compares each cell's center with the calibration. Later readings fit a linear equalizer, a window of pixels
-around a cell -> the cell's color, to the earlier reading's own decisions (decision-directed equalization, as in modems), which
+A first reading compares each module's center with the calibration. Later readings fit a linear equalizer, a window of pixels
+around a module -> the module's color, to the earlier reading's own decisions (decision-directed equalization, as in modems), which
 undoes blur, color bleeding and shifts of a part of a pixel. The decisions need only be mostly right.
 """
 
@@ -10,50 +10,50 @@ from collections.abc import Iterator
 import numpy as np
 
 from image_context.codecs.encoded import BLOCK
-from image_context.codecs.layout import HEADER_CELL, to_blocks
+from image_context.codecs.layout import HEADER_MODULE, to_blocks
 
 ROUNDS = 4
-FIT_CELLS = 20_000  # that an equalizer is fitted on
+FIT_MODULES = 20_000  # that an equalizer is fitted on
 RIDGE = 1e-3
 
 
-def cell_centers(blocks: np.ndarray, cell: int) -> np.ndarray:
-    """Mean colors (n, cells, 3) of the inner half of the cells of blocks (n, 28, 28, 3)."""
-    side = BLOCK // cell
-    trim = cell // 4
-    cells = blocks.reshape(len(blocks), side, cell, side, cell, 3)
-    return cells[:, :, trim : cell - trim, :, trim : cell - trim].mean((2, 4)).reshape(len(blocks), -1, 3)
+def module_centers(blocks: np.ndarray, module: int) -> np.ndarray:
+    """Mean colors (n, modules, 3) of the inner half of the modules of blocks (n, 28, 28, 3)."""
+    side = BLOCK // module
+    trim = module // 4
+    modules = blocks.reshape(len(blocks), side, module, side, module, 3)
+    return modules[:, :, trim : module - trim, :, trim : module - trim].mean((2, 4)).reshape(len(blocks), -1, 3)
 
 
 def read_colors(
-    pixels: np.ndarray, calibration: np.ndarray, known: np.ndarray, data: np.ndarray, cell: int, palette: np.ndarray
+    pixels: np.ndarray, calibration: np.ndarray, known: np.ndarray, data: np.ndarray, module: int, palette: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """Color numbers (len(data), cells), reading after reading.
+    """Color numbers (len(data), modules), reading after reading.
 
     pixels (H, W, 3); `calibration` and `data` are numbers of blocks in reading order; the first show the colors `known`
-    (blocks, 49) in 4-pixel cells.
+    (blocks, 49) in 4-pixel modules.
     """
     pixels = pixels.astype(np.float32) / 255
     target = palette.astype(np.float32) / 255
     blocks = to_blocks(pixels)
 
     # first reading: colors straightened by the calibration
-    seen = cell_centers(blocks[calibration], HEADER_CELL).reshape(-1, 3)
+    seen = module_centers(blocks[calibration], HEADER_MODULE).reshape(-1, 3)
     fit = ridge(bend(seen), target[known.reshape(-1)])
-    cells = nearest(bend(cell_centers(blocks[data], cell)) @ fit, target)
-    yield cells
+    modules = nearest(bend(module_centers(blocks[data], module)) @ fit, target)
+    yield modules
 
-    # later readings: an equalizer of the pixels around each cell
-    windows = cell_windows(pixels, data, cell)
+    # later readings: an equalizer of the pixels around each module
+    windows = module_windows(pixels, data, module)
     flat = windows.reshape(-1, windows.shape[-1])
-    chosen = np.linspace(0, len(flat) - 1, min(len(flat), FIT_CELLS)).astype(int)
+    chosen = np.linspace(0, len(flat) - 1, min(len(flat), FIT_MODULES)).astype(int)
     for _ in range(ROUNDS):
-        fit = ridge(flat[chosen], target[cells.reshape(-1)[chosen]])
-        again = nearest(flat @ fit, target).reshape(cells.shape)
-        if (again == cells).all():
+        fit = ridge(flat[chosen], target[modules.reshape(-1)[chosen]])
+        again = nearest(flat @ fit, target).reshape(modules.shape)
+        if (again == modules).all():
             return
-        cells = again
-        yield cells
+        modules = again
+        yield modules
 
 
 def bend(colors: np.ndarray) -> np.ndarray:
@@ -61,14 +61,14 @@ def bend(colors: np.ndarray) -> np.ndarray:
     return np.concatenate([np.ones_like(colors[..., :1]), colors, colors**2], axis=-1)
 
 
-def cell_windows(pixels: np.ndarray, data: np.ndarray, cell: int) -> np.ndarray:
-    """Pixels around each cell (blocks, cells, features), with a 1 for the constant; large cells by the means of their parts."""
+def module_windows(pixels: np.ndarray, data: np.ndarray, module: int) -> np.ndarray:
+    """Pixels around each module (blocks, modules, features), with a 1 for the constant; large modules by the means of their parts."""
     width = pixels.shape[1] // BLOCK
-    part = max(1, cell // 4)  # a window is made of parts of this many pixels
-    side, reach = -(-cell // part), 2
+    part = max(1, module // 4)  # a window is made of parts of this many pixels
+    side, reach = -(-module // part), 2
     padded = np.pad(pixels, ((reach * part,) * 2, (reach * part,) * 2, (0, 0)), mode="edge")
-    rows = (data // width * BLOCK)[:, None] + np.arange(0, BLOCK, cell)[None]
-    columns = (data % width * BLOCK)[:, None] + np.arange(0, BLOCK, cell)[None]
+    rows = (data // width * BLOCK)[:, None] + np.arange(0, BLOCK, module)[None]
+    columns = (data % width * BLOCK)[:, None] + np.arange(0, BLOCK, module)[None]
     sums = np.pad(padded.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0), (0, 0)))
     features = []
     y, x = rows[:, :, None], columns[:, None, :]
@@ -77,7 +77,7 @@ def cell_windows(pixels: np.ndarray, data: np.ndarray, cell: int) -> np.ndarray:
             top, left = y + i * part, x + j * part
             box = sums[top + part, left + part] - sums[top, left + part] - sums[top + part, left] + sums[top, left]
             features.append((box / part**2).astype(np.float32))
-    stacked = np.concatenate(features, axis=-1).reshape(len(data), (BLOCK // cell) ** 2, -1)
+    stacked = np.concatenate(features, axis=-1).reshape(len(data), (BLOCK // module) ** 2, -1)
     return np.concatenate([stacked, np.ones((*stacked.shape[:2], 1), np.float32)], axis=-1)
 
 

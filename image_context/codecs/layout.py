@@ -1,4 +1,4 @@
-"""Symbols <-> bytes <-> cells <-> pixels of a codebook page, and the parity over its bytes."""
+"""Symbols <-> bytes <-> modules <-> pixels of a codebook page, and the parity over its bytes."""
 
 import math
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from reedsolo import ReedSolomonError, RSCodec
 from image_context.codecs.encoded import BLOCK
 
 COLORS = (2, 4, 8, 16, 64)
-CELLS = (1, 2, 4, 7, 14, 28)
-HEADER_CELL = 4  # pixels, of header and calibration
+MODULES = (1, 2, 4, 7, 14, 28)
+HEADER_MODULE = 4  # pixels, of header and calibration
 MAX_PARITY = 128  # bytes of a codeword
 CODEWORD = 255  # bytes of a Reed-Solomon codeword over GF(256)
 
@@ -31,26 +31,26 @@ def palette(colors: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Layout:
-    """How symbols of `symbol_bits` bits become blocks of cells."""
+    """How symbols of `symbol_bits` bits become blocks of modules."""
 
     colors: int
-    cell: int
+    module: int
     symbol_bits: int
     per_block: int
     parity: int
 
     @property
-    def cells(self) -> int:
-        return (BLOCK // self.cell) ** 2
+    def modules(self) -> int:
+        return (BLOCK // self.module) ** 2
 
     @property
-    def cell_bits(self) -> int:
+    def module_bits(self) -> int:
         return self.colors.bit_length() - 1
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """Bits that a block can hold."""
-        return self.cells * self.cell_bits
+        return self.modules * self.module_bits
 
     @property
     def block_bytes(self) -> int:
@@ -68,7 +68,7 @@ class Layout:
         return -(-data_blocks * self.block_bytes // (CODEWORD - self.parity)) if self.parity else 0
 
     def parity_blocks(self, data_blocks: int) -> int:
-        return -(-self.parity * self.codewords(data_blocks) // (self.room // 8)) if self.parity else 0
+        return -(-self.parity * self.codewords(data_blocks) // (self.capacity // 8)) if self.parity else 0
 
     def pack(self, symbols: np.ndarray) -> np.ndarray:
         """Bytes (blocks, block_bytes) of symbols (n,), missing ones 0."""
@@ -85,18 +85,18 @@ class Layout:
         weights = 1 << np.arange(self.symbol_bits - 1, -1, -1, dtype=np.int64)
         return bits.reshape(-1, self.symbol_bits) @ weights
 
-    def to_cells(self, data: np.ndarray) -> np.ndarray:
-        """Color numbers (blocks, cells) of bytes (blocks, n)."""
-        bits = np.zeros((len(data), self.room), np.uint8)
-        given = np.unpackbits(data, axis=1)[:, : self.room]
+    def to_modules(self, data: np.ndarray) -> np.ndarray:
+        """Color numbers (blocks, modules) of bytes (blocks, n)."""
+        bits = np.zeros((len(data), self.capacity), np.uint8)
+        given = np.unpackbits(data, axis=1)[:, : self.capacity]
         bits[:, : given.shape[1]] = given
-        weights = 1 << np.arange(self.cell_bits - 1, -1, -1)
-        return bits.reshape(len(data), self.cells, self.cell_bits) @ weights
+        weights = 1 << np.arange(self.module_bits - 1, -1, -1)
+        return bits.reshape(len(data), self.modules, self.module_bits) @ weights
 
-    def from_cells(self, cells: np.ndarray, count: int) -> np.ndarray:
-        """Bytes (blocks, count) of color numbers (blocks, cells)."""
-        shifts = np.arange(self.cell_bits - 1, -1, -1)
-        bits = ((cells[:, :, None] >> shifts) & 1).astype(np.uint8).reshape(len(cells), -1)
+    def from_modules(self, modules: np.ndarray, count: int) -> np.ndarray:
+        """Bytes (blocks, count) of color numbers (blocks, modules)."""
+        shifts = np.arange(self.module_bits - 1, -1, -1)
+        bits = ((modules[:, :, None] >> shifts) & 1).astype(np.uint8).reshape(len(modules), -1)
         data = np.packbits(bits, axis=1)[:, :count]
         return np.pad(data, ((0, 0), (0, count - data.shape[1])))
 
@@ -105,11 +105,11 @@ class Layout:
         m = self.codewords(len(data))
         coder, flat = RSCodec(self.parity), data.tobytes()
         parts = [coder.encode(flat[j::m])[-self.parity :] for j in range(m)]
-        width = self.room // 8
+        width = self.capacity // 8
         stream = bytes(byte for column in zip(*parts) for byte in column)
         return np.frombuffer(stream.ljust(self.parity_blocks(len(data)) * width, b"\0"), np.uint8).reshape(-1, width)
 
-    def mend(self, data: np.ndarray, parity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def correct(self, data: np.ndarray, parity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mended bytes (blocks, block_bytes) of read data and parity blocks, and which of them are beyond mending."""
         m = self.codewords(len(data))
         coder, flat = RSCodec(self.parity), bytearray(data.tobytes())
@@ -121,7 +121,7 @@ class Layout:
                 failed[j::m] = True
         return np.frombuffer(bytes(flat), np.uint8).reshape(data.shape), failed.reshape(data.shape)
 
-    def touched(self, failed: np.ndarray) -> np.ndarray:
+    def affected(self, failed: np.ndarray) -> np.ndarray:
         """Which symbols (blocks * per_block,) have a bit in one of the bytes `failed` (blocks, block_bytes)."""
         bits = failed.repeat(8, axis=1)[:, : self.per_block * self.symbol_bits]
         return bits.reshape(-1, self.symbol_bits).any(1)
@@ -129,13 +129,13 @@ class Layout:
 
 def calibration(colors: int) -> np.ndarray:
     """Color numbers (blocks, 49) of the calibration: every color equally often, in an order that mixes neighbors."""
-    cells = (BLOCK // HEADER_CELL) ** 2
-    index = np.arange((3 if colors == 64 else 1) * cells)
-    return ((5 * index + index // colors) % colors).reshape(-1, cells)
+    modules = (BLOCK // HEADER_MODULE) ** 2
+    index = np.arange((3 if colors == 64 else 1) * modules)
+    return ((5 * index + index // colors) % colors).reshape(-1, modules)
 
 
-def draw_cells(rgb: np.ndarray) -> np.ndarray:
-    """Pixels (n, 28, 28, 3) of blocks of cells (n, cells, 3)."""
+def draw_modules(rgb: np.ndarray) -> np.ndarray:
+    """Pixels (n, 28, 28, 3) of blocks of modules (n, modules, 3)."""
     side = math.isqrt(rgb.shape[1])
     return rgb.reshape(-1, side, side, 3).repeat(BLOCK // side, 1).repeat(BLOCK // side, 2)
 

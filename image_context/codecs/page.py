@@ -10,12 +10,12 @@ from PIL import Image
 from reedsolo import ReedSolomonError, RSCodec
 
 from image_context.codecs.encoded import BLOCK
-from image_context.codecs.equalize import cell_centers, read_colors
+from image_context.codecs.equalize import module_centers, read_colors
 from image_context.codecs.layout import (
-    CELLS,
     COLORS,
-    HEADER_CELL,
+    HEADER_MODULE,
     MAX_PARITY,
+    MODULES,
     Layout,
     calibration,
     palette,
@@ -26,11 +26,11 @@ from image_context.codecs.rectify import candidates
 
 PAYLOADS = ("tokens", "bytes", "zstd")
 HEADER_BLOCKS = 6
-HEADER_BYTES = HEADER_BLOCKS * (BLOCK // HEADER_CELL) ** 2 // 8
+HEADER_BYTES = HEADER_BLOCKS * (BLOCK // HEADER_MODULE) ** 2 // 8
 FIELD_BYTES = (1, 1, 1, 1, 1, 2, 1, 2, 2, 3, 4, 2, 2)
 HEADER_CODER = RSCodec(HEADER_BYTES - sum(FIELD_BYTES) - 2)
 MAGIC = 0xC5
-PATIENCE = 6  # ways to see a page that have a header and no whole data, before the best of them has to do
+PATIENCE = 6  # ways to see a page that have a header and no valid data, before the best of them has to do
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Header:
     def to_bytes(self) -> bytes:
         layout = self.layout
         values = (
-            MAGIC, PAYLOADS.index(self.payload) * 2 + self.fiducials, layout.cell_bits, layout.cell, layout.symbol_bits,
+            MAGIC, PAYLOADS.index(self.payload) * 2 + self.fiducials, layout.module_bits, layout.module, layout.symbol_bits,
             layout.per_block, layout.parity, self.page, self.pages, self.symbols, self.check, self.vocabulary, self.document,
         )  # fmt: skip
         body = b"".join(value.to_bytes(size, "big") for value, size in zip(values, FIELD_BYTES, strict=True))
@@ -68,26 +68,28 @@ class Header:
             return None
         ends = accumulate(FIELD_BYTES)
         values = [int.from_bytes(body[end - size : end], "big") for end, size in zip(ends, FIELD_BYTES)]
-        _, kind, cell_bits, cell, bits, per_block, parity, page, pages, symbols, check, vocabulary, document = values
-        known = kind >> 1 < len(PAYLOADS) and 1 << cell_bits in COLORS and cell in CELLS and parity <= MAX_PARITY
+        _, kind, module_bits, module, bits, per_block, parity, page, pages, symbols, check, vocabulary, document = (
+            values
+        )
+        known = kind >> 1 < len(PAYLOADS) and 1 << module_bits in COLORS and module in MODULES and parity <= MAX_PARITY
         if not known or not bits * per_block or page >= pages:
             return None  # a header that this codec never writes
-        layout = Layout(1 << cell_bits, cell, bits, per_block, parity)
+        layout = Layout(1 << module_bits, module, bits, per_block, parity)
         return cls(layout, bool(kind & 1), PAYLOADS[kind >> 1], vocabulary, page, pages, symbols, check, document)
 
 
 def read_page(image: Image.Image) -> tuple[Header, np.ndarray, np.ndarray] | None:
-    """Header, symbols (n,) and which of them are whole (n,) of one page, or None if there is none in the image."""
+    """Header, symbols (n,) and which of them are valid (n,) of one page, or None if there is none in the image."""
     best, tried = None, 0
     for pixels, fiducials in candidates(image.convert("RGB"), lambda rows, fid: read_header(rows, fid) is not None):
         header = read_header(pixels, fiducials)
         if header is None or header.fiducials != fiducials:
             continue
-        for symbols, whole in read_data(pixels, header):
-            if whole.all():
-                return header, symbols, whole
-            if best is None or whole.sum() > best[2].sum():
-                best = header, symbols, whole
+        for symbols, valid in read_data(pixels, header):
+            if valid.all():
+                return header, symbols, valid
+            if best is None or valid.sum() > best[2].sum():
+                best = header, symbols, valid
         tried += 1
         if tried == PATIENCE:
             break
@@ -100,13 +102,13 @@ def read_header(pixels: np.ndarray, fiducials: bool) -> Header | None:
     places = slots(height, width, fiducials)[:HEADER_BLOCKS]
     if len(places) < HEADER_BLOCKS:
         return None
-    light = cell_centers(to_blocks(pixels)[places], HEADER_CELL).mean(-1)
+    light = module_centers(to_blocks(pixels)[places], HEADER_MODULE).mean(-1)
     bits = light > (light.min() + light.max()) / 2
     return Header.from_bytes(np.packbits(bits.reshape(-1)[: HEADER_BYTES * 8]).tobytes())
 
 
 def read_data(pixels: np.ndarray, header: Header) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Symbols (n,) and which are whole (n,), from ever more patient readings until one is whole."""
+    """Symbols (n,) and which are valid (n,), from ever more patient readings until one is valid."""
     layout = header.layout
     blocks = slots(pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK, header.fiducials)
     start = HEADER_BLOCKS + layout.calibration_blocks
@@ -118,13 +120,13 @@ def read_data(pixels: np.ndarray, header: Header) -> Iterator[tuple[np.ndarray, 
     if stop > len(blocks):
         return
     known = calibration(layout.colors)
-    for cells in read_colors(
-        pixels, blocks[HEADER_BLOCKS:start], known, blocks[start:stop], layout.cell, palette(layout.colors)
+    for modules in read_colors(
+        pixels, blocks[HEADER_BLOCKS:start], known, blocks[start:stop], layout.module, palette(layout.colors)
     ):
-        data = layout.from_cells(cells[:count], layout.block_bytes)
+        data = layout.from_modules(modules[:count], layout.block_bytes)
         failed = np.full(data.shape, zlib.crc32(np.ascontiguousarray(data).tobytes()) != header.check)
         if failed.any() and layout.parity:
-            data, failed = layout.mend(data, layout.from_cells(cells[count:], layout.room // 8))
+            data, failed = layout.correct(data, layout.from_modules(modules[count:], layout.capacity // 8))
             if not failed.any():
                 failed[:] = zlib.crc32(data.tobytes()) != header.check
-        yield layout.unpack(data)[: header.symbols], ~layout.touched(failed)[: header.symbols]
+        yield layout.unpack(data)[: header.symbols], ~layout.affected(failed)[: header.symbols]

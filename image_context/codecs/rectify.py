@@ -1,4 +1,4 @@
-"""Where a codebook page lies in an image: straight, rescaled, turned by quarters, or, by its bull's-eyes, in perspective."""
+"""Where a codebook page lies in an image: straight, rescaled, turned by quarters, or, by its finder patterns, in perspective."""
 
 from collections.abc import Callable, Iterator
 from itertools import combinations, product
@@ -12,13 +12,13 @@ from image_context.codecs.encoded import BLOCK
 
 HEADER_REACH = 8  # blocks of a page's beginning in which its header stands, corners included
 MAX_BLOCKS = 160  # on a side of a page that is looked for
-LIKENESS = 0.6  # correlation above which something is a bull's-eye
+LIKENESS = 0.6  # correlation above which something is a finder pattern
 SIZES = np.geomspace(0.4, 2.0, 24)  # of a block, in 28 pixels
 COARSE = 3  # every so many of them are tried first
 
 
 def bullseye(size: float, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """A bull's-eye for blocks of `size` x 28 pixels, sampled on pixels -reach .. reach: values in [0, 1], and its disc."""
+    """A finder pattern for blocks of `size` x 28 pixels, sampled on pixels -reach .. reach: values in [0, 1], and its disc."""
     grid = (np.arange(-4 * reach, 4 * reach + 1) / 4)[:, None]
     radius = np.hypot(grid, grid.T) / size
     fine = np.select([radius < 4.5, radius < 8.5, radius < 12.5], [0.0, 1.0, 0.0], 1.0)
@@ -27,14 +27,14 @@ def bullseye(size: float, reach: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_bullseye() -> np.ndarray:
-    """Pixels (28, 28) uint8 of a bull's-eye whose center is the block's."""
+    """Pixels (28, 28) uint8 of a finder pattern whose center is the block's."""
     grid = ((np.arange(4 * BLOCK) + 0.5) / 4 - BLOCK / 2)[:, None]
     radius = np.hypot(grid, grid.T)
     fine = np.select([radius < 4.5, radius < 8.5, radius < 12.5], [0.0, 1.0, 0.0], 1.0)
     return (fine.reshape(BLOCK, 4, BLOCK, 4).mean((1, 3)) * 255).round().astype(np.uint8)
 
 
-BULLSEYE = draw_bullseye()
+FINDER = draw_bullseye()
 
 
 def candidates(image: Image.Image, has_header: Callable[[np.ndarray, bool], bool]) -> Iterator[tuple[np.ndarray, bool]]:
@@ -79,7 +79,7 @@ def _by_size(image: Image.Image, has_header) -> Iterator[tuple[np.ndarray, bool]
 def _by_bullseyes(
     image: Image.Image, corners: np.ndarray, block: float, has_header
 ) -> Iterator[tuple[np.ndarray, bool]]:
-    """The page lies between bull's-eyes at `corners` (4, 2), clockwise from its upper left, with blocks of `block` pixels."""
+    """The page lies between finder patterns at `corners` (4, 2), clockwise from its upper left, with blocks of `block` pixels."""
     top, right, bottom, left = (np.linalg.norm(corners[i] - corners[(i + 1) % 4]) for i in range(4))
     wide, high = (top + bottom) / 2 / block, (left + right) / 2 / block  # blocks between the centers
     around = [0, *(sign * step for step in range(1, 3 + round(0.06 * max(wide, high))) for sign in (1, -1))]
@@ -99,7 +99,7 @@ def _by_bullseyes(
 
 
 def find_bullseyes(gray: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """Centers (4, 2) x, y of the bull's-eyes near the corners (clockwise from the upper left) and the pixels of a block.
+    """Centers (4, 2) x, y of the finder patterns near the corners (clockwise from the upper left) and the pixels of a block.
 
     gray (H, W), 0 to 255; None where one of the four is not found.
     """
@@ -132,7 +132,7 @@ def find_bullseyes(gray: np.ndarray) -> tuple[np.ndarray, float] | None:
 
 
 def _correlate(parts: np.ndarray, size: float) -> np.ndarray:
-    """Normalized cross-correlation (4, H, W) of image parts (4, H, W) with a bull's-eye, over its disc."""
+    """Normalized cross-correlation (4, H, W) of image parts (4, H, W) with a finder pattern, over its disc."""
     reach = int(np.ceil(13.5 * size))
     template, disc = bullseye(size, reach)
     count = disc.sum()

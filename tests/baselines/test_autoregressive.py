@@ -20,8 +20,8 @@ def test_it_learns_and_reports(data, call, tmp_path):
     assert call(autoregressive, "--data_path", data, "--output_dir", tmp_path, *SMALL, "--epochs", 2) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["nll"] < 0.75 * math.log(300)
-    assert 0 <= report["brier_lm"] < 1 and report["calls_per_token"] == 1
-    assert report["flops_per_token_and_call"] > 2 * (report["parameters"] - 2 * 301 * 32)
+    assert 0 <= report["brier_lm"] < 1 and report["nfe_per_token"] == 1
+    assert report["flops_per_token_and_pass"] > 2 * (report["parameters"] - 2 * 301 * 32)
 
     model = autoregressive.LlamaForCausalLM.from_pretrained(tmp_path / "model").eval()
     runtime = autoregressive.device.start("cpu", 0, "fp32")

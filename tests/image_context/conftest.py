@@ -1,11 +1,11 @@
-"""A small tokenizer and a reader with random weights."""
+"""A small tokenizer and a VLM with random weights."""
 
 import pytest
 import torch
 
 from corpus.tokenizer import train_bpe
-from image_context.model import build_reader
-from image_context.reader import python_text
+from image_context.model import build_vlm
+from image_context.vlm import python_text
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +14,6 @@ def bpe():
 
 
 @pytest.fixture(scope="session")
-def reader(bpe):
+def vlm(bpe):
     torch.manual_seed(0)
-    return build_reader("tiny", bpe)
+    return build_vlm("tiny", bpe)

@@ -14,9 +14,9 @@ from image_context import convert
 from image_context.augment import augment
 from image_context.codecs import DamagedCode, build_codec
 from image_context.codecs.encoded import BLOCK
-from image_context.codecs.layout import CELLS, COLORS, Layout
+from image_context.codecs.layout import COLORS, MODULES, Layout
 from image_context.codecs.page import Header
-from image_context.codecs.rectify import BULLSEYE
+from image_context.codecs.rectify import FINDER
 from kit.errors import UserError
 
 # any character that is one: everything but halves of surrogate pairs
@@ -30,7 +30,7 @@ SAMPLE = 'The quick brown fox, 灵根育孕源流出，心性修持大道生。\
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"frame": "fiducials", "parity": 24}, {"frame": "none"}, {"payload": "zstd"}, {"colors": 64, "cell": 2}, {"colors": 2, "cell": 7},
+    {}, {"frame": "fiducials", "parity": 24}, {"frame": "none"}, {"payload": "zstd"}, {"colors": 64, "module": 2}, {"colors": 2, "module": 7},
 ], ids=str)  # fmt: skip
 @QUICK
 @given(text=TEXTS)
@@ -61,19 +61,19 @@ def test_every_qr_version_and_level_is_filled_and_read(level):
 
 
 @pytest.mark.parametrize("colors", COLORS)
-@pytest.mark.parametrize("cell", CELLS)
-def test_every_palette_and_cell_size(colors, cell):
-    if (BLOCK // cell) ** 2 * (colors.bit_length() - 1) < 8:
+@pytest.mark.parametrize("module", MODULES)
+def test_every_palette_and_module_size(colors, module):
+    if (BLOCK // module) ** 2 * (colors.bit_length() - 1) < 8:
         with pytest.raises(UserError, match="no symbol of 8 bits"):
-            build_codec("codebook", colors=colors, cell=cell)
+            build_codec("codebook", colors=colors, module=module)
     else:
-        codec = build_codec("codebook", colors=colors, cell=cell)
+        codec = build_codec("codebook", colors=colors, module=module)
         assert codec.decode(codec.encode(SAMPLE).images) == SAMPLE
 
 
 def test_token_ids_travel_k_to_a_block_in_reading_order(bpe):
     codec = build_codec(
-        "codebook", payload="tokens", tokenizer=bpe, cell=7, colors=8, symbols_per_block=4, frame="none"
+        "codebook", payload="tokens", tokenizer=bpe, module=7, colors=8, symbols_per_block=4, frame="none"
     )
     encoded = codec.encode(SAMPLE)
     ids = [*bpe.encode(SAMPLE), bpe.vocab_size]
@@ -97,7 +97,7 @@ def test_long_texts_take_pages_that_may_come_in_any_order():
 
 
 def test_a_header_is_enough_to_read_a_page():
-    written = build_codec("codebook", colors=64, cell=2, parity=16, frame="fiducials", payload="zstd").encode(SAMPLE)
+    written = build_codec("codebook", colors=64, module=2, parity=16, frame="fiducials", payload="zstd").encode(SAMPLE)
     assert build_codec("codebook").decode(written.images) == SAMPLE
 
 
@@ -204,9 +204,9 @@ def test_a_codeword_beyond_mending_costs_no_other_byte():
     parity, m = layout.add_parity(data), layout.codewords(230)
     broken = data.copy().reshape(-1)
     broken[: 12 * m : m] ^= 0x55
-    mended, failed = layout.mend(broken.reshape(data.shape), parity)
+    corrected, failed = layout.correct(broken.reshape(data.shape), parity)
     assert m > 10 and failed.reshape(-1).nonzero()[0].tolist() == list(range(0, data.size, m))
-    assert (mended[~failed] == data[~failed]).all() and layout.touched(failed).sum() == failed.sum()
+    assert (corrected[~failed] == data[~failed]).all() and layout.affected(failed).sum() == failed.sum()
 
 
 def test_other_codes_in_the_picture_are_left_alone():
@@ -222,10 +222,10 @@ def test_other_codes_in_the_picture_are_left_alone():
 
 def test_bullseyes_that_are_not_four_are_no_page():
     lone = Image.new("RGB", (56, 56), "white")
-    lone.paste(Image.fromarray(BULLSEYE), (14, 14))
+    lone.paste(Image.fromarray(FINDER), (14, 14))
     strip = Image.new("RGB", (28, 140), "white")
     for y in (0, 112):
-        strip.paste(Image.fromarray(BULLSEYE), (0, y))
+        strip.paste(Image.fromarray(FINDER), (0, y))
     for image in (lone, strip):
         with pytest.raises(DamagedCode, match="no codebook page"):
             build_codec("codebook").decode([image])
@@ -261,7 +261,7 @@ def test_a_header_that_is_never_written_is_none():
     header = Header(layout, False, "bytes", 0, 0, 1, 5, 0, 0)
     assert Header.from_bytes(header.to_bytes()) == header
     strange_ones = (
-        replace(layout, cell=5),
+        replace(layout, module=5),
         replace(layout, colors=32),
         replace(layout, per_block=0),
         replace(layout, parity=255),
@@ -333,7 +333,7 @@ def test_render_refuses_a_character_without_glyph_and_a_missing_font():
     ("morse", {}, "unknown codec 'morse'; choose from text, render, codebook, qr"),
     ("codebook", {"colours": 8}, "codec codebook has no option 'colours'"),
     ("codebook", {"colors": 5}, "codebook colors 5: choose from 2, 4, 8, 16, 64"),
-    ("codebook", {"cell": 3}, "codebook cell 3"),
+    ("codebook", {"module": 3}, "codebook module 3"),
     ("codebook", {"payload": "tokens"}, "needs a tokenizer"),
     ("codebook", {"symbols_per_block": 99}, "18 symbols of 8 bits fit a block"),
     ("codebook", {"parity": 300}, "need 0 to 128"),

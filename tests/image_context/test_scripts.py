@@ -18,7 +18,7 @@ from tests.runs import load, rows, same_tensors
 
 CODEBOOK = {
     "codec": "codebook",
-    "options": {"payload": "tokens", "tokenizer": "model", "cell": 7, "symbols_per_block": 3, "frame": "none", "columns": 1},
+    "options": {"payload": "tokens", "tokenizer": "model", "module": 7, "symbols_per_block": 3, "frame": "none", "columns": 1},
 }  # fmt: skip
 
 
@@ -45,7 +45,7 @@ ON_CPU = ("--device", "cpu", "--precision", "fp32")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run folder with data, a trained reader and results."""
+    """A run folder with data, a trained vlm and results."""
     import sys
 
     folder = tmp_path_factory.mktemp("image_context")
@@ -104,7 +104,7 @@ def test_an_experiment_goes_on_where_it_stopped(run, call, tmp_path):
     assert all(row["prediction"] == whole[row["id"]]["prediction"] for row in rows)
 
 
-def test_results_hold_whatever_a_reader_says(tmp_path):
+def test_results_hold_whatever_a_vlm_says(tmp_path):
     path = tmp_path / "results.jsonl"
     said = [{"id": str(i), "prediction": f"a{c}b"} for i, c in enumerate("\x85\u2028\u2029\x0c\r")]
     lines = [json.dumps(row, ensure_ascii=False).encode() for row in said]
@@ -210,7 +210,7 @@ def test_wrong_folders_and_readers_are_refused(run, refused, tmp_path):
     assert "belongs to another config" in refused(
         train_lora, "--config", changed, "--output_dir", run, *ON_CPU, "--resume", "auto"
     )
-    assert "results of another config or reader" in refused(run_exp, *common)
+    assert "results of another config or vlm" in refused(run_exp, *common)
     assert (run / "results" / "results.jsonl").read_bytes() == before
     assert "was trained on its data" in refused(generate_train_data, "--config", config, "--output_dir", run)
     harder = write_config(tmp_path / "harder.yaml", data={"lengths": [7]})

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from corpus.tokenizer import load_tokenizer
-from image_context.metrics import interval, json_exact, leaf_f1, needle_hit, score
+from image_context.metrics import json_exact, leaf_f1, needle_hit, score
 from image_context.tasks import SPLITS, TASKS, make_sample, plain_ids, split_of
 from kit.errors import UserError
 
@@ -103,7 +103,7 @@ def test_error_rates_count_edits():
     assert score("random", "bcd", "abcd", [], list)["char_error_rate"] == 0.25
 
 
-def test_a_reader_that_loops_is_wrong_and_nothing_worse():
+def test_a_vlm_that_loops_is_wrong_and_nothing_worse():
     for loop in ("[" * 100_000, "[" * 900 + "]" * 900, '{"a":' * 5000):
         assert score("json", loop, '{"a": 1}', [], list)["json_f1"] == 0
 
@@ -112,10 +112,3 @@ def test_a_needle_is_found_in_text_without_spaces():
     for said in ("Arles的通行码是x7k2m9q。", "Code:x7k2m9q", "code=x7k2m9q", "It is **x7k2m9q**."):
         assert needle_hit(said, "x7k2m9q", ["zzz"])
     assert not needle_hit("x7k2m9qq", "x7k2m9q", []) and not needle_hit("ax7k2m9q", "x7k2m9q", [])
-
-
-def test_intervals_cover_and_never_leave_the_unit_for_shares():
-    assert interval([1.0] * 10)[1] == pytest.approx(1) and 0.6 < interval([1.0] * 10)[0] < 1
-    low, high = interval([0.2, 0.4, 0.6, 0.8] * 10)
-    assert low < 0.5 < high and high - low < 0.2
-    assert interval([1.0] * 31 + [31 / 32])[0] < interval([1.0] * 32)[0] < 0.9  # a slip does not make us surer

@@ -15,9 +15,9 @@ def test_logit_normal_has_the_mean_and_spread_it_was_given():
     assert abs(logit.mean() + 0.8) < 0.01 and abs(logit.std() - 0.8) < 0.01
 
 
-def test_fitted_times_follow_the_slope_of_the_loss():
+def test_the_adaptive_schedule_follows_the_slope_of_the_loss():
     """Loss that rises only between sigma 0.1 and 0.3: most times have to land there, all of them covered in part."""
-    sampler = TimeSampler("fitted", 0.0, 2.0)
+    sampler = TimeSampler("adaptive", 0.0, 2.0)
     runtime = device.start("cpu")
     for _ in range(5):
         sigma = torch.logspace(-2, 1.3, 2000)
@@ -33,7 +33,7 @@ def test_fitted_times_follow_the_slope_of_the_loss():
 
 
 def test_observed_losses_that_are_not_numbers_are_passed_over():
-    sampler = TimeSampler("fitted")
+    sampler = TimeSampler("adaptive")
     sampler.observe(torch.tensor([0.5, 0.5]), torch.tensor([math.nan, 2.0]))
     assert sampler.weight.sum() == 1 and sampler.loss_sum.sum() == 2
 
@@ -41,7 +41,7 @@ def test_observed_losses_that_are_not_numbers_are_passed_over():
 @pytest.mark.parametrize("t_start", [None, 0.3, 0.97, 0.995])
 @pytest.mark.parametrize("steps", [1, 2, 33])
 def test_grids_ascend_from_the_start_to_nearly_clean(t_start, steps):
-    grid = TimeSampler("fitted", 1.0, 1.2).grid(steps, t_start)
+    grid = TimeSampler("adaptive", 1.0, 1.2).grid(steps, t_start)
     assert len(grid) == steps and (grid.diff() > 0).all() and grid[0] > 0 and grid[-1] < 1
     if t_start is not None:
         assert grid[0] == pytest.approx(t_start)
@@ -59,7 +59,7 @@ def test_a_saved_sampler_of_several_ranks_goes_on_as_if_it_had_not_been_saved():
     runtime, ranks = Ranks(), []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        sampler = TimeSampler("fitted", 0.0, 2.0)
+        sampler = TimeSampler("adaptive", 0.0, 2.0)
         t = torch.rand(4000)
         sampler.observe(t, 3 * (1 - t) + 0.1 * torch.randn(4000))
         ranks.append(sampler)
@@ -78,7 +78,7 @@ def test_a_saved_sampler_of_several_ranks_goes_on_as_if_it_had_not_been_saved():
 
 def test_noise_of_another_size_moves_times_and_no_noise_level():
     u = torch.linspace(0.01, 0.99, 50)
-    for name in ("logit_normal", "fitted"):
+    for name in ("logit_normal", "adaptive"):
         one, small = TimeSampler(name, 0.0, 1.5), TimeSampler(name, 0.0, 1.5, noise_std=0.05)
         assert torch.allclose(sigma_of(one.sample(u)), 0.05 * sigma_of(small.sample(u)), rtol=1e-4)
         assert torch.allclose(sigma_of(one.grid(9)), 0.05 * sigma_of(small.grid(9)), rtol=1e-3)

@@ -31,7 +31,7 @@ def flow():
 class TwoPoints(Flow):
     """The exact conditional mean of a mixture: every number is +1 with probability 0.8, else -1."""
 
-    def predict(self, y, sigma, mask, known=None, x_prev=None):
+    def predict(self, y, sigma, mask, cond_mask=None, x_prev=None):
         logit = 2 * y / sigma.view(-1, 1, 1) ** 2 + math.log(0.8 / 0.2)
         mean = torch.tanh(logit / 2)
         return Prediction(mean, torch.zeros(*mask.shape, 1))
@@ -44,79 +44,82 @@ def test_samples_come_in_their_true_proportions(sampler, noise_std):
     grid = TimeSampler("logit_normal", 0.0, 1.5, noise_std=noise_std).grid(40)
     found = toy.sample(
         torch.ones(500, 8, dtype=torch.bool), grid, sampler, generator=torch.Generator().manual_seed(0)
-    ).x1
+    ).x_pred
     share = (found > 0).float().mean().item()
     assert (found.abs() > 0.9).float().mean() > 0.99
     assert abs(share - 0.8) < 4 * math.sqrt(0.16 / found.numel()) + 0.012
 
 
 def test_the_prediction_of_an_untrained_network_is_the_best_without_context():
-    """With both heads at zero x1_pred is y / (1 + sigma^2): the mean of a latent of unit spread given y."""
+    """With both heads at zero x_pred is y / (1 + sigma^2): the mean of a latent of unit spread given y."""
     untrained = Flow(TokComVAE(ARGS), DenoisedModel(ARGS))
     y = torch.randn(3, 8, 6)
     sigma = torch.tensor([0.1, 1.0, 5.0])
     guess = untrained.predict(y, sigma, torch.ones(3, 8, dtype=torch.bool))
     expected = y / (1 + sigma.view(3, 1, 1) ** 2)
-    assert torch.allclose(guess.x1, expected)
+    assert torch.allclose(guess.x_pred, expected)
     assert torch.allclose(guess.logits, untrained.vae.decode(expected), atol=1e-5)
 
 
 def test_noise_follows_the_path(flow):
-    x1, noise = torch.randn(2, 8, 6), torch.randn(2, 8, 6)
-    ends = [flow.add_noise(x1, torch.full((2,), t), noise) for t in (0.0, 1.0)]
-    assert torch.equal(ends[0], noise) and torch.equal(ends[1], x1)
-    assert torch.allclose(flow.add_noise(x1, torch.tensor([0.25, 0.25]), noise), 0.75 * noise + 0.25 * x1)
+    x, noise = torch.randn(2, 8, 6), torch.randn(2, 8, 6)
+    ends = [flow.add_noise(x, torch.full((2,), t), noise) for t in (0.0, 1.0)]
+    assert torch.equal(ends[0], noise) and torch.equal(ends[1], x)
+    assert torch.allclose(flow.add_noise(x, torch.tensor([0.25, 0.25]), noise), 0.75 * noise + 0.25 * x)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_known_positions_stay_untouched(flow, sampler, guidance):
     clean = torch.randn(3, 8, 6)
-    known = (torch.arange(8) < 5).expand(3, 8)
+    cond_mask = (torch.arange(8) < 5).expand(3, 8)
     mask = torch.ones(3, 8, dtype=torch.bool)
-    looks = []
+    passes = []
     predict = flow.predict
-    flow.predict = lambda y, sigma, mask, known, x_prev: (
-        looks.append((y, known)) or predict(y, sigma, mask, known, x_prev)
+    flow.predict = lambda y, sigma, mask, cond_mask, x_prev: (
+        passes.append((y, cond_mask)) or predict(y, sigma, mask, cond_mask, x_prev)
     )
-    found = flow.sample(mask, TimeSampler("uniform").grid(5), sampler, known=known, clean=clean, guidance=guidance)
-    assert all(torch.equal(y[:, :5], clean[:, :5]) for y, given in looks if given is not None)
-    assert torch.allclose(found.x1[known], clean[known])
-    assert found.x1[~known].isfinite().all()
+    found = flow.sample(
+        mask, TimeSampler("uniform").grid(5), sampler, cond_mask=cond_mask, cond_latents=clean, guidance=guidance
+    )
+    assert all(torch.equal(y[:, :5], clean[:, :5]) for y, given in passes if given is not None)
+    assert torch.allclose(found.x_pred[cond_mask], clean[cond_mask])
+    assert found.x_pred[~cond_mask].isfinite().all()
 
 
 def test_a_prompt_changes_what_follows(flow):
-    known = (torch.arange(8) < 5).expand(1, 8)
+    cond_mask = (torch.arange(8) < 5).expand(1, 8)
     mask = torch.ones(1, 8, dtype=torch.bool)
     y, sigma = torch.randn(1, 8, 6), torch.ones(1)
     one, other = (
-        flow.predict(torch.where(known.unsqueeze(-1), torch.randn(1, 8, 6), y), sigma, mask, known) for _ in "ab"
+        flow.predict(torch.where(cond_mask.unsqueeze(-1), torch.randn(1, 8, 6), y), sigma, mask, cond_mask)
+        for _ in "ab"
     )
-    assert not torch.allclose(one.x1[:, 5:], other.x1[:, 5:])
+    assert not torch.allclose(one.x_pred[:, 5:], other.x_pred[:, 5:])
 
 
 def test_padding_changes_nothing(flow):
     y, sigma = torch.randn(1, 8, 6), torch.tensor([0.7])
     mask = torch.arange(8)[None] < 5
     moved = torch.where(mask.unsqueeze(-1), y, 100 * torch.randn(1, 8, 6))
-    first, second = (flow.predict(each, sigma, mask).x1[:, :5] for each in (y, moved))
+    first, second = (flow.predict(each, sigma, mask).x_pred[:, :5] for each in (y, moved))
     assert torch.allclose(first, second)
-    alone = flow.predict(y[:, :5], sigma, mask[:, :5]).x1
+    alone = flow.predict(y[:, :5], sigma, mask[:, :5]).x_pred
     assert torch.allclose(first, alone, atol=1e-5)
 
 
 def test_losses_count_neither_padding_nor_prompts(flow):
     tokens = torch.randint(20, (2, 32))
     mask = torch.arange(32) < torch.tensor([[32], [18]])
-    known = torch.arange(8) < torch.tensor([[3], [0]])
+    cond_mask = torch.arange(8) < torch.tensor([[3], [0]])
     t, noise = torch.tensor([0.4, 0.6]), torch.randn(2, 8, 6)
-    _, ce, mse = flow(tokens, mask, t, noise, known, False)
-    flow_again = flow(torch.where(mask, tokens, (tokens + 1) % 20), mask, t, noise, known, False)
+    _, ce, mse = flow(tokens, mask, t, noise, cond_mask, False)
+    flow_again = flow(torch.where(mask, tokens, (tokens + 1) % 20), mask, t, noise, cond_mask, False)
     assert torch.allclose(ce, flow_again[1]) and torch.allclose(mse, flow_again[2])
-    x1 = flow.vae.encode(tokens, mask)
+    x = flow.vae.encode(tokens, mask)
     sigma = (1 - t) / t
-    y = x1 + torch.where(known, 0.0, sigma[:, None]).unsqueeze(-1) * noise
-    guess = flow.predict(y, sigma, torch.arange(8) < torch.tensor([[8], [5]]), known)
+    y = x + torch.where(cond_mask, 0.0, sigma[:, None]).unsqueeze(-1) * noise
+    guess = flow.predict(y, sigma, torch.arange(8) < torch.tensor([[8], [5]]), cond_mask)
     nll = token_nll(guess.logits, tokens)
     assert ce[0].item() == pytest.approx(nll[0, 12:].mean().item(), rel=1e-4)
     assert ce[1].item() == pytest.approx(nll[1, :18].mean().item(), rel=1e-4)
@@ -127,8 +130,8 @@ def test_only_squared_error_moves_the_mean_head(flow):
     flow.mse_weight = 0.0
     tokens = torch.randint(20, (2, 32))
     mask = torch.ones(2, 32, dtype=torch.bool)
-    known = torch.zeros(2, 8, dtype=torch.bool)
-    loss, _, _ = flow(tokens, mask, torch.tensor([0.3, 0.7]), torch.randn(2, 8, 6), known, False)
+    cond_mask = torch.zeros(2, 8, dtype=torch.bool)
+    loss, _, _ = flow(tokens, mask, torch.tensor([0.3, 0.7]), torch.randn(2, 8, 6), cond_mask, False)
     loss.backward()
     assert flow.denoiser.mean.weight.grad is None or not flow.denoiser.mean.weight.grad.any()
     assert flow.denoiser.expect.weight.grad is None or not flow.denoiser.expect.weight.grad.any()

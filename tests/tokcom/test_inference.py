@@ -163,14 +163,14 @@ def test_a_report_has_every_number_and_figure(call, refused, data, trained, tmp_
     accuracies = list(report["reconstruction_at_noise"].values())
     assert accuracies[0] >= accuracies[-1]
     assert [row["noise_level"] for row in report["denoise"]] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-    assert all(0 <= row["alone"] <= 1 for row in report["denoise"])
+    assert all(0 <= row["no_context"] <= 1 for row in report["denoise"])
     half = report["denoise"][4]
-    assert half["model"] > half["direct"] + 0.05
-    assert [row["calls"] for row in report["calls"]] == [1, 2, 4, 8, 16, 32, 64]
+    assert half["model"] > half["decoder_only"] + 0.05
+    assert [row["nfe"] for row in report["by_nfe"]] == [1, 2, 4, 8, 16, 32, 64]
     assert 0 < report["active_dims"] <= report["latent_dim"] == 24
     assert report["nll"] == pytest.approx(sum(report["bound"][part] for part in ("reading", "flow", "prior")))
     assert report["round_trip"]["tokens"] > 1000 and 0.9 < report["round_trip"]["recovered"] <= 1
-    for name in ("reconstruction", "calls", "schedule", "map"):
+    for name in ("reconstruction", "nfe", "schedule", "map"):
         assert np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")).std() > 5
     assert "holds a VAE only" in refused(evaluate, "--checkpoint", trained / "best_vae.pt", *options)
 

@@ -66,7 +66,7 @@ def test_the_v5_2_preset_is_the_seeds():
 
 
 def test_the_base_preset_has_about_a_hundred_million_parameters():
-    args = from_dict(ModelArgs, PRESETS["base"] | {"vocab_size": 8192, "omni_token_id": 8192})
+    args = from_dict(ModelArgs, PRESETS["base"] | {"vocab_size": 8192, "mask_token_id": 8192})
     with torch.device("meta"):
         count = sum(p.numel() for model in (TokComVAE(args), DenoisedModel(args)) for p in model.parameters())
     assert 80e6 < count < 120e6

@@ -32,7 +32,7 @@ def test_checkpoints_hold_what_the_seed_says(trained):
     for name in ("vae", "diffusion"):
         state = load(trained / f"best_{name}.pt")
         assert keys <= state.keys() and state["stage"] == name
-        assert state["model_args"]["vocab_size"] == state["model_args"]["omni_token_id"] == 300
+        assert state["model_args"]["vocab_size"] == state["model_args"]["mask_token_id"] == 300
         assert state["val_loss"] == min(rows(trained, f"{name}/val_loss").values())
 
 

@@ -12,7 +12,7 @@ from vit_cifar10.pretrained import build_model
 from vit_cifar10.train import parse_args
 from vit_cifar10.weights import TimmWeights
 
-SMALL = {"img_size": 32, "patch_size": 8, "dim": 48, "depth": 3, "heads": 3, "num_classes": 7}
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
 
 
 def preset(name, monkeypatch):
@@ -86,12 +86,12 @@ def test_presets_have_the_size_they_claim(name, low, high, monkeypatch):
     assert len(convolutions) == 1 and convolutions[0].stride == convolutions[0].kernel_size
 
 
-def test_the_seed_preset_is_the_seeds_recipe(monkeypatch):
-    config = preset("seed", monkeypatch)
+def test_the_preset_reference_is_the_reference_recipe(monkeypatch):
+    config = preset("reference", monkeypatch)
     expected = {
-        "img_size": 224, "patch_size": 16, "dim": 384, "depth": 6, "heads": 6, "optimizer": "adamw", "lr": 3e-4,
+        "img_size": 224, "patch_size": 16, "embed_dim": 384, "depth": 6, "num_heads": 6, "optimizer": "adamw", "lr": 3e-4,
         "weight_decay": 0.1, "schedule": "cosine", "batch_size": 64, "epochs": 20, "crop_padding": 4, "mixup": 0.0,
-        "cutmix": 0.0, "label_smoothing": 0.0, "dropout": 0.0, "drop_path": 0.0, "warmup_share": 0.0,
+        "cutmix": 0.0, "label_smoothing": 0.0, "dropout": 0.0, "drop_path": 0.0, "warmup_fraction": 0.0,
     }  # fmt: skip
     assert {name: config[name] for name in expected} == expected
 

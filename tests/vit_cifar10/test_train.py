@@ -102,7 +102,7 @@ def test_a_loss_that_is_no_number_stops_the_run(refused, images, tmp_path):
         "adamw",
         "--lr",
         "1e30",
-        "--warmup_share",
+        "--warmup_fraction",
         0,
         "--output_dir",
         tmp_path,
@@ -117,7 +117,7 @@ def test_a_loss_that_is_no_number_stops_the_run(refused, images, tmp_path):
         (["--data_path", "empty"], "holds neither"),
         (["--data_path", "hollow"], "no folder of images for each class"),
         (["--patch_size", "5"], "no multiple of --patch_size"),
-        (["--heads", "5"], "no multiple of --heads"),
+        (["--num_heads", "5"], "no multiple of --num_heads"),
         (["--time_budget", "soon"], "for example 10m"),
         (["--val_images", "500"], "only 200 training images"),
         (["--batch_size", "500"], "fewer than one step"),
@@ -143,7 +143,7 @@ def test_bad_input_is_one_line(refused, images, tmp_path, monkeypatch, options, 
 
 def test_a_checkpoint_of_another_network_or_other_classes_is_refused(refused, trained, images, class_folders, tmp_path):
     resume = ("--resume", trained / "last.pth", "--output_dir", tmp_path)
-    assert "--dim 64, not 32" in refused(train, "--data_path", images, *SHORT, "--dim", 32, *resume)
+    assert "--embed_dim 64, not 32" in refused(train, "--data_path", images, *SHORT, "--embed_dim", 32, *resume)
     assert "classes differ: ant, bee, cow" in refused(
         train, "--data_path", class_folders, *SHORT, "--val_images", 9, *resume
     )

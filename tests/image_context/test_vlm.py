@@ -1,4 +1,4 @@
-"""What a reader is given: counts, labels and masks; and that the real processors are given the same."""
+"""What a VLM is given: counts, labels and masks; and that the real processors are given the same."""
 
 import numpy as np
 import pytest
@@ -13,9 +13,9 @@ from image_context.model import (
     AnswerLoss,
     add_lora,
     answer,
-    build_reader,
+    build_vlm,
     embed_pools,
-    load_reader,
+    load_vlm,
     trainable_share,
 )
 from image_context.tasks import make_sample
@@ -25,7 +25,7 @@ from kit.errors import UserError
 @pytest.fixture(scope="module")
 def codec(bpe):
     return build_codec(
-        "codebook", payload="tokens", tokenizer=bpe, cell=7, symbols_per_block=3, frame="none", columns=1
+        "codebook", payload="tokens", tokenizer=bpe, module=7, symbols_per_block=3, frame="none", columns=1
     )  # fmt: skip
 
 
@@ -33,12 +33,12 @@ def documents(bpe, *lengths):
     return [make_sample("random", length, "train", i, bpe) for i, length in enumerate(lengths)]
 
 
-def test_loss_lies_on_the_answer_and_its_end_alone(reader, bpe, codec):
+def test_loss_lies_on_the_answer_and_its_end_alone(vlm, bpe, codec):
     samples = documents(bpe, 24, 40)
     batch = prepare(
-        reader, [codec.encode(s.document) for s in samples], [s.question for s in samples], [s.answer for s in samples]
+        vlm, [codec.encode(s.document) for s in samples], [s.question for s in samples], [s.answer for s in samples]
     )
-    end = reader.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    end = vlm.tokenizer.convert_tokens_to_ids("<|im_end|>")
     for row, sample in enumerate(samples):
         labels = batch["labels"][row]
         assert labels[labels != IGNORED].tolist() == [*bpe.encode(sample.answer).tolist(), end]
@@ -47,41 +47,41 @@ def test_loss_lies_on_the_answer_and_its_end_alone(reader, bpe, codec):
         assert not (seen & ~batch["attention_mask"][row].bool()).any()
 
 
-def test_image_tokens_are_as_many_as_blocks_and_never_cut(reader, bpe, codec):
+def test_image_tokens_are_as_many_as_blocks_and_never_cut(vlm, bpe, codec):
     for length in (24, 600):
         sample = documents(bpe, length)[0]
         encoded = codec.encode(sample.document)
-        batch = prepare(reader, [encoded], [sample.question])
-        image = reader.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        batch = prepare(vlm, [encoded], [sample.question])
+        image = vlm.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         assert int((batch["input_ids"] == image).sum()) == codec.visual_tokens(encoded) >= -(-(length + 1) // 3)
-        found = costs(reader, batch, 0, encoded, sample)
+        found = costs(vlm, batch, 0, encoded, sample)
         assert found["visual_tokens"] == codec.visual_tokens(encoded) and found["context_tokens"] == length
         assert found["total_tokens"] == batch["input_ids"].shape[1] == found["visual_tokens"] + found["text_tokens"]
 
 
-def test_pages_reach_the_patches_bit_for_bit(reader, codec, bpe):
+def test_pages_reach_the_patches_bit_for_bit(vlm, codec, bpe):
     encoded = codec.encode(documents(bpe, 30)[0].document)
-    batch = prepare(reader, [encoded], ["?"])
-    mean, std = (torch.tensor(getattr(reader.processor.image_processor, name)) for name in ("image_mean", "image_std"))
+    batch = prepare(vlm, [encoded], ["?"])
+    mean, std = (torch.tensor(getattr(vlm.processor.image_processor, name)) for name in ("image_mean", "image_std"))
     patches = batch["pixel_values"].view(-1, 3, 2, 14, 14)[:, :, 0] * std[:, None, None] + mean[:, None, None]
     page = np.asarray(encoded.images[0])
     first = (patches[:4] * 255).round().byte().view(2, 2, 3, 14, 14).permute(0, 3, 1, 4, 2).reshape(28, 28, 3)
     assert np.array_equal(first.numpy(), page[:28, :28])
 
 
-def test_padding_changes_no_answer(reader, bpe, codec):
-    reader.model.eval()
+def test_padding_changes_no_answer(vlm, bpe, codec):
+    vlm.model.eval()
     samples = documents(bpe, 12, 60)
     encoded = [codec.encode(s.document) for s in samples]
-    together = answer(reader, prepare(reader, encoded, [s.question for s in samples]), 6)
-    alone = [answer(reader, prepare(reader, [e], [s.question]), 6)[0] for e, s in zip(encoded, samples)]
+    together = answer(vlm, prepare(vlm, encoded, [s.question for s in samples]), 6)
+    alone = [answer(vlm, prepare(vlm, [e], [s.question]), 6)[0] for e, s in zip(encoded, samples)]
     assert together == alone
 
 
-def test_the_quick_forms_compute_what_transformers_does(reader, bpe, codec):
+def test_the_quick_forms_compute_what_transformers_does(vlm, bpe, codec):
     samples = documents(bpe, 20, 20)
-    batch = prepare(reader, [codec.encode(s.document) for s in samples], ["?", "?"])
-    visual = reader.model.model.visual
+    batch = prepare(vlm, [codec.encode(s.document) for s in samples], ["?", "?"])
+    visual = vlm.model.model.visual
     quick = visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"]).pooler_output
     classes = [(m, m.__class__) for m in (visual.patch_embed, *(b.attn for b in visual.blocks))]
     try:
@@ -94,39 +94,39 @@ def test_the_quick_forms_compute_what_transformers_does(reader, bpe, codec):
     assert torch.allclose(quick, plain, atol=1e-5)
 
 
-def test_pooled_embeddings_are_means_of_their_groups(reader, bpe):
+def test_pooled_embeddings_are_means_of_their_groups(vlm, bpe):
     sample = documents(bpe, 10)[0]
     codec = build_codec("pool", ratio=4, tokenizer=bpe)
     encoded = codec.encode(sample.document)
-    batch = prepare(reader, [encoded], ["?"])
-    place = reader.tokenizer.convert_tokens_to_ids(POOLED)
+    batch = prepare(vlm, [encoded], ["?"])
+    place = vlm.tokenizer.convert_tokens_to_ids(POOLED)
     assert int((batch["input_ids"] == place).sum()) == 3 == codec.visual_tokens(encoded)
-    embedded = embed_pools(reader.model, batch)["inputs_embeds"][batch["input_ids"] == place]
-    table = reader.model.get_input_embeddings().weight
+    embedded = embed_pools(vlm.model, batch)["inputs_embeds"][batch["input_ids"] == place]
+    table = vlm.model.get_input_embeddings().weight
     ids = torch.from_numpy(bpe.encode(sample.document).astype("int64"))
     assert torch.allclose(embedded[0], table[ids[:4]].mean(0), atol=1e-6)
     assert torch.allclose(embedded[2], table[ids[8:]].mean(0), atol=1e-6)
-    loss, _ = AnswerLoss(reader.model)(prepare(reader, [encoded], ["?"], ["yes"]))
-    assert torch.isfinite(loss) and isinstance(answer(reader, batch, 3)[0], str)
+    loss, _ = AnswerLoss(vlm.model)(prepare(vlm, [encoded], ["?"], ["yes"]))
+    assert torch.isfinite(loss) and isinstance(answer(vlm, batch, 3)[0], str)
 
 
-def test_images_and_means_share_a_batch(reader, bpe, codec):
+def test_images_and_means_share_a_batch(vlm, bpe, codec):
     sample = documents(bpe, 10)[0]
     pool = build_codec("pool", ratio=4, tokenizer=bpe)
     both = [codec.encode(sample.document), pool.encode(sample.document)]
-    reader.model.eval()
-    loss = AnswerLoss(reader.model)
+    vlm.model.eval()
+    loss = AnswerLoss(vlm.model)
 
     def of(encoded):
-        return loss(prepare(reader, encoded, ["?"] * len(encoded), [sample.answer] * len(encoded)))[0]
+        return loss(prepare(vlm, encoded, ["?"] * len(encoded), [sample.answer] * len(encoded)))[0]
 
     assert torch.allclose(of(both), (of(both[:1]) + of(both[1:])) / 2, atol=1e-4)
 
 
 def test_lora_reaches_language_and_vision_and_comes_back(bpe, tmp_path):
-    base = build_reader("tiny", bpe)
+    base = build_vlm("tiny", bpe)
     base.save(tmp_path / "base")
-    adapted = load_reader(str(tmp_path / "base"))
+    adapted = load_vlm(str(tmp_path / "base"))
     add_lora(adapted, 4, 8, 0.0)
     trained = [name for name, p in adapted.model.named_parameters() if p.requires_grad]
     assert any("visual" in n and "attn.qkv" in n for n in trained) and any("merger.mlp" in n for n in trained)
@@ -137,38 +137,38 @@ def test_lora_reaches_language_and_vision_and_comes_back(bpe, tmp_path):
             if parameter.requires_grad:
                 parameter.add_(0.05)
     adapted.save(tmp_path / "adapter")
-    again = load_reader(str(tmp_path / "adapter"))
+    again = load_vlm(str(tmp_path / "adapter"))
     batch = prepare(adapted, [Encoded(text="a text")], ["?"], ["yes"])
     adapted.model.eval(), again.model.eval()
     assert torch.allclose(AnswerLoss(adapted.model)(batch)[0], AnswerLoss(again.model)(batch)[0], atol=1e-5)
     assert not torch.allclose(
-        AnswerLoss(load_reader(str(tmp_path / "base")).model)(batch)[0], AnswerLoss(again.model)(batch)[0]
+        AnswerLoss(load_vlm(str(tmp_path / "base")).model)(batch)[0], AnswerLoss(again.model)(batch)[0]
     )
 
 
-def test_what_is_no_reader_is_refused(bpe, tmp_path):
+def test_what_is_no_vlm_is_refused(bpe, tmp_path):
     with pytest.raises(UserError, match="holds neither a model"):
-        load_reader(str(tmp_path))
+        load_vlm(str(tmp_path))
     with pytest.raises(UserError, match="no size 'huge'"):
-        build_reader("huge", bpe)
+        build_vlm("huge", bpe)
 
 
-def test_the_real_processor_is_given_the_same(reader, bpe, codec, shared):
+def test_the_real_processor_is_given_the_same(vlm, bpe, codec, shared):
     """Qwen2-VL's own preprocessing settings, chat template and tokenizer: same counts, labels on the answer alone."""
     import json
 
     from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
-    from image_context.model import Reader
+    from image_context.model import VLM
 
     folder = shared / "qwen_vl_processor" / "qwen2-vl"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(shared / "tokenizers" / "qwen2.5")
     template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
     images = Qwen2VLImageProcessor.from_pretrained(folder)
     processor = Qwen2VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(), chat_template=template)
-    real = Reader(reader.model, processor, "real")
+    real = VLM(vlm.model, processor, "real")
     qwen_codec = build_codec(
-        "codebook", payload="tokens", tokenizer=real.vocabulary, colors=8, cell=4, frame="none", columns=1, max_side=200
+        "codebook", payload="tokens", tokenizer=real.vocabulary, colors=8, module=4, frame="none", columns=1, max_side=200
     )  # fmt: skip
     sample = make_sample("json", 512, "eval", 0, real.vocabulary)
     encoded = qwen_codec.encode(sample.document)

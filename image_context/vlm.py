@@ -1,4 +1,4 @@
-"""The reader that a config names: loaded, or built here with a tokenizer trained on the text every Python carries."""
+"""The VLM that a config names: loaded, or built here with a tokenizer trained on the text every Python carries."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ import torch
 from corpus.documents import documents, python_sources
 from corpus.tokenizer import load_tokenizer, train_bpe
 from image_context.config import ModelConfig
-from image_context.model import BUILT, MAX_PIXELS, Reader, adapter_base, build_reader, load_reader
+from image_context.model import BUILT, MAX_PIXELS, VLM, adapter_base, build_vlm, load_vlm
 from kit.device import Runtime
 from kit.errors import UserError
 
 SAMPLE_CHARACTERS = 2_000_000  # that the tokenizer is trained on
 
 
-def open_reader(config: ModelConfig, runtime: Runtime, folder: Path, lora_path: str | None = None) -> Reader:
-    """The reader of a run in `folder`, on the runtime's device.
+def open_vlm(config: ModelConfig, runtime: Runtime, folder: Path, lora_path: str | None = None) -> VLM:
+    """The VLM of a run in `folder`, on the runtime's device.
 
     `lora_path`: a folder that train_lora wrote, an adapter's or a whole model's. Without one, a model that is built here has
     random weights and keeps its tokenizer in `folder`/tokenizer.json, where the next call finds it. Raises UserError for an
@@ -25,9 +25,9 @@ def open_reader(config: ModelConfig, runtime: Runtime, folder: Path, lora_path: 
     options = {"device": runtime.device, "dtype": dtype, "qlora": config.qlora, "max_pixels": config.max_pixels}
     if lora_path is not None:
         check_base(Path(lora_path), config.name)
-        return load_reader(lora_path, **options)
+        return load_vlm(lora_path, **options)
     if config.name not in BUILT:
-        return load_reader(config.name, **options)
+        return load_vlm(config.name, **options)
     path = folder / "tokenizer.json"
     if not path.is_file():
         train_bpe(python_text(), config.vocab_size).save(path)
@@ -36,9 +36,9 @@ def open_reader(config: ModelConfig, runtime: Runtime, folder: Path, lora_path: 
         raise UserError(
             f"{path} has {tokenizer.vocab_size} tokens, and the config says {config.vocab_size}: choose another --output_dir"
         )
-    reader = build_reader(config.name, tokenizer, config.max_pixels or MAX_PIXELS)
-    reader.model.to(runtime.device)
-    return reader
+    vlm = build_vlm(config.name, tokenizer, config.max_pixels or MAX_PIXELS)
+    vlm.model.to(runtime.device)
+    return vlm
 
 
 def check_base(folder: Path, name: str) -> None:

@@ -1,0 +1,208 @@
+"""Write the tables of all READMEs from the JSON files in results/.
+
+    python -m recipes.readme_tables            # rewrites what stands between <!-- table NAME --> and <!-- end -->
+    python -m recipes.readme_tables --check    # exit code 1 if a README differs from results/
+
+A README without the JSON of one of its tables is refused.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from kit.arguments import program
+from kit.errors import UserError, run
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+READMES = ("README.md", "tokcom/README.md", "image_context/README.md", "vit_cifar10/README.md")
+BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+DECODERS = {
+    "nearest": "nearest color", "unigram": "unigram posterior", "bigram": "bigram forward-backward",
+    "trigram": "trigram forward-backward", "network": "network alone", "hybrid": "**network with n-grams**",
+}  # fmt: skip
+IMAGE_ROWS = {
+    "codebook": "**codebook**: 3 tokens to a block, 8 colors, 7 px", "text": "text (plain tokens)",
+    "pool": "pool: means of 3 embeddings", "truncate": "truncate: the first third",
+    "render": "rendered page, not trained on", "codebook_external": "QR, not trained on",
+}  # fmt: skip
+VIT_ROWS = (
+    ("cpu", "`cifar`, ten minutes", "vit_cpu", "two CPU cores"), ("reference_20", "`reference`, 20 epochs", "vit_reference_20", "GPU"),
+    ("cifar_20", "`cifar`, 20 epochs", "vit_cifar_20", "GPU"), ("cifar_100", "`cifar`, 100 epochs", "vit_cifar_100", "GPU"),
+    ("cifar_300", "`cifar`, 300 epochs", "vit_cifar_300", "GPU"),
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = program(__doc__)
+    parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=False, help="compare, write nothing")
+    args = parser.parse_args()
+    stale = [name for name in READMES if not up_to_date(ROOT / name, write=not args.check)]
+    if stale:
+        print(("differs from results/: " if args.check else "written: ") + ", ".join(stale))
+    sys.exit(bool(stale and args.check))
+
+
+def up_to_date(path: Path, write: bool) -> bool:
+    """Whether the tables of a README are those of results/; writes them if `write`."""
+    text = path.read_text(encoding="utf-8")
+    new = BLOCK.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+    if write and new != text:
+        path.write_text(new, encoding="utf-8")
+    return new == text
+
+
+def load(name: str) -> dict:
+    path = RESULTS / name
+    if not path.is_file():
+        raise UserError(f"no {path}: run its recipe")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(header)]
+    lines += [["---"] * len(lines[0]), *map(list, rows)]
+    return (
+        "".join("| " + " | ".join(line) + " |\n" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
+    )
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}%"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The tables
+
+
+def recovery(name: str) -> str:
+    """Percent of test tokens recovered at each noise level, by every decoder; mean and deviation where there are seeds."""
+    found = load(name)
+    kinds = [kind for kind in DECODERS if kind in found["at_nearest_50"]]
+
+    def cell(value: dict) -> str:
+        spread = f" ± {value['std'] * 100:.1f}" if value.get("std") is not None else ""
+        return f"{value['mean'] * 100:.1f}{spread}"
+
+    rows = []
+    for row in sorted([*found["recovery"], found["at_nearest_50"]], key=lambda row: row["sigma"]):
+        mark = "**" if row is found["at_nearest_50"] else ""
+        rows.append([f"{mark}{row['sigma']:.3f}{mark}", *(cell(row[kind]) for kind in kinds)])
+    return table(["noise σ", *(DECODERS[kind] for kind in kinds)], rows)
+
+
+def ablations() -> str:
+    rows = load("ablations.json")["rows"]
+    levels = [level["sigma"] for level in sorted(rows[0]["recovery"], key=lambda level: level["sigma"])[1::2]]
+
+    def line(row: dict) -> list[str]:
+        at = {level["sigma"]: level["model"] for level in row["recovery"]}
+        near = [at[min(at, key=lambda sigma: abs(sigma - level))] for level in levels]
+        half = row["at_nearest_50"]
+        return [row["label"], str(row["steps"]), row["lr"], *map(percent, near), percent(half["model"])]
+
+    header = ["training", "steps", "rate", *(f"σ = {level:.2f}" for level in levels), "nearest color gets half"]
+    return table(header, map(line, rows))
+
+
+def model_sizes() -> str:
+    found = load("model_sizes.json")
+    rows = []
+    for row in found["rows"]:
+        parts = [percent(row[part] / row["flops_per_token"], 0) for part in ("trunk", "token_path", "vocabulary")]
+        size, flops = f"{row['parameters'] / 1e6:.1f} M", f"{row['flops_per_token'] / 1e6:.1f}"
+        rows.append([f"JiT-{row['size']}/{found['patch_size']}", size, flops, *parts])
+    return table(["preset", "parameters", "MFLOPs a token", "trunk", "token path", "vocabulary"], rows)
+
+
+def tokcom() -> str:
+    found = load("tokcom/cpu/report.json")
+    trip, denoise = found["round_trip"], found["denoise"]
+    facts = table(["", ""], [
+        ["held-out tokens reconstructed", percent(found["reconstruction"], 2)],
+        ["… with noise of 0.3 standard deviations on the vectors", percent(found["reconstruction_at_noise"]["0.3"], 2)],
+        ["dimensions in use", f"{found['active_dims']} of {found['latent_dim']}"],
+        ["variational bound of the whole model", f"{found['nll']:.2f} nats per token"],
+        [f"BrierLM of the next chunk, {found['num_steps']} forward passes", f"{found['brier_lm']:.3f}"],
+        [f"*Jane Eyre* ({trip['tokens']:,} tokens) through vectors and back", f"{percent(trip['recovered'], 2)} of tokens; to the letter with `--exact`"],
+        ["encoding, decoding it", f"{trip['encode_tokens_per_second']:,.0f} and {trip['decode_tokens_per_second']:,.0f} tokens/s"],
+    ])  # fmt: skip
+    levels = [row for row in denoise if 0.15 < row["noise_level"] < 0.75]
+    names = (
+        ("decoder_only", "decoder only"),
+        ("no_context", "network, each chunk without context"),
+        ("model", "**network**"),
+    )
+    rows = [[label, *(percent(row[name]) for row in levels)] for name, label in names]
+    return facts + "\n" + table(["noise level t", *(str(row["noise_level"]) for row in levels)], rows)
+
+
+def image_smoke() -> str:
+    points = load("image_context/smoke/summary.json")["points"]
+
+    def line(codec: str) -> list[str]:
+        mine = {point["augmentation"]: point for point in points if point["codec"] == codec}
+        cells = []
+        for level in ("clean", "light", "heavy"):
+            low, high = mine[level]["interval"]
+            cells.append(f"{percent(mine[level]['mean'])} [{percent(low, 0)}, {percent(high, 0)}]")
+        clean = mine["clean"]
+        return [IMAGE_ROWS[codec], f"{clean['visual_tokens']:.0f}", f"{clean['ratio_context']:.2f}", *cells]
+
+    header = ["32 random tokens as", "visual tokens", "ratio", "clean", "light", "heavy"]
+    return table(header, map(line, IMAGE_ROWS))
+
+
+def image_codecs() -> str:
+    found = load("image_context/codecs.json")
+
+    def line(row: dict) -> list[str]:
+        back = {r["augmentation"]: r for r in found["survival"] if r["codec"] == row["codec"]}
+        light = f"{back['light']['bytes_per_visual_token']:.1f}" if "light" in back else "–"
+        cells = [
+            f"{percent(back[level]['exact'])} of {back[level]['documents']:,}" if level in back else "–"
+            for level in ("light", "heavy")
+        ]
+        return [row["codec"], f"{row['bytes_per_visual_token']:.1f}", light, *cells]
+
+    header = [
+        "codec", "bytes per visual token: long clean text", "… with parity and finder patterns, 1,000 characters",
+        "documents read back after `light`", "… after `heavy`",
+    ]  # fmt: skip
+    return table(header, map(line, found["density"]))
+
+
+def vit_rows() -> str:
+    rows = []
+    for name, label, recipe, where in VIT_ROWS:
+        start = [f"{label} (`recipes/{recipe}.sh`)", where]
+        if not (RESULTS / "vit_cifar10" / f"{name}.json").is_file():
+            rows.append([*start, "not yet measured", "", "", ""])
+            continue
+        found = load(f"vit_cifar10/{name}.json")
+        first = found["runs"][0]
+        if found["accuracy_std"] is None:
+            low, high = first["accuracy_interval"]
+            spread = f"[{percent(low)}, {percent(high)}]"
+        else:
+            spread = f"± {percent(found['accuracy_std'])}"
+        speed = [
+            f"{first['images_seen']:,}",
+            f"{first['images_per_second']:,.0f}",
+            percent(first["matmul_fraction"], 0),
+        ]
+        rows.append([*start, f"**{percent(found['accuracy_mean'])}** {spread}", *speed])
+    return table(["row", "where", "test accuracy", "images seen", "images/s", "fraction of the matmul rate"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
+    "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
+    "image_smoke": image_smoke, "image_codecs": image_codecs, "vit_rows": vit_rows,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    run(main)

@@ -22,7 +22,7 @@ def collate(items: list[torch.Tensor], multiple: int = 1) -> dict:
 
 
 def batches(chunks: Chunks, order: Iterator[list[int]], multiple: int, num_workers: int = 0) -> DataLoader:
-    """A loader that reads the batches that `order` names; "index" (B,) says which chunks they hold."""
+    """A loader that reads the batches that `order` names; "index" (B,) gives the chunks' numbers."""
     numbered = _Numbered(chunks)
     return DataLoader(
         numbered, batch_sampler=order, num_workers=num_workers, pin_memory=torch.cuda.is_available(),

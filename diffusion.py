@@ -3,7 +3,7 @@
 Noising      z = t * x + (1 - t) * noise, t = 1 clean, as in JiT; the noise level on the scale of colors is sigma = (1 - t) / t.
 token        The network gives context logits for every token; the color adds its exact Gaussian log-likelihood:
              logit_v = context_v - |z - t c_v|^2 / (2 (1 - t)^2), softmax over the palette, loss = cross-entropy on the
-             token, x_pred = sum_v p_v c_v. Still x-prediction: the network learns only what the color cannot say.
+             token, x_pred = sum_v p_v c_v. Still x-prediction: the network learns only the context.
              Beside an n-gram model, its context log-probabilities join the network's, weighed by gates.
 pixel        The reference recipe: the network predicts the clean image (or the velocity), loss = JiT's v-loss.
 Padding enters no loss and no statistic. Positions in `cond_mask` are given clean: no loss falls on them.
@@ -34,10 +34,10 @@ SPARSE_CANDIDATES = 32  # of each position, for vocabularies above DENSE_VOCAB
 
 @dataclass
 class Observation:
-    """What noisy colors say before the network is asked: z (B, N, 3) at times t (B, N), and what follows from them.
+    """The network's input, computed from noisy colors z (B, N, 3) at times t (B, N).
 
     soft (B, N, S * D): the mean embeddings of each token's posteriors, under the unigrams and every order of the n-gram
-    model, None without a vocabulary; contexts: what each order of the n-gram model says.
+    model, None without a vocabulary; contexts: those of each order of the n-gram model.
     """
 
     z: torch.Tensor
@@ -113,7 +113,7 @@ class Diffusion(nn.Module):
             return inverse * t / -2 * colors.square().sum(-1) + (inverse * z.float()) @ colors.T
 
     def observe(self, z, t, mask, cond_mask=None, fold=None) -> Observation:
-        """All that z (B, N, 3) at times t (B,) says of each token before the network; fold (B,) as in NGram."""
+        """Likelihoods, n-gram contexts and mean embeddings of z (B, N, 3) at times t (B,); fold (B,) as in NGram."""
         t = t[:, None].expand(mask.shape)
         if cond_mask is not None:  # what is given clean counts as seen at almost no noise
             t = torch.where(cond_mask, 1 / (1 + self.palette.spacing / 8), t)

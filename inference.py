@@ -159,11 +159,11 @@ def infill(loaded: Pretrained, args, output: Path) -> dict:
     text = read_input(args)
     parts = GAP.split(text)
     given = loaded.tokenizer.encode_pieces(parts[::2], [index == 0 for index in range(len(parts[::2]))])
-    tokens, known = [], []
+    tokens, cond_mask = [], []
     for index, part in enumerate(parts):
         ids = np.zeros(int(part), dtype=np.int64) if index % 2 else given[index // 2].astype(np.int64)
         tokens.append(ids)
-        known.append(np.full(len(ids), index % 2 == 0))
+        cond_mask.append(np.full(len(ids), index % 2 == 0))
     if len(tokens) == 1:
         more = (args.num_tokens or loaded.capacity) - len(tokens[0])
         if more < 1:
@@ -171,17 +171,17 @@ def infill(loaded: Pretrained, args, output: Path) -> dict:
                 f"the prompt has {len(tokens[0])} tokens, which leaves nothing to fill: shorten it, or raise --num_tokens (at most {loaded.capacity})"
             )
         tokens.append(np.zeros(more, dtype=np.int64))
-        known.append(np.zeros(more, dtype=bool))
-    tokens, known = torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(np.concatenate(known))
+        cond_mask.append(np.zeros(more, dtype=bool))
+    tokens, cond_mask = torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(np.concatenate(cond_mask))
     if len(tokens) > loaded.capacity:
         raise UserError(f"text and gaps have {len(tokens)} tokens; this checkpoint's picture holds {loaded.capacity}")
-    if known.all():
+    if cond_mask.all():
         raise UserError("every gap is empty: write [[n]] with n of at least 1")
-    return write_samples(loaded, args, output, [tokens] * args.num_samples, [known] * args.num_samples)
+    return write_samples(loaded, args, output, [tokens] * args.num_samples, [cond_mask] * args.num_samples)
 
 
-def write_samples(loaded: Pretrained, args, output: Path, tokens: list, known: list) -> dict:
-    """Sample the unknown positions of each text; write picture, text and, if asked, the way there."""
+def write_samples(loaded: Pretrained, args, output: Path, tokens: list, cond_masks: list) -> dict:
+    """Sample the positions outside the condition masks; write image, text and, if asked, the intermediate estimates."""
     clear_numbered(output, f"{args.mode}_*", args.overwrite)
     grid = loaded.grid(args.num_inference_steps)
     generator = torch.Generator(loaded.device).manual_seed(args.seed)
@@ -197,7 +197,7 @@ def write_samples(loaded: Pretrained, args, output: Path, tokens: list, known: l
     for start in range(0, len(tokens), args.batch_size):
         batch = loaded.collate(tokens[start : start + args.batch_size])
         given = torch.zeros_like(batch["mask"])
-        for row, each in zip(given, known[start : start + args.batch_size]):
+        for row, each in zip(given, cond_masks[start : start + args.batch_size]):
             row[: len(each)] = each.to(row.device)
         found = loaded.diffusion.sample(
             batch["mask"],

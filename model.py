@@ -141,8 +141,8 @@ class JiT(nn.Module):
     """Noisy colors in, features per token out, everything in patch order (B, N, ...), N a multiple of p^2.
 
     `vocab_size`: an int gives the network token embeddings, through which it reads posteriors (`embed`), and a head that
-    turns features into logits (applied by the caller); None makes it return colors (B, N, 3), the clean ones or, as
-    `predict_clean` says, the velocity. `ngram`: the order of the n-gram model that it stands beside (0 = none), whose
+    turns features into logits (applied by the caller); None makes it return colors (B, N, 3), the clean ones or, without
+    `predict_clean`, the velocity. `ngram`: the order of the n-gram model it is combined with (0 = none), whose
     posteriors it reads and whose log-probabilities it weighs (`gate`). Without `soft_input` it reads colors alone.
     """
 
@@ -295,7 +295,7 @@ def build_jit_model(
 ) -> JiT:
     """A JiT with random weights. `model_name`: JiT-{Ti,S,B,L,H}/{patch size}, for any patch size that divides img_size.
 
-    `vocab_size` chooses the palette-softmax head; None the color head. `ngram`: the order of the n-gram model beside it. `sizes`
+    `vocab_size` chooses the palette-softmax head; None the color head. `ngram`: the order of the n-gram model it is combined with. `sizes`
     replace those of the preset (token_dim, token_depth, ...). Raises UserError for an unknown name.
     """
     match = re.fullmatch(r"JiT-([A-Za-z]+)/([1-9]\d*)", model_name)

@@ -101,7 +101,7 @@ def parse_args() -> argparse.Namespace:
         "--ngram",
         type=int,
         choices=(0, *ORDERS),
-        help="order of the n-gram model that stands beside the network; 0 = the network alone (default: 3 on a CPU, 0 on a GPU)",
+        help="order of the n-gram model combined with the network; 0 = the network alone (default: 3 on a CPU, 0 on a GPU)",
     )
     model.add_argument(
         "--ngram_start",
@@ -232,7 +232,8 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["weight_decay"] = args.weight_decay
         times = TimeSampler.from_state(saved["time_sampler"], runtime.device)
-        step, best, diffusion.joined = saved["step"], saved["best_val_loss"], saved["joined"]
+        step, best = saved["step"], saved["best_val_loss"]
+        diffusion.joined = saved.get("joined", args.ngram > 0)
     resumed_step = step if saved else None  # what happened there has happened
     del saved, begun
     config = {**vars(args), "vocab_size": vocab_size, "world_size": runtime.world_size}

@@ -2,7 +2,7 @@
 
 The hidden states are the tokens of a text (bigrams) or pairs of neighboring tokens (trigrams), what is observed is the
 exact likelihood of each noisy color. `NGram.contexts` gives, for every position, the *context log-probability* of every
-token: what all other positions say of it (in turbo decoding its extrinsic information), so that
+token, given all other positions (the extrinsic information of turbo decoding), so that
 
     log posterior = context + log_likelihood        (normalized)
 
@@ -172,7 +172,7 @@ class Context:
 
 
 def unigram_context(likelihoods, log_unigram: torch.Tensor) -> Context:
-    """The context of a model that knows no context; likelihoods as for NGram.contexts, log_unigram (V,)."""
+    """The context under unigrams, which is the same everywhere; likelihoods as for NGram.contexts, log_unigram (V,)."""
     if torch.is_tensor(likelihoods):
         return Context(dense=log_unigram - torch.logsumexp(log_unigram + likelihoods, -1, keepdim=True))
     candidates, likelihood, rest = likelihoods
@@ -185,8 +185,8 @@ class NGram(nn.Module):
     """Unigrams, bigrams and, with `order` 3, trigrams of a training text, as tables for inference.
 
     `parts`: the training chunks in one or several parts (Chunks.folds). Fold f (1..) holds the tables counted from all parts
-    but the f-th, fold 0 those counted from everything. A network that learns beside these tables must not meet a text
-    that they have counted, or it would rely on them too much.
+    but the f-th, fold 0 those counted from everything. A network trained with these tables must not see a text that
+    they have counted, or it would rely on them too much.
     """
 
     def __init__(self, parts: list[list[tuple[np.ndarray, np.ndarray]]], vocab_size: int, order: int = 3):
@@ -366,7 +366,7 @@ class NGram(nn.Module):
         R, L, V = log_likelihood.shape
         likelihood = (log_likelihood - log_likelihood.amax(-1, keepdim=True)).exp().to(dtype)
         likelihood = torch.where(mask[..., None], likelihood, 1)
-        before = torch.empty(L, R, V, dtype=dtype, device=likelihood.device)  # what the text before says of a position
+        before = torch.empty(L, R, V, dtype=dtype, device=likelihood.device)  # messages from the text before
         after = torch.ones_like(before)
         for f in fold.unique().tolist():
             rows = (fold == f).nonzero().flatten()
@@ -428,7 +428,7 @@ class NGram(nn.Module):
         behind = torch.ones(R, K, K, device=start.device)
         for i in range(L - 1, -1, -1):
             context[:, i] = (ahead[i] * behind).sum(1)
-            if i < 2:  # what follows position 1 says the same of every dummy before position 0
+            if i < 2:  # the message to position 0 does not depend on the dummy before it
                 if i == 1:
                     back = (first * behind * likelihood[:, 1, None]).sum(-1)[:, None].expand(R, K, K)
             else:

@@ -153,7 +153,7 @@ def open_chunks(
     else:
         beside = (path if path.is_dir() else path.parent).parent / "tokenizer.json"
         tokenizer = tokenizer or load_tokenizer(settings.get("tokenizer_path") or beside)
-        if beside.exists() and not tokenizer.speaks_like(load_tokenizer(beside)):
+        if beside.exists() and not tokenizer.same_as(load_tokenizer(beside)):
             raise UserError(f"{path} was tokenized by another tokenizer ({beside}) than the one in use")
     beside = path.parent / "val"
     val = open_built(beside) if path.name == "train" and is_built(beside) else None
@@ -208,7 +208,7 @@ def build_once(build_dir: Path, settings: BuildSettings, given: Tokenizer | None
                 f"{build_dir} was built from other text or settings: remove it, or choose another `output_dir`"
             )
     built = load_tokenizer(build_dir / "tokenizer.json")
-    if given and not given.speaks_like(built):
+    if given and not given.same_as(built):
         raise UserError(f"{build_dir} was built with another tokenizer: remove it, or choose another `output_dir`")
     return built
 

@@ -79,7 +79,7 @@ class Tokenizer:
             flags[index] = 0x80 <= first < 0xC0
         return flags
 
-    def speaks_like(self, other: "Tokenizer") -> bool:
+    def same_as(self, other: "Tokenizer") -> bool:
         """Whether both give the same ids the same meaning."""
         return self.end_id == other.end_id and self.backend.get_vocab() == other.backend.get_vocab()
 
@@ -168,7 +168,7 @@ def _configured_end_token(config: Path) -> str | None:
 
 
 def _uses_byte_level(backend: Backend) -> bool:
-    """Whether tokens are spelled in the byte-level alphabet (GPT-2's), wherever the pipeline says so."""
+    """Whether tokens are spelled in the byte-level alphabet (GPT-2's), wherever in the pipeline."""
     settings = json.loads(backend.to_str())
     return any('"ByteLevel"' in json.dumps(settings.get(part)) for part in ("pre_tokenizer", "decoder", "normalizer"))
 

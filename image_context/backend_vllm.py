@@ -40,7 +40,7 @@ class VLLM:
         self.adapter = LoRARequest("adapter", 1, lora_path) if adapter else None
 
     def answer(self, encoded: list[Encoded], samples: list[Sample], inputs: dict, max_new_tokens: int) -> list[str]:
-        """What the model says to each question, greedily; `inputs`, ready tensors, are for the other backend."""
+        """The model's answer to each question, by greedy decoding; `inputs`, ready tensors, are for the other backend."""
         from vllm import SamplingParams
 
         requests = [

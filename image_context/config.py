@@ -1,4 +1,4 @@
-"""What the YAML files may say. An unknown key, or a value out of range, is refused with its place in the file."""
+"""The schema of the YAML files. An unknown key, or a value out of range, is refused with its place in the file."""
 
 import hashlib
 import json

@@ -5,7 +5,7 @@
     python -m image_context.convert decode --codec codebook --input pages --output_file book.txt
     python -m image_context.convert decode --codec qr --input photo1.jpg photo2.jpg
 
-`encode` writes page_0000.png ... and says what they cost; `--option` names the codec's options (fields of its class in codecs/).
+`encode` writes page_0000.png ... and prints what they cost; `--option` names the codec's options (fields of its class in codecs/).
 `decode` reads images or folders of them. What is damaged beyond repair is counted, what is whole is written all the same, and the
 exit code is 2.
 """

@@ -83,7 +83,7 @@ class VLM:
 
     @property
     def vocabulary(self) -> Tokenizer:
-        """The same tokenizer as the rest of the repository knows it, without special tokens in its texts."""
+        """The same tokenizer in the repository's own class, without special tokens in its texts."""
         from tokenizers import Tokenizer as Backend
 
         return Tokenizer(Backend.from_str(self.tokenizer.backend_tokenizer.to_str()), self.tokenizer.eos_token)
@@ -99,7 +99,7 @@ class VLM:
 
 
 def build_vlm(name: str, tokenizer: Tokenizer, max_pixels: int = MAX_PIXELS) -> VLM:
-    """A VLM of Qwen2-VL's architecture with random weights, one of BUILT, that speaks `tokenizer`'s tokens."""
+    """A VLM of Qwen2-VL's architecture with random weights, one of BUILT, with `tokenizer`'s vocabulary."""
     if name not in BUILT:
         raise UserError(f"no size {name!r}; choose from {', '.join(BUILT)}, or name a model or a folder")
     fast = PreTrainedTokenizerFast(
@@ -277,7 +277,7 @@ def embed_pools(model: nn.Module, batch: dict) -> dict:
 
 @torch.no_grad()
 def answer(vlm: VLM, batch: dict, max_new_tokens: int) -> list[str]:
-    """What the VLM says to a batch of `dataset.prepare`, greedily, special tokens left out."""
+    """The VLM's answers to a batch of `dataset.prepare`, by greedy decoding, special tokens left out."""
     inputs = embed_pools(vlm.model, batch)
     ids = vlm.model.generate(
         **inputs, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_new_tokens,

@@ -1,4 +1,4 @@
-"""Ask a VLM every question of a config, through every codec and augmentation, and score what it says.
+"""Ask a VLM every question of a config, through every codec and augmentation, and score its answers.
 
     python -m image_context.run_exp --config image_context/configs/exp_sweep.yaml                          # as it comes
     python -m image_context.run_exp --config image_context/configs/exp_sweep.yaml --lora_path RUN/final    # as trained

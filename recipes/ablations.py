@@ -38,6 +38,7 @@ ROWS = {
     "trigrams": ("network with trigrams for the last quarter (default)", ["--ngram", "3"]),
 }  # fmt: skip
 PROBE_STEPS = 8, 24
+SIGMAS = (0.1, 0.2, 0.35, 0.6, 1.0)  # noise levels of the table
 
 
 def main() -> None:
@@ -65,6 +66,7 @@ def main() -> None:
         call(
             "evaluate.py", "--checkpoint", args.work / name / best["lr"] / "best_model.pth", "--data_path", args.data,
             "--output_dir", report, "--num_samples", args.num_samples, "--num_inference_steps", 2, "--device", "cpu",
+            "--t", *(1 / (1 + sigma) for sigma in SIGMAS),
         )  # fmt: skip
         found = json.loads((report / "report.json").read_text())
         table[name] = {

@@ -7,7 +7,7 @@ NOVELS=$(cd "${NOVELS:?name a folder of UTF-8 .txt files}" && pwd)
 cd "$(dirname "$0")/.."
 source kit/environment.sh
 SEEDS=${SEEDS:-0} WORK=${WORK:-checkpoints/novels} BOTH=${BOTH:-}
-export NUM_GPUS=0 VOCAB_SIZE=2048 EPOCHS=${EPOCHS:-1}
+export NUM_GPUS=0 EVAL_SAMPLES=${EVAL_SAMPLES:-256} VOCAB_SIZE=2048 EPOCHS=${EPOCHS:-1}
 mkdir -p "$WORK"
 runs=()
 for seed in $SEEDS; do

@@ -96,14 +96,13 @@ def recovery(name: str) -> str:
 
 def ablations() -> str:
     rows = load("ablations.json")["rows"]
-    levels = [level["sigma"] for level in sorted(rows[0]["recovery"], key=lambda level: level["sigma"])[1::2]]
 
     def line(row: dict) -> list[str]:
-        at = {level["sigma"]: level["model"] for level in row["recovery"]}
-        near = [at[min(at, key=lambda sigma: abs(sigma - level))] for level in levels]
-        half = row["at_nearest_50"]
-        return [row["label"], str(row["steps"]), row["lr"], *map(percent, near), percent(half["model"])]
+        found = sorted(row["recovery"], key=lambda level: level["sigma"])
+        cells = [percent(level["model"]) for level in [*found, row["at_nearest_50"]]]
+        return [row["label"], str(row["steps"]), row["lr"], *cells]
 
+    levels = sorted(level["sigma"] for level in rows[0]["recovery"])
     header = ["training", "steps", "rate", *(f"σ = {level:.2f}" for level in levels), "nearest color gets half"]
     return table(header, map(line, rows))
 

@@ -121,7 +121,8 @@ def test_what_training_and_inference_import_is_in_the_smallest_requirements():
     required = {line.split("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
     for path in FILES:
         if path.suffix == ".py" and (
-            path.parent == ROOT or path.parent.name in ("kit", "corpus", "baselines", "tokcom", "vit_cifar10")
+            path.parent == ROOT
+            or path.relative_to(ROOT).parts[0] in ("kit", "corpus", "baselines", "tokcom", "vit_cifar10")
         ):
             outside = set(imports(path)) - sys.stdlib_module_names - {*DEPENDS_ON, *ROOT_MODULES} - optional
             assert {modules.get(name, name) for name in outside} <= required, path

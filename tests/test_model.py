@@ -298,7 +298,7 @@ def test_a_compiled_network_gives_the_same():
     model = opened(make(ngram=3, depth=2, embed_dim=32, num_heads=2))
     compiled = copy.deepcopy(model)
     compiled.compile(dynamic=True)
-    for num_tokens in (16, 48, 64):
+    for num_tokens in (16, 48):
         given = inputs(model, num_tokens, batch=2)
         expected, found = model(**given), compiled(**given)
         assert torch.allclose(found, expected, atol=1e-4)

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from rapidfuzz.distance import Levenshtein
 
 import train
 from baselines.ngram import ALL, NGram
@@ -252,6 +253,8 @@ def test_a_resume_with_another_model_and_a_second_fresh_start_are_refused(refuse
     assert "--ngram 3, not 0" in refused(train, *options, "--resume", "auto", "--ngram", 0)
     assert "--ngram 3, not 2" in refused(train, *options, "--resume", "auto", "--ngram", 2)
     assert "--token_dim 32, not 64" in refused(train, *options, "--resume", "auto", "--token_dim", 64)
+    assert "not 3.0; pass the same" in refused(train, *options, "--resume", "auto", "--t_mean", 3.0)
+    assert "16 samples a step" in refused(train, *options, "--resume", "auto", "--batch_size", 8)
     assert "already holds a run" in refused(train, *options)
     alone = ("--data_path", data, *TINY, *ALONE, "--output_dir", trained_alone, "--resume", "auto")
     assert "--ngram 0, not 3" in refused(train, *alone, "--ngram", 3)
@@ -281,6 +284,15 @@ def test_a_run_goes_on_from_what_another_network_had_learned(call, data, trained
         loaded = load_pretrained(tmp_path / start / "best_model.pth", torch.device("cpu"))
         assert measure(loaded.diffusion, data) == pytest.approx(loss, rel=1e-4)
     assert losses["0"] < learned - 0.05  # joined by what the n-grams know
+
+
+def test_a_run_shows_from_its_first_moment_what_comes_back(trained):
+    """Validated before the first step too; each time with a line of recovered text, which is right in the end."""
+    shown = [json.loads(line) for line in (trained / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["step"] for row in shown] == list(rows(trained, "val_loss")) == [0, 30, 60, 90, 120]
+    assert len({row["text"] for row in shown}) == len({row["nearest"] for row in shown}) == 1
+    right = [Levenshtein.normalized_similarity(row["recovered"], row["text"]) for row in shown]
+    assert "\n" not in shown[0]["text"] and right[-1] > max(right[0], 0.5)
 
 
 def test_a_start_from_another_kind_of_network_is_refused(refused, data, trained, tmp_path):

@@ -160,13 +160,15 @@ def main() -> None:
     training = (saved or before or {}).get("training")
     steps_so_far = training["offset"] + training["step"] if training else None
     log = RunLog(output, record, runtime, steps_so_far, args.wandb)
-    keep = Keeper(args, model_args, config, tokenizer, vae, denoiser, output, runtime)
+    writer = CheckpointWriter(args, model_args, config, tokenizer, vae, denoiser, output, runtime)
     interrupt = Interrupt()
 
     # stage one
     offset, finished = steps_so_far if before else 0, True
     if args.stage != "diffusion" and not (saved and saved["stage"] == "diffusion"):
-        offset, finished = fit(VAEStage(vae, config, runtime), args, train, val, order, log, keep, interrupt, saved, 0)
+        offset, finished = fit(
+            VAEStage(vae, config, runtime), args, train, val, order, log, writer, interrupt, saved, 0
+        )
         saved = None
         if finished:
             best = load_checkpoint(output / BEST["vae"], RESUMED[:-1])
@@ -180,9 +182,9 @@ def main() -> None:
         else:
             vae.set_statistics(*measure_latents(vae, train, config, runtime))
             times = TimeSampler(config.time_sampling, config.t_mean, config.t_std, runtime.device, config.noise_std)
-        keep.times = times
+        writer.times = times
         stage = DiffusionStage(vae, denoiser, times, config, runtime)
-        _, finished = fit(stage, args, train, val, order, log, keep, interrupt, saved, offset)
+        _, finished = fit(stage, args, train, val, order, log, writer, interrupt, saved, offset)
 
     # finish
     log.close()
@@ -193,7 +195,7 @@ def main() -> None:
     runtime.finish()
 
 
-def fit(stage, args, train, val, order, log, keep, interrupt, saved, offset) -> tuple[int, bool]:
+def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -> tuple[int, bool]:
     """Train one stage; returns the steps of the run at its end, and False if a signal came first."""
     config, runtime = stage.config, stage.runtime
     optimizer = torch.optim.AdamW(
@@ -207,7 +209,7 @@ def fit(stage, args, train, val, order, log, keep, interrupt, saved, offset) -> 
         ema.load_state_dict(state["ema"], state["step"])
         optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["seconds"]
-        if (keep.output / BEST[stage.name]).is_file():  # not so where a run goes on in another folder
+        if (writer.output / BEST[stage.name]).is_file():  # not so where a run goes on in another folder
             best = state["best"]
     budget = TimeBudget(
         args.time_budget, spent, config.vae_fraction if stage.name == "vae" else 1 - config.vae_fraction
@@ -217,13 +219,13 @@ def fit(stage, args, train, val, order, log, keep, interrupt, saved, offset) -> 
     if args.compile:
         stage.module.compile()
     module = runtime.parallel(stage.module)
-    losses = Losses(log, runtime, keep.output)
+    losses = Losses(log, runtime, writer.output)
     bar = progress_bar(total_steps, stage.name, initial=step, active=runtime.is_main)
     stops = False
 
     while step < total_steps and not stops:
         epoch, inside = divmod(step, order.batches_per_epoch)
-        loader = iter(batches(train, order.epoch(epoch, inside), keep.model_args.chunk_size, args.num_workers))
+        loader = iter(batches(train, order.epoch(epoch, inside), writer.model_args.chunk_size, args.num_workers))
         while step < min(total_steps, (epoch + 1) * order.batches_per_epoch) and not stops:
             lr = lr_at(step, stage.lr, round(config.warmup_fraction * total_steps), total_steps)
             for group in optimizer.param_groups:
@@ -260,9 +262,9 @@ def fit(stage, args, train, val, order, log, keep, interrupt, saved, offset) -> 
                     log.log(offset + step, **{f"{stage.name}/{name}": value for name, value in result.items()})
                     if result["val_loss"] < best:
                         best = result["val_loss"]
-                        keep.save(BEST[stage.name], stage.name, epoch, best, None)
+                        writer.save(BEST[stage.name], stage.name, epoch, best, None)
                     if done or (epoch_ends and (epoch + 1) % config.sample_every == 0):
-                        log.table(offset + step, f"{stage.name}/samples", stage.samples(val, keep.tokenizer))
+                        log.table(offset + step, f"{stage.name}/samples", stage.samples(val, writer.tokenizer))
                 bar.write(
                     f"{stage.name} step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in result.items())
                 )
@@ -273,18 +275,18 @@ def fit(stage, args, train, val, order, log, keep, interrupt, saved, offset) -> 
                     "step": step, "offset": offset, "best": best, "seconds": budget.spent,
                 }  # fmt: skip
                 with ema.applied(stage.trained):
-                    keep.save(LAST, stage.name, epoch, best, state)
+                    writer.save(LAST, stage.name, epoch, best, state)
     bar.close()
     runtime.check_agreement(stage.trained)
     return offset + step, not (stops and step < total_steps)
 
 
 def settings_of(args: argparse.Namespace, output: Path, runtime: device.Runtime) -> dict:
-    """What a checkpoint's config says of the run; the tokenizer lies in its folder unless it was named."""
+    """The run's settings for a checkpoint's config; the tokenizer lies in the run folder unless it was named."""
     return {**vars(args), "tokenizer_path": args.tokenizer_path or str(output), "world_size": runtime.world_size}
 
 
-class Keeper:
+class CheckpointWriter:
     """Writes checkpoints."""
 
     def __init__(self, args, model_args, config, tokenizer, vae, denoiser, output, runtime):

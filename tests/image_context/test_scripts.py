@@ -72,7 +72,7 @@ def test_training_pairs_are_of_the_training_split(run):
     assert all(Image.open(run / "train_data" / path).width % 28 == 0 for r in records for path in r.images)
 
 
-def test_every_question_is_answered_once_and_its_evidence_kept(run):
+def test_every_question_is_answered_once_and_its_inputs_kept(run):
     rows = [json.loads(line) for line in (run / "results" / "results.jsonl").read_text().splitlines()]
     assert len(rows) == len({row["id"] for row in rows}) == 3 * 2 * 3
     for row in rows:

@@ -16,7 +16,7 @@ from image_context.model import (
     build_vlm,
     embed_pools,
     load_vlm,
-    trainable_share,
+    trainable_fraction,
 )
 from image_context.tasks import make_sample
 from kit.errors import UserError
@@ -131,7 +131,7 @@ def test_lora_reaches_language_and_vision_and_comes_back(bpe, tmp_path):
     trained = [name for name, p in adapted.model.named_parameters() if p.requires_grad]
     assert any("visual" in n and "attn.qkv" in n for n in trained) and any("merger.mlp" in n for n in trained)
     assert any("language_model" in n and "q_proj" in n for n in trained) and all("lora" in n for n in trained)
-    assert "parameters are trained" in trainable_share(adapted.model)
+    assert "parameters are trained" in trainable_fraction(adapted.model)
     with torch.no_grad():
         for parameter in adapted.model.parameters():
             if parameter.requires_grad:

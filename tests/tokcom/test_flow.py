@@ -13,7 +13,7 @@ from tokcom.model import DenoisedModel, TokComVAE
 
 ARGS = ModelArgs(
     hidden_size=32, num_hidden_layers=2, vae_num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-    intermediate_size=64, latent_dim=6, chunk_size=4, max_length=32, vocab_size=20, omni_token_id=20,
+    intermediate_size=64, latent_dim=6, chunk_size=4, max_length=32, vocab_size=20, mask_token_id=20,
 )  # fmt: skip
 
 
@@ -21,7 +21,7 @@ ARGS = ModelArgs(
 def flow():
     torch.manual_seed(0)
     denoiser = DenoisedModel(ARGS).eval()
-    for head in (denoiser.mean, denoiser.expect, denoiser.say):
+    for head in (denoiser.mean, denoiser.embed_mean, denoiser.output):
         torch.nn.init.normal_(head.weight, std=0.2)
     for block in denoiser.blocks:
         torch.nn.init.normal_(block.modulation.weight, std=0.05)
@@ -134,5 +134,5 @@ def test_only_squared_error_moves_the_mean_head(flow):
     loss, _, _ = flow(tokens, mask, torch.tensor([0.3, 0.7]), torch.randn(2, 8, 6), cond_mask, False)
     loss.backward()
     assert flow.denoiser.mean.weight.grad is None or not flow.denoiser.mean.weight.grad.any()
-    assert flow.denoiser.expect.weight.grad is None or not flow.denoiser.expect.weight.grad.any()
-    assert flow.denoiser.say.weight.grad.any()
+    assert flow.denoiser.embed_mean.weight.grad is None or not flow.denoiser.embed_mean.weight.grad.any()
+    assert flow.denoiser.output.weight.grad.any()

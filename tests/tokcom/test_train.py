@@ -94,7 +94,7 @@ def test_a_run_goes_on_in_another_folder(call, data, tmp_path, capsys):
     assert call(train, *common, "--stage", "vae", "--output_dir", tmp_path / "a") == 0
     again = (*common, "--vae_epochs", 2, "--output_dir", tmp_path / "b", "--resume", tmp_path / "a" / "last.pth")
     assert call(train, *again) == 0
-    assert "changed: --" in capsys.readouterr().out and (tmp_path / "b" / "best_diffusion.pt").is_file()
+    assert "changed since" in capsys.readouterr().out and (tmp_path / "b" / "best_diffusion.pt").is_file()
 
 
 def test_two_processes_build_the_data_once_and_train_as_one(text_folder, tmp_path):
@@ -143,7 +143,7 @@ def test_raw_text_and_local_datasets_train_without_a_separate_build(call, text_f
         (["--max_length", "32"], "rebuild the data with --max_tokens 32"),
         (["--batch_size", "5000"], "lower --batch_size"),
         (["--vae_lr", "0"], "positive number"),
-        (["--token_dropout", "2"], "share from 0 to 1"),
+        (["--token_dropout", "2"], "number from 0 to 1"),
         (["--time_budget", "soon"], "for example 10m"),
         (["--resume", "auto"], "there is no"),
         (["--tokenizer_path", "nowhere.json"], "no tokenizer.json at nowhere.json"),

@@ -1,0 +1,36 @@
+"""The READMEs say what results/ say, and name files that exist."""
+
+import re
+
+import pytest
+
+from recipes import readme_tables
+from tests.runs import ROOT
+
+
+@pytest.mark.parametrize("name", readme_tables.READMES)
+def test_tables_have_not_drifted_from_the_results(name):
+    assert readme_tables.BLOCK.search((ROOT / name).read_text(encoding="utf-8"))
+    assert readme_tables.up_to_date(ROOT / name, write=False), "run python -m recipes.readme_tables"
+
+
+def test_a_changed_number_is_noticed(tmp_path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    changed = re.sub(r"(\| \*\*0\.\d+\*\* \| )\d", r"\g<1>1", text, count=1)
+    assert changed != text
+    (tmp_path / "README.md").write_text(changed, encoding="utf-8")
+    assert not readme_tables.up_to_date(tmp_path / "README.md", write=False)
+    readme_tables.up_to_date(tmp_path / "README.md", write=True)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("name", [*readme_tables.READMES, "CONTRIBUTING.md"])
+def test_what_a_readme_names_exists(name):
+    """Links, pictures, and files in backquotes that have a folder or a suffix of this repository."""
+    path = ROOT / name
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    links = [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
+    named = re.findall(r"`((?:[\w.]+/)+[\w.]+\.(?:py|sh|json|md|yaml|png)|\w+\.(?:py|sh))`", text)
+    missing = [target for target in links if not (path.parent / target).exists()]
+    missing += [target for target in named if not any((base / target).exists() for base in (ROOT, path.parent))]
+    assert not [target for target in missing if not target.startswith(("checkpoints/", "outputs/"))]

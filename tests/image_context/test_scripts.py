@@ -216,7 +216,7 @@ def test_wrong_folders_and_readers_are_refused(run, refused, tmp_path):
     harder = write_config(tmp_path / "harder.yaml", data={"lengths": [7]})
     shutil.copytree(run / "train_data", tmp_path / "copy" / "train_data")
     copied = ("--output_dir", tmp_path / "copy", *ON_CPU)
-    assert "another `data` than the config's" in refused(train_lora, "--config", harder, *copied)
+    assert "another data than the config's" in refused(train_lora, "--config", harder, *copied)
     fresh = ("--config", config, "--output_dir", tmp_path / "new", *ON_CPU)
     assert "no folder at --lora_path" in refused(run_exp, *fresh, "--lora_path", tmp_path / "nowhere")
     (tmp_path / "adapter").mkdir()

@@ -171,7 +171,9 @@ def image_codecs() -> str:
         "codec", "bytes per visual token: long clean text", "… with parity and finder patterns, 1,000 characters",
         "documents read back after `light`", "… after `heavy`",
     ]  # fmt: skip
-    return table(header, map(line, found["density"]))
+    page = next(row for row in found["render"] if row["text"] == "english")
+    rendered = ["rendered page, 9 pt", f"{page['bytes_per_visual_token']:.1f}", "–", "–", "–"]
+    return table(header, [*map(line, found["density"]), rendered])
 
 
 def vit_rows() -> str:

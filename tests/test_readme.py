@@ -34,4 +34,6 @@ def test_what_a_readme_names_exists(name):
     missing = [target for target in links if not (path.parent / target).exists()]
     folders = [path.parent, *(folder for folder in path.parent.iterdir() if folder.is_dir()), ROOT]
     missing += [target for target in named if not any((folder / target).exists() for folder in folders)]
-    assert not [target for target in missing if "NAME" not in target and not target.startswith(("checkpoints/", "outputs/"))]
+    assert not [
+        target for target in missing if "NAME" not in target and not target.startswith(("checkpoints/", "outputs/"))
+    ]

@@ -144,12 +144,12 @@ def test_a_build_from_before_there_was_a_test_split_is_used_again(text_folder, t
 
 
 def test_chunks_longer_than_the_picture_are_refused(data):
-    with pytest.raises(UserError, match="raise --img_size, or rebuild the data with --max_tokens 16"):
+    with pytest.raises(UserError, match="raise `img_size`, or rebuild the data with `max_tokens` 16"):
         open_built(data / "train").check(16, 300, "img_size")
 
 
 def test_too_few_chunks_for_a_batch_are_refused():
-    with pytest.raises(UserError, match="lower --batch_size"):
+    with pytest.raises(UserError, match="lower `batch_size`"):
         LengthBuckets(np.arange(5), 8, 0)
 
 

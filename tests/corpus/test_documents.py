@@ -98,7 +98,7 @@ def test_what_is_no_text_is_refused_by_name(tmp_path, name, content, message):
 def test_a_named_encoding_is_used(tmp_path):
     (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
     assert read(tmp_path, encoding="latin-1") == ["café"]
-    with pytest.raises(UserError, match="unknown --encoding"):
+    with pytest.raises(UserError, match="unknown `encoding`"):
         read(tmp_path, encoding="klingon")
 
 

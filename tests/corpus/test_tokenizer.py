@@ -21,7 +21,7 @@ def test_a_trained_bpe_has_exactly_the_size_asked_for_and_loses_nothing():
 def test_sizes_that_cannot_be_reached_are_refused():
     with pytest.raises(UserError, match="at least 257"):
         train_bpe(iter(TEXT), 256)
-    with pytest.raises(UserError, match="lower --vocab_size 5000"):
+    with pytest.raises(UserError, match="lower `vocab_size` 5000"):
         train_bpe(iter(TEXT), 5000)
 
 

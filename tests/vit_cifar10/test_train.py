@@ -107,7 +107,7 @@ def test_a_loss_that_is_no_number_stops_the_run(refused, images, tmp_path):
         "--output_dir",
         tmp_path,
     )
-    assert "at step" in message and "--lr" in message
+    assert "at step" in message and "--grad_clip" in message
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_loss_that_is_no_number_stops_the_run(refused, images, tmp_path):
         (["--val_images", "500"], "only 200 training images"),
         (["--batch_size", "500"], "fewer than one step"),
         (["--mixup", "-1"], "need 0 or more"),
-        (["--dropout", "2"], "share from 0 to below 1"),
+        (["--dropout", "2"], "number from 0 to below 1"),
         (["--data_path", "half"], "holds neither cifar10_test.npz"),
         (["--resume", "auto"], "there is no"),
         (["--weights", "absent.safetensors"], "no weights at"),
@@ -144,6 +144,4 @@ def test_bad_input_is_one_line(refused, images, tmp_path, monkeypatch, options, 
 def test_a_checkpoint_of_another_network_or_other_classes_is_refused(refused, trained, images, class_folders, tmp_path):
     resume = ("--resume", trained / "last.pth", "--output_dir", tmp_path)
     assert "--embed_dim 64, not 32" in refused(train, "--data_path", images, *SHORT, "--embed_dim", 32, *resume)
-    assert "classes differ: ant, bee, cow" in refused(
-        train, "--data_path", class_folders, *SHORT, "--val_images", 9, *resume
-    )
+    assert "classes differ: ant, bee, cow" in refused(train, "--data_path", class_folders, *SHORT, *resume)

@@ -296,13 +296,14 @@ def main() -> None:
             if validate:
                 with ema.applied(network):
                     result = validation.measure(diffusion)
-                    example = validation.example(diffusion, tokenizer)
+                    example = validation.example(diffusion, tokenizer) if runtime.is_main else {}
                 log.log(step, **result)
                 log.table(step, "recovered", [example])
-                bar.write(
-                    f"step {step}: validation loss {result['val_loss']:.4f}, tokens recovered {result['val_accuracy']:.1%}\n"
-                    f"  nearest color  {example['nearest']}\n  recovered      {example['recovered']}"
-                )
+                if runtime.is_main:
+                    bar.write(
+                        f"step {step}: validation loss {result['val_loss']:.4f}, tokens recovered {result['val_accuracy']:.1%}\n"
+                        f"  nearest color  {example['nearest']}\n  recovered      {example['recovered']}"
+                    )
                 if result["val_loss"] < best:
                     best = result["val_loss"]
                     save(BEST)

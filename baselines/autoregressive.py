@@ -6,7 +6,7 @@
 
 `--data_path` is a folder of the data builder: train/, val/, test/, tokenizer.json, such as the data/ of a TokCom run. The best
 weights are chosen on val and measured on test. Writes model/, config.json and report.json: negative log-likelihood in nats per
-held-out token, BrierLM (baselines/brier.py) of the next 4 tokens after real prompts, on the sequences and by the protocol of
+held-out token, BrierLM (corpus/brier.py) of the next 4 tokens after real prompts, on the sequences and by the protocol of
 tokcom/evaluate.py, forward passes (NFE) per token and FLOPs of a pass per token. The network is transformers' Llama.
 """
 
@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from baselines.brier import NGRAMS, brier_lm
+from corpus.brier import NGRAMS, brier_lm
 from corpus.chunks import Chunks, LengthBuckets, open_chunks, open_test, reported
 from kit import device, errors
 from kit.arguments import add_common, program

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from baselines.brier import brier_lm
+from corpus.brier import brier_lm
 from corpus.chunks import Chunks, open_test, reported
 from corpus.tokenizer import Tokenizer
 from kit import device, errors

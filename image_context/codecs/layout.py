@@ -110,7 +110,7 @@ class Layout:
         return np.frombuffer(stream.ljust(self.parity_blocks(len(data)) * width, b"\0"), np.uint8).reshape(-1, width)
 
     def correct(self, data: np.ndarray, parity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mended bytes (blocks, block_bytes) of read data and parity blocks, and which of them are beyond mending."""
+        """Corrected bytes (blocks, block_bytes) of read data and parity blocks, and which of them cannot be corrected."""
         m = self.codewords(len(data))
         coder, flat = RSCodec(self.parity), bytearray(data.tobytes())
         stream, failed = parity.tobytes()[: self.parity * m], np.zeros(len(flat), bool)

@@ -162,7 +162,7 @@ def spoil(image, share):
     return Image.fromarray(pixels)
 
 
-def test_parity_mends_what_is_painted_over():
+def test_parity_corrects_what_is_painted_over():
     codec = build_codec("codebook", parity=96)
     image = codec.encode(SAMPLE * 3).images[0]
     pixels = np.asarray(image).copy()
@@ -198,7 +198,7 @@ def test_without_parity_a_damaged_page_is_given_as_read_and_called_doubtful():
     assert codec.decode([image, Image.fromarray(pixels)]) == codec.decode([Image.fromarray(pixels), image]) == SAMPLE
 
 
-def test_a_codeword_beyond_mending_costs_no_other_byte():
+def test_a_codeword_beyond_correction_costs_no_other_byte():
     layout = Layout(8, 4, 8, 18, 16)
     data = np.random.default_rng(0).integers(0, 256, (230, 18), np.uint8)
     parity, m = layout.add_parity(data), layout.codewords(230)

@@ -2,7 +2,7 @@
 
 import torch
 
-from baselines.brier import brier_lm
+from corpus.brier import brier_lm
 
 
 def test_a_reader_of_minds_gets_one_and_a_broken_record_nothing():

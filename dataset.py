@@ -1,6 +1,7 @@
 """Chunks of tokens -> batches of token ids, padding masks and lengths."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch.utils.data import DataLoader
@@ -8,7 +9,7 @@ from torch.utils.data import DataLoader
 from corpus.chunks import Chunks
 
 
-def collate(items: list[torch.Tensor], multiple: int = 1) -> dict:
+def collate(items: Sequence[torch.Tensor], multiple: int = 1) -> dict:
     """Chunks to a batch in reading order: tokens (B, N) long, mask (B, N) bool True = real token, num_tokens (B,) long.
 
     N is the longest chunk's length, rounded up to a multiple of `multiple` (Layout.multiple).
@@ -23,13 +24,15 @@ def collate(items: list[torch.Tensor], multiple: int = 1) -> dict:
 
 def batches(chunks: Chunks, order: Iterator[list[int]], multiple: int, num_workers: int = 0) -> DataLoader:
     """A loader that reads the batches that `order` names; "index" (B,) gives the chunks' numbers."""
-    numbered = _Numbered(chunks)
     return DataLoader(
-        numbered, batch_sampler=order, num_workers=num_workers, pin_memory=torch.cuda.is_available(),
-        collate_fn=lambda items: {
-            **collate([item for _, item in items], multiple), "index": torch.tensor([index for index, _ in items])
-        },
+        _Numbered(chunks), batch_sampler=order, num_workers=num_workers, pin_memory=torch.cuda.is_available(),
+        collate_fn=partial(_collate_numbered, multiple=multiple),  # a lambda could not be sent to a spawned worker
     )  # fmt: skip
+
+
+def _collate_numbered(items: list[tuple[int, torch.Tensor]], multiple: int) -> dict:
+    index, chunks = zip(*items)
+    return {**collate(chunks, multiple), "index": torch.tensor(index)}
 
 
 class _Numbered:

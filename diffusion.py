@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint as recompute
 
 from baselines.ngram import DENSE_VOCAB, Context, NGram, unigram_context
 from kit import sampling
+from kit.cross_entropy import cross_entropy, rows_at_once
+from kit.device import autocast_dtype
 from kit.errors import UserError
 from kit.sampling import integrate
 from kit.times import MIN_SIGMA, sigma_of
@@ -27,7 +28,6 @@ from palette import Layout, Palette
 OBJECTIVES = ("token", "pixel")
 SAMPLERS = ("posterior", *sampling.SAMPLERS)
 V_LOSS_EPS = 0.05  # JiT's floor under 1 - t
-MAX_LOGITS = 1 << 27  # logits held at once; larger batches are cut and recomputed in the backward pass
 NGRAM_CANDIDATES, NGRAM_SEGMENT = (8, 24), 64  # of the n-gram model beside the network, see NGram.contexts
 SPARSE_CANDIDATES = 32  # of each position, for vocabularies above DENSE_VOCAB
 
@@ -88,6 +88,10 @@ class Diffusion(nn.Module):
         if log_unigram is None:
             log_unigram = torch.full((palette.vocab_size,), 1 / palette.vocab_size).log()
         self.register_buffer("log_unigram", log_unigram, persistent=False)
+        colors = palette.colors
+        self.register_buffer(
+            "keys", torch.cat([colors, colors.square().sum(-1, keepdim=True) / -2], -1), persistent=False
+        )
         self.ngram_candidates = NGRAM_CANDIDATES
         self.joined = ngram is not None  # while False, the network is trained and used alone
 
@@ -101,16 +105,16 @@ class Diffusion(nn.Module):
         z = t * x + (1 - t) * noise
         return z if cond_mask is None else torch.where(cond_mask[..., None], x, z)
 
-    def log_likelihood(self, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def log_likelihood(self, z: torch.Tensor, t: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """log p(z | token) up to a constant: noisy colors z (..., 3) at times t (...) to (..., V), in float32.
 
-        -|z - t c|^2 / (2 (1-t)^2) without its |z|^2 term, in a form that stays finite at t = 0.
+        -|z - t c|^2 / (2 (1-t)^2) without its |z|^2 term, in a form that stays finite at t = 0: an inner product of (z, t)
+        and (c, -|c|^2 / 2). `bias` (V,) is added.
         """
         t = t.float().clamp(max=1 / (1 + MIN_SIGMA))[..., None]
-        inverse = t / (1 - t).square()
-        colors = self.palette.colors
+        query = torch.cat([z.float(), t], dim=-1) * (t / (1 - t).square())
         with torch.autocast(z.device.type, enabled=False):  # differences of large numbers: bf16 would lose them
-            return inverse * t / -2 * colors.square().sum(-1) + (inverse * z.float()) @ colors.T
+            return F.linear(query, self.keys, bias)
 
     def observe(self, z, t, mask, cond_mask=None, fold=None) -> Observation:
         """Likelihoods, n-gram contexts and mean embeddings of z (B, N, 3) at times t (B,); fold (B,) as in NGram."""
@@ -120,7 +124,10 @@ class Diffusion(nn.Module):
         observation = Observation(z, t)
         if self.objective == "pixel":
             return observation
-        dtype = torch.get_autocast_dtype(z.device.type) if torch.is_autocast_enabled(z.device.type) else torch.float32
+        dtype = autocast_dtype(z.device)
+        if not self.joined and self.palette.vocab_size <= DENSE_VOCAB:
+            observation.soft = self._unigram_posterior(z, t, dtype) @ self.network.embedding
+            return observation
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             seen = self.likelihoods(z, t)
             if self.joined:
@@ -156,6 +163,15 @@ class Diffusion(nn.Module):
         unseen = (1 - (self.log_unigram[ids].exp() * exists).sum(-1)).clamp_min(1e-9)
         return ids, log_likelihood, others.log() + unseen.log()
 
+    @torch.no_grad()
+    def _unigram_posterior(self, z, t, dtype) -> torch.Tensor:
+        """Posterior (B, N, V) of each color by itself."""
+        p = torch.empty(*t.shape, self.palette.vocab_size, dtype=dtype, device=z.device)
+        size = rows_at_once(self.palette.vocab_size, z.device)
+        for part, z, t in zip(*(each.flatten(0, 1).split(size) for each in (p, z, t))):
+            part.copy_(self.log_likelihood(z, t, self.log_unigram).softmax(-1))
+        return p
+
     def _mean_embedding(self, posterior) -> torch.Tensor:
         """sum_v q_v E_v (B, N, D) of a posterior q: (B, N, V), or ids and q (B, N, K) and the rest's q (B, N)."""
         if torch.is_tensor(posterior):
@@ -182,7 +198,7 @@ class Diffusion(nn.Module):
         """Logits (..., V) float32 of features (..., D): context logits, divided by the temperature, plus log-likelihood.
 
         The context logits are the network's own plus the n-grams' context log-probabilities, each under its gate: a
-        log-linear pool whose weights follow from the features.
+        log-linear pool whose weights follow from the features. `cross_entropy` makes the same of them in training.
         """
         logits = self.network.head(features).float()
         if contexts:
@@ -190,49 +206,69 @@ class Diffusion(nn.Module):
             logits = logits * gates[..., 0, :]
             for order, context in enumerate(contexts, 1):
                 logits = torch.addcmul(logits, gates[..., order, :], context.full(self.log_unigram))
-        return logits / temperature + self.log_likelihood(z, t)
+        if temperature != 1:
+            logits = logits / temperature
+        return self.log_likelihood(z, t).add_(logits)
 
-    def forward(self, tokens, mask, t, noise, cond_mask=None, fold=None, self_condition: bool = False):
+    def forward(
+        self,
+        tokens,
+        mask,
+        t,
+        noise,
+        cond_mask=None,
+        fold=None,
+        self_condition: bool = False,
+        predicted=None,
+        count=None,
+    ):
         """Training loss of a batch.
 
         tokens (B, N), mask (B, N), t (B,), noise (B, N, 3), cond_mask (B, N) or None, fold (B,) or None (see NGram);
-        `self_condition` makes a first pass whose result the second is given. Returns the mean loss over the tokens to
-        predict, and the mean of each sample (B,), detached, for the adaptive noise schedule (NaN where nothing is predicted).
+        `self_condition` makes a first pass whose result the second is given. `predicted` (R,): which of the B * N positions
+        enter the loss (default: those in the mask and not given). Returns the sum of their losses divided by `count`
+        (default: their mean), and the mean of each sample (B,), detached, for the adaptive noise schedule (NaN where
+        nothing is predicted).
         """
+        if predicted is None:
+            predicted = (mask if cond_mask is None else mask & ~cond_mask).flatten().nonzero()[:, 0]
+        weight = 1 / (count or max(1, len(predicted)))
         z = self.add_noise(tokens, t, noise, cond_mask)
         observation = self.observe(z, t, mask, cond_mask, fold)
         prev = None
         if self_condition:
             with torch.no_grad():
-                prev = self.predict(observation, t, mask, cond_mask).prev
+                prev = self._condition(observation, t, mask, cond_mask)
         out = self.run_network(observation, t, mask, cond_mask, prev)
         if self.objective == "token":
-            loss = self._token_loss(out, observation, tokens)
+            loss, each = self._token_loss(out, observation, tokens, predicted, weight)
         else:
-            loss = self._velocity_loss(out, z, t, tokens, noise)
-        counted = (mask if cond_mask is None else mask & ~cond_mask).float()
-        count = counted.sum(1)
-        return (loss * counted).sum() / count.sum().clamp_min(1), (loss.detach() * counted).sum(1) / count
+            each = self._velocity_loss(out, z, t, tokens, noise).flatten()[predicted]
+            loss = each.sum() * weight
+        sample = predicted // tokens.shape[1]
+        sums = torch.zeros(2, len(tokens), device=tokens.device)
+        sums.index_add_(1, sample, torch.stack([each.detach(), torch.ones_like(each)]))
+        return loss, sums[0] / sums[1]
 
-    def _token_loss(self, features, observation: Observation, tokens):
-        """Cross-entropy (B, N)."""
-
-        def part(features, z, t, contexts, target):
-            return F.cross_entropy(self.logits(features, z, t, contexts), target, reduction="none")
-
-        rows = self._rows(features, observation)
-        parts = [(*row, target) for row, target in zip(rows, tokens.flatten().split(len(rows[0][1])))]
-        if len(parts) == 1:
-            return part(*parts[0]).view(tokens.shape)
-        return torch.cat([recompute(part, *each, use_reentrant=False) for each in parts]).view(tokens.shape)
-
-    def _rows(self, features, observation: Observation) -> list[tuple]:
-        """features, z, t and contexts of all positions in a row, cut so that at most MAX_LOGITS logits exist at once."""
-        size = max(1, MAX_LOGITS // self.palette.vocab_size)
-        flat = [each.flatten(0, 1).split(size) for each in (features, observation.z, observation.t)]
+    def _token_loss(self, out, observation: Observation, tokens, predicted, weight: float):
+        """The cross-entropies at the flat positions `predicted` (R,) added up with a weight, and each one's (R,)."""
+        features, z, t = (each.flatten(0, 1)[predicted] for each in (out, observation.z, observation.t))
         contexts = [context.flatten(0, 1) for context in observation.contexts]
-        parts = [tuple(c[i * size : (i + 1) * size] for c in contexts) for i in range(len(flat[0]))]
-        return list(zip(*flat, parts))
+        return cross_entropy(
+            features, self.network.head.weight, self.network.head.bias, tokens.flatten()[predicted],
+            torch.full(predicted.shape, weight, device=z.device), autocast_dtype(z.device),
+            prior=lambda rows: self.log_likelihood(z[rows], t[rows]),
+            gates=self.network.gate(features) if contexts else None,
+            contexts=lambda rows: [context[predicted[rows]].full(self.log_unigram) for context in contexts],
+        )  # fmt: skip
+
+    def _logits(self, out, observation: Observation, temperature: float = 1.0):
+        """The logits (r, V) of all B * N positions in a row, some at a time."""
+        size = rows_at_once(self.palette.vocab_size, out.device)
+        flat = [each.flatten(0, 1).split(size) for each in (out, observation.z, observation.t)]
+        contexts = [context.flatten(0, 1) for context in observation.contexts]
+        for i, (features, z, t) in enumerate(zip(*flat)):
+            yield self.logits(features, z, t, tuple(c[i * size : (i + 1) * size] for c in contexts), temperature)
 
     def _velocity_loss(self, out, z, t, tokens, noise):
         """JiT's v-loss (B, N): squared error of (x - z) / (1 - t), averaged over the channels."""
@@ -278,8 +314,7 @@ class Diffusion(nn.Module):
         x, best, nll, prev = [], [], [], []
         embedding = self.network.embedding.detach()
         targets = None if tokens is None else tokens.flatten()
-        for features, colors, times, contexts in self._rows(out, observation):
-            logits = self.logits(features, colors, times, contexts, temperature)
+        for logits in self._logits(out, observation, temperature):
             if targets is not None:
                 start = sum(map(len, best))
                 nll.append(F.cross_entropy(logits, targets[start : start + len(logits)], reduction="none"))
@@ -296,6 +331,14 @@ class Diffusion(nn.Module):
             scored = mask if cond_mask is None else mask & ~cond_mask
             nll = torch.cat(nll).view(mask.shape) * scored
         return Prediction(x * mask[..., None], found * mask, nll if targets is not None else None, prev)
+
+    def _condition(self, observation: Observation, t, mask, cond_mask) -> torch.Tensor:
+        """`prev` of a first pass, without the rest of a Prediction."""
+        if self.objective == "pixel":
+            return self.predict(observation, t, mask, cond_mask).prev
+        out, embedding = self.run_network(observation, t, mask, cond_mask), self.network.embedding
+        prev = [logits.softmax(-1) @ embedding for logits in self._logits(out, observation)]
+        return torch.cat(prev).view(*mask.shape, -1)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Sampling

@@ -25,14 +25,16 @@ def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch
 
 
 class RMSNorm(nn.Module):
-    """nn.RMSNorm whose weight follows the dtype of its input, which keeps the fused kernel under autocast."""
+    """nn.RMSNorm in the dtype of its input, under autocast too, which would make it float32 on a GPU."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, affine: bool = True):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
+        self.dim = dim
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-6)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x, (self.dim,), None if self.weight is None else self.weight.to(x.dtype), eps=1e-6)
 
 
 class TimeEmbedding(nn.Module):
@@ -70,7 +72,7 @@ def rope_angles(grid: int, head_dim: int) -> torch.Tensor:
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary embedding of x (B, H, L, head_dim) by cos, sin (L, head_dim / 2)."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class Attention(nn.Module):
@@ -85,7 +87,7 @@ class Attention(nn.Module):
     def forward(self, x, rope, attend):
         B, L, D = x.shape
         q, k, v = self.qkv(x).view(B, L, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = rotate(self.q_norm(q), *rope).to(v.dtype), rotate(self.k_norm(k), *rope).to(v.dtype)
+        q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
         if x.is_cuda:
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
         else:  # on CPUs the bf16 kernel's backward is five times slower than the fp32 one
@@ -99,9 +101,9 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, dropout: float):
         super().__init__()
-        self.norm1 = nn.RMSNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.norm1 = RMSNorm(dim, affine=False)
         self.attention = Attention(dim, num_heads)
-        self.norm2 = nn.RMSNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.norm2 = RMSNorm(dim, affine=False)
         self.mlp = SwiGLU(dim)
         self.dropout = nn.Dropout(dropout)
         self.modulation = nn.Linear(dim, 6 * dim)
@@ -122,7 +124,7 @@ class TokenBlock(nn.Module):
     def __init__(self, dim: int, cond_dim: int, dropout: float):
         super().__init__()
         hidden = int(dim * 8 / 3 + 7) // 8 * 8
-        self.norm = nn.RMSNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.norm = RMSNorm(dim, affine=False)
         self.gate_up = nn.Linear(3 * dim, 2 * hidden)
         self.down = nn.Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)
@@ -259,8 +261,8 @@ class JiT(nn.Module):
             x = block(x, c, real)
         h = self.patch_embed((x * real).view(B, N // self.patch_size**2, -1))
         L = h.shape[1]
-        h = h + self.pos_embed[:, :L]
-        rope = self.rope_cos[:L], self.rope_sin[:L]
+        h = h + self.pos_embed[:, :L].to(h.dtype)
+        rope = self.rope_cos[:L].to(h.dtype), self.rope_sin[:L].to(h.dtype)
         attend = mask.view(B, L, -1).any(dim=2).view(B, 1, 1, L)
         for block in self.blocks:
             h = block(h, c, rope, attend)

@@ -15,9 +15,9 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,7 +28,7 @@ from dataset import batches
 from diffusion import OBJECTIVES, Diffusion
 from kit import device, errors
 from kit.arguments import add_common, program
-from kit.checkpoint import BEST, LAST, load_checkpoint, load_weights, resume_path, save_checkpoint
+from kit.checkpoint import BEST, LAST, BackgroundWriter, load_checkpoint, load_weights, resume_path
 from kit.ema import EMA
 from kit.errors import UserError
 from kit.interrupt import Interrupt
@@ -44,6 +44,7 @@ from pretrained import NEEDED
 from validation import Validation
 
 FOLDS = 4  # of the n-gram model: what a chunk is trained with was counted from the other three quarters of the data
+LOOK_SECONDS = 5  # a launcher that stops a run waits half a minute before it kills
 REFIT_STEPS = 50  # how often the noise schedule adapts
 RESUMED = (*NEEDED, "optimizer_state_dict", "step", "best_val_loss")  # what a checkpoint must hold to go on from
 FIXED_BY_CHECKPOINT = (
@@ -154,7 +155,9 @@ def parse_args() -> argparse.Namespace:
     loop.add_argument("--ema_decay", type=float, default=0.9999, help="of the averaged weights, ramped up")
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", default="checkpoints/jit", help="run folder")
-    add_common(run, "resume", "save_steps", "log_interval", "device", "precision", "compile", "seed", "wandb")
+    add_common(run, "resume", "log_interval", "device", "precision", "compile", "seed", "wandb")
+    run.add_argument("--save_minutes", type=float, default=5.0, help="write last.pth every this many minutes")
+    run.add_argument("--save_steps", type=int, help="and every this many steps")
     run.add_argument("--save_interval", type=int, default=10, help="keep checkpoint_epoch_N.pth every this many epochs")
     run.add_argument(
         "--val_interval",
@@ -186,10 +189,8 @@ def main() -> None:
     for chunks in (train, val):
         chunks.check(args.img_size**2, vocab_size, "img_size")
     ngram = NGram(train.folds(FOLDS if args.ngram else 1), vocab_size)
-    order = LengthBuckets(train.lengths, args.batch_size, args.seed, runtime.rank, runtime.world_size)
-    steps_per_epoch = order.batches_per_epoch // args.grad_accum
-    if not steps_per_epoch:
-        raise UserError(f"--grad_accum {args.grad_accum}: an epoch has only {order.batches_per_epoch} batches")
+    order = LengthBuckets(train.lengths, args.batch_size, args.seed, runtime.rank, runtime.world_size, args.grad_accum)
+    steps_per_epoch = order.steps_per_epoch
     total_steps = args.max_steps or args.epochs * steps_per_epoch
     warmup_steps = args.warmup_steps
     if warmup_steps is None:
@@ -238,15 +239,15 @@ def main() -> None:
     del saved, begun
     config = {**vars(args), "vocab_size": vocab_size, "world_size": runtime.world_size}
     log = RunLog(output, config, runtime, resumed_step, args.wandb)
-    ngram_state = ngram.state()
+    ngram_state, writer = ngram.state(), BackgroundWriter()
 
-    def save(name: str) -> None:
+    def save(name: str, to_go_on: bool = True) -> None:
         observed = times.state_dict(runtime)  # by all ranks
         if runtime.is_main:
             state = {
                 "model_state_dict": network.state_dict(),
                 "ema_state_dict": ema.state_dict(),
-                "optimizer_state_dict": optimizer.state_dict(),
+                **({"optimizer_state_dict": optimizer.state_dict()} if to_go_on else {}),
                 "time_sampler": observed,
                 "palette": palette.state(),
                 "ngram": ngram_state,
@@ -257,8 +258,7 @@ def main() -> None:
                 "epoch": step // steps_per_epoch,
                 "best_val_loss": best,
             }
-            save_checkpoint(output / name, state)
-        runtime.wait()
+            writer.save(output / name, state)
 
     if runtime.is_main:
         size = sum(p.numel() for p in network.parameters()) / 1e6
@@ -278,20 +278,29 @@ def main() -> None:
     validation = Validation(val, args.val_samples, args.batch_size, layout.multiple, runtime)
     losses = Losses(log, runtime, output)
     bar = progress_bar(total_steps, "train", initial=step, active=runtime.is_main)
-    stream = stream_batches(train, order, step, steps_per_epoch, layout.multiple, args)
-    interrupt, stopped, seen_tokens, since = Interrupt(), False, 0, time.time()
+    stream = stream_steps(train, order, step, layout.multiple, args)
+    interrupt, stopped = Interrupt(), False
+    seen_tokens, since, reported_step, saved_at = 0, time.time(), step, time.time()
+    look_interval = 1  # steps between two looks at signals and the clock, for which ranks wait for each other
 
     while True:
-        last_step, end_of_epoch = step >= total_steps, step % steps_per_epoch == 0
-        if last_step or runtime.world_size == 1 or step % args.log_interval == 0:
-            stopped = runtime.any(interrupt.received)  # all ranks stop at the same step
+        last_step, end_of_epoch, due = step >= total_steps, step % steps_per_epoch == 0, False
+        if last_step or step % look_interval == 0:  # all ranks decide alike
+            stopped = runtime.any(interrupt.received)
+            due = runtime.any(time.time() - saved_at > 60 * args.save_minutes)
         if step != resumed_step:
             validate = last_step or step % val_interval == 0
-            checkpoint = step > 0 and (last_step or stopped or end_of_epoch or step % args.save_steps == 0)
+            keep = step > 0 and end_of_epoch and step // steps_per_epoch % args.save_interval == 0
+            checkpoint = step > 0 and (
+                last_step or stopped or keep or due or (args.save_steps and step % args.save_steps == 0)
+            )
             report = validate or checkpoint or step % args.log_interval == 0
             if report and step > 0:
-                tokens_per_second = round(runtime.sum_of(seen_tokens) / (time.time() - since))
+                tokens_per_second = round(seen_tokens / (time.time() - since))
                 mean = losses.write(tokens_per_second=tokens_per_second)
+                if runtime.world_size > 1:
+                    pace = (time.time() - since) / max(1, step - reported_step)
+                    look_interval = runtime.agree(max(1, min(args.log_interval, int(LOOK_SECONDS / pace))))
                 bar.set_postfix_str(f"loss {mean:.3f}, {tokens_per_second:,} tokens/s")
             if validate:
                 with ema.applied(network):
@@ -306,13 +315,14 @@ def main() -> None:
                     )
                 if result["val_loss"] < best:
                     best = result["val_loss"]
-                    save(BEST)
-            if checkpoint and end_of_epoch and step // steps_per_epoch % args.save_interval == 0:
+                    save(BEST, to_go_on=False)
+            if keep:
                 save(f"checkpoint_epoch_{step // steps_per_epoch}.pth")
             if checkpoint:
                 save(LAST)
+                saved_at = time.time()
             if report:
-                seen_tokens, since = 0, time.time()
+                seen_tokens, since, reported_step = 0, time.time(), step
         if last_step or stopped:
             break
 
@@ -322,13 +332,15 @@ def main() -> None:
             group["lr"] = lr
         diffusion.joined = args.ngram > 0 and step >= ngram_start
         loss = 0.0
+        chunks, batch = next(stream)
+        lengths = torch.from_numpy(train.lengths[chunks])
+        seen_tokens += int(lengths.sum())
+        drawn = draw(lengths, layout.multiple, times, step, args, runtime)
+        # all ranks make a second pass in the same steps, and exchange gradients once a step
+        self_condition = step_seed(args.seed, step, 0, 0) % 2**20 < args.self_cond_prob * 2**20
         for micro in range(args.grad_accum):
-            batch = next(stream)
-            seen_tokens += int(batch["num_tokens"].sum())
-            torch.manual_seed(step_seed(args.seed, step, micro, 1 + runtime.rank))
-            inputs = sample_inputs(batch, train, times, args, runtime)
-            # all ranks make a second pass in the same steps, and exchange gradients once a step
-            self_condition = step_seed(args.seed, step, micro, 0) % 2**20 < args.self_cond_prob * 2**20
+            torch.manual_seed(step_seed(args.seed, step, micro, 1 + runtime.rank))  # of dropout
+            inputs = sample_inputs(next(batch), drawn, order.own(micro), train, order.parts, args, runtime)
             with nullcontext() if micro == args.grad_accum - 1 else runtime.no_sync(parallel):
                 with runtime.autocast():
                     part, per_sample = parallel(**inputs, self_condition=self_condition)
@@ -348,6 +360,7 @@ def main() -> None:
 
     # finish
     bar.close()
+    writer.wait()
     log.close()
     runtime.check_agreement(network)
     if runtime.is_main:
@@ -361,15 +374,17 @@ def main() -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    for name in ("batch_size", "grad_accum", "epochs", "save_interval", "save_steps", "log_interval", "val_samples"):
+    for name in ("batch_size", "grad_accum", "epochs", "save_interval", "log_interval", "val_samples"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
-    for name in ("max_steps", "val_interval"):
+    for name in ("max_steps", "val_interval", "save_steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
     for name in ("self_cond_prob", "infill_prob", "dropout", "ema_decay", "ngram_start"):
         if not 0 <= getattr(args, name) <= 1:
             raise UserError(f"--{name} {getattr(args, name)}: need a number from 0 to 1")
+    if not args.save_minutes >= 0:
+        raise UserError(f"--save_minutes {args.save_minutes}: need 0 or more")
     if args.weight_decay < 0 or args.num_workers < 0 or not args.grad_clip > 0:
         raise UserError("--weight_decay and --num_workers need 0 or more, --grad_clip more than 0")
     if not (args.lr > 0 and math.isfinite(args.lr)):
@@ -432,39 +447,62 @@ def open_data(args, output: Path, tokenizer, runtime) -> tuple[Chunks, Chunks, T
 # In the loop
 
 
-def stream_batches(
-    train: Chunks, order: LengthBuckets, step: int, steps_per_epoch: int, multiple: int, args: argparse.Namespace
-) -> Iterator[dict]:
-    """Batches from training step `step` on, epoch after epoch."""
+def stream_steps(
+    train: Chunks, order: LengthBuckets, step: int, multiple: int, args: argparse.Namespace
+) -> Iterator[tuple[np.ndarray, Iterator[dict]]]:
+    """From training step `step` on, epoch after epoch: the step's chunks, and this device's batches of them."""
     while True:
-        epoch, inside = divmod(step, steps_per_epoch)
-        loader = batches(train, order.epoch(epoch, inside * args.grad_accum), multiple, args.num_workers)
-        yield from islice(loader, (steps_per_epoch - inside) * args.grad_accum)
-        step = (epoch + 1) * steps_per_epoch
+        epoch, inside = divmod(step, order.steps_per_epoch)
+        loader = iter(batches(train, order.epoch(epoch, inside), multiple, args.num_workers))
+        for chunks in order.steps(epoch, inside):
+            yield chunks, loader
+        step = (epoch + 1) * order.steps_per_epoch
+
+
+def draw(
+    lengths: torch.Tensor,
+    multiple: int,
+    times: TimeSampler,
+    step: int,
+    args: argparse.Namespace,
+    runtime: device.Runtime,
+) -> dict:
+    """The random part of a step for all its chunks, of `lengths` (S,), on all devices, which draw the same.
+
+    So a step does not depend on how its chunks are split. Times t (S,), stratified so that a step covers all noise levels;
+    noise (S, N, 3), on the device; cond_mask (S, N); `count`, the number of tokens to predict.
+    """
+    torch.manual_seed(step_seed(args.seed, step, 0, 0))
+    S, N = len(lengths), -(-int(lengths.max()) // multiple) * multiple
+    t = times.sample((torch.randperm(S) + torch.rand(S)) / S)
+    cond_mask = sample_cond_mask(lengths, N, args.infill_prob)
+    noise = torch.randn(S, N, 3, device=runtime.device)
+    return {"t": t, "noise": noise, "cond_mask": cond_mask, "count": int(lengths.sum() - cond_mask.sum())}
 
 
 def sample_inputs(
-    batch: dict, train: Chunks, times: TimeSampler, args: argparse.Namespace, runtime: device.Runtime
+    batch: dict, drawn: dict, own: slice, train: Chunks, parts: int, args: argparse.Namespace, runtime: device.Runtime
 ) -> dict:
-    """A batch on the device with its random part: times, noise, given positions."""
-    tokens, mask = (batch[name].to(runtime.device, non_blocking=True) for name in ("tokens", "mask"))
-    u = (torch.randperm(len(tokens)) + torch.rand(len(tokens))) / len(tokens)  # stratified: a batch covers all times
+    """A batch, one of `parts` of a step, on the device with its part of what was drawn for the step."""
+    N = batch["tokens"].shape[1]
+    cond_mask = drawn["cond_mask"][own, :N]
     return {
-        "tokens": tokens,
-        "mask": mask,
-        "t": times.sample(u).to(runtime.device),
-        "noise": torch.randn(*tokens.shape, 3, device=runtime.device),
-        "cond_mask": sample_cond_mask(batch["num_tokens"], tokens.shape[1], args.infill_prob).to(runtime.device),
-        "fold": (1 + train.fold_of(batch["index"], FOLDS)).to(runtime.device) if args.ngram else None,
+        "tokens": runtime.to(batch["tokens"]),
+        "mask": runtime.to(batch["mask"]),
+        "t": runtime.to(drawn["t"][own]),
+        "noise": drawn["noise"][own, :N],
+        "cond_mask": runtime.to(cond_mask),
+        "fold": runtime.to(1 + train.fold_of(batch["index"], FOLDS)) if args.ngram else None,
+        "predicted": runtime.to((batch["mask"] & ~cond_mask).flatten().nonzero()[:, 0]),
+        "count": drawn["count"] / parts,
     }
 
 
 def sample_cond_mask(num_tokens: torch.Tensor, num_positions: int, probability: float) -> torch.Tensor:
     """Which positions (B, N) are given clean: with `probability` a sample gets a prefix, or all but a span, or scattered runs."""
     given = torch.zeros(len(num_tokens), num_positions, dtype=torch.bool)
-    for row, count in zip(given, num_tokens.tolist()):
-        if torch.rand(()) >= probability or count < 4:
-            continue
+    for index in ((torch.rand(len(num_tokens)) < probability) & (num_tokens >= 4)).nonzero()[:, 0].tolist():
+        row, count = given[index], int(num_tokens[index])
         kind, fraction = int(torch.randint(3, ())), float(torch.rand(()))
         length = min(count - 1, max(1, round(fraction * count)))
         if kind == 0:  # a prefix to continue

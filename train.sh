@@ -73,10 +73,14 @@ if [ -e "$OUTPUT_DIR/last.pth" ]; then # a run that was stopped goes on; a finis
   echo "continuing the run in $OUTPUT_DIR"
   train+=(--resume auto)
 fi
-stopped=
-trap 'stopped=1' INT TERM # train.py saves and leaves by itself; nothing is evaluated then
-"${launch[@]}" train.py "${train[@]}"
+stopped= status=0
+"${launch[@]}" train.py "${train[@]}" & # behind, since bash hears no signal while it waits for what runs in front
+child=$!
+trap 'stopped=1; kill -TERM "$child" 2>/dev/null || true' INT TERM # train.py saves and leaves; nothing is evaluated then
+wait "$child" || status=$?
+while [ -n "$stopped" ] && kill -0 "$child" 2>/dev/null; do wait "$child" || status=$?; done
 if [ -n "$stopped" ]; then exit 130; fi
+if [ "$status" -ne 0 ]; then exit "$status"; fi
 trap - INT TERM
 
 "$PYTHON" evaluate.py --checkpoint "$OUTPUT_DIR/best_model.pth" --data_path "$DATA_DIR" --output_dir "$OUTPUT_DIR/report" --num_samples "$EVAL_SAMPLES" --device "$DEVICE"

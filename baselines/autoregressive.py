@@ -88,12 +88,12 @@ def main() -> None:
     # loop
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     budget = TimeBudget(args.time_budget)
-    planned = order.batches_per_epoch * (10**6 if args.time_budget else args.epochs)
+    planned = order.steps_per_epoch * (10**6 if args.time_budget else args.epochs)
     step, total, best, weights = 0, planned, float("inf"), None
     log = RunLog(output, vars(args), runtime)
     bar = progress_bar(total, "steps")
     while step < total:
-        for indices in order.epoch(step // order.batches_per_epoch, 0):
+        for indices in order.epoch(step // order.steps_per_epoch, 0):
             lr = lr_at(step, args.lr, round(0.05 * total), total)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -112,7 +112,7 @@ def main() -> None:
                 bar.set_postfix_str(f"loss {loss.item():.3f}")
             total = bar.total = budget.total_steps(step, planned, runtime)
             bar.update()
-            if step >= total or step % max(1, min(total, order.batches_per_epoch * args.epochs) // VALIDATIONS) == 0:
+            if step >= total or step % max(1, min(total, order.steps_per_epoch * args.epochs) // VALIDATIONS) == 0:
                 loss = float(score_text(model, selection, runtime).mean())
                 log.log(step, val_loss=loss)
                 if loss < best:

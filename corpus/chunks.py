@@ -218,37 +218,44 @@ def build_once(build_dir: Path, settings: BuildSettings, given: Tokenizer | None
 
 
 class LengthBuckets:
-    """Batches of chunks of similar length, so that little is computed on padding.
+    """Which chunks make which training step: such of similar length, so that little is computed on padding.
 
-    Per epoch: chunks are permuted, sorted by length within windows of 64 batches, cut into batches, and the batches
-    permuted; rank r takes every world_size-th. Every rank gets the same number of full batches. A pure function of
-    (seed, epoch). Raises UserError if there are fewer chunks than one batch per rank.
+    A step is `batch_size` chunks on each of `world_size` devices, `grad_accum` times. Per epoch the chunks are permuted,
+    sorted by length within windows of 64 steps, cut into steps, and the steps permuted. The sorted chunks of a step are dealt
+    out in turn, so that no device waits for another that drew longer ones. A pure function of (seed, epoch) and of the
+    chunks in a step, however these are split. Raises UserError if there are fewer chunks than one step takes.
     """
 
     WINDOW = 64
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
-        self.lengths, self.batch_size, self.seed, self.rank, self.world_size = (
-            lengths,
-            batch_size,
-            seed,
-            rank,
-            world_size,
-        )
-        self.batches_per_epoch = len(lengths) // (batch_size * world_size)
-        if not self.batches_per_epoch:
+    def __init__(
+        self, lengths: np.ndarray, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, grad_accum: int = 1
+    ):
+        self.lengths, self.batch_size, self.seed, self.rank = lengths, batch_size, seed, rank
+        self.world_size, self.parts = world_size, world_size * grad_accum
+        self.samples_per_step = batch_size * self.parts
+        self.steps_per_epoch = len(lengths) // self.samples_per_step
+        if not self.steps_per_epoch:
             raise UserError(
-                f"{len(lengths)} chunks are fewer than one batch of {batch_size} on {world_size} device(s): lower `batch_size`"
+                f"{len(lengths)} chunks are fewer than one step of {self.samples_per_step}: lower `batch_size`"
             )
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[list[int]]:
-        """The batches of epoch `number` (indices into the chunks), from batch `start` on."""
-        rng = np.random.default_rng([self.seed % 2**63, number])
+    def steps(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
+        """The chunks (samples_per_step,) of each step of an epoch, from step `start` of it on."""
+        rng = np.random.default_rng([self.seed % 2**63, epoch])
         order = rng.permutation(len(self.lengths))
-        window = self.WINDOW * self.batch_size
+        size, window = self.samples_per_step, self.WINDOW * self.samples_per_step
         parts = [order[i : i + window] for i in range(0, len(order), window)]
         order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in parts])
-        batches = [order[i : i + self.batch_size] for i in range(0, len(order) - self.batch_size + 1, self.batch_size)]
-        chosen = rng.permutation(len(batches))[: self.batches_per_epoch * self.world_size]
-        for index in chosen[self.rank :: self.world_size][start:]:
-            yield batches[index].tolist()
+        for index in rng.permutation(self.steps_per_epoch)[start:]:
+            yield order[index * size : (index + 1) * size]
+
+    def own(self, micro: int = 0) -> slice:
+        """Which of a step's chunks are this device's in its forward pass `micro`."""
+        return slice(micro * self.world_size + self.rank, None, self.parts)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[list[int]]:
+        """This device's batches of an epoch, from step `start` of it on."""
+        for chunks in self.steps(number, start):
+            for micro in range(self.parts // self.world_size):
+                yield chunks[self.own(micro)].tolist()

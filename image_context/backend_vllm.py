@@ -4,6 +4,7 @@ Not yet run by us: no machine with vLLM was at hand. `evaluation.backend: transf
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from image_context.codecs import Encoded
 from image_context.config import Config
@@ -14,12 +15,15 @@ from kit.errors import UserError
 
 
 class VLLM:
-    """A vLLM engine for the config's model, with an adapter if there is one. Raises UserError where vLLM is not installed."""
+    """A vLLM engine for the config's model. Raises UserError where vLLM is not installed.
+
+    An adapter is merged into its base first: vLLM applies LoRA to the language model alone, and says nothing of the
+    vision tower's part, without which an unseen code stays unseen.
+    """
 
     def __init__(self, config: Config, vlm: VLM, lora_path: str | None):
         try:
             from vllm import LLM
-            from vllm.lora.request import LoRARequest
         except ImportError as error:
             raise UserError(
                 "evaluation.backend vllm needs vLLM: pip install vllm, or set it to transformers"
@@ -30,14 +34,14 @@ class VLLM:
             )
         if config.model.qlora:
             raise UserError("evaluation.backend vllm knows no model.qlora: use transformers")
-        adapter = lora_path is not None and (Path(lora_path) / "adapter_config.json").is_file()
-        model = config.model.name if adapter or lora_path is None else lora_path
+        model = lora_path or config.model.name
+        if lora_path is not None and (Path(lora_path) / "adapter_config.json").is_file():
+            self.merged = TemporaryDirectory(prefix="merged-")  # lives as long as the engine
+            model = self.merged.name
+            merge(vlm, model)
         limits = {"mm_processor_kwargs": {"max_pixels": config.model.max_pixels}} if config.model.max_pixels else {}
-        self.engine = LLM(
-            model=model, enable_lora=adapter, seed=config.seed, limit_mm_per_prompt={"image": 64}, **limits
-        )
+        self.engine = LLM(model=model, seed=config.seed, limit_mm_per_prompt={"image": 64}, **limits)
         self.vlm = vlm  # for its chat template
-        self.adapter = LoRARequest("adapter", 1, lora_path) if adapter else None
 
     def answer(self, encoded: list[Encoded], samples: list[Sample], inputs: dict, max_new_tokens: int) -> list[str]:
         """The model's answer to each question, by greedy decoding; `inputs`, ready tensors, are for the other backend."""
@@ -51,5 +55,11 @@ class VLLM:
             for e, sample in zip(encoded, samples)
         ]
         settings = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
-        outputs = self.engine.generate(requests, settings, lora_request=self.adapter, use_tqdm=False)
+        outputs = self.engine.generate(requests, settings, use_tqdm=False)
         return [output.outputs[0].text for output in outputs]
+
+
+def merge(vlm: VLM, folder: str) -> None:
+    """Write a model with its adapter merged in, and its processor, to `folder`."""
+    vlm.model = vlm.model.merge_and_unload()
+    vlm.save(Path(folder))

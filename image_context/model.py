@@ -271,7 +271,10 @@ def embed_pools(model: nn.Module, batch: dict) -> dict:
         batch["position_ids"], _ = unwrapped(model).model.get_rope_index(
             ids, kinds, batch["image_grid_thw"], attention_mask=batch["attention_mask"]
         )
-    batch["inputs_embeds"] = table(ids).masked_scatter(places.unsqueeze(-1), means)
+    embeds = table(ids)
+    batch["inputs_embeds"] = embeds.masked_scatter(
+        places.unsqueeze(-1), means.to(embeds.dtype)
+    )  # autocast sums in fp32
     return batch
 
 

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -28,9 +30,51 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
         os.replace(partial, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save reports a failed write as either
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         kept = f"; {path} keeps its previous content" if path.exists() else ""
         raise UserError(f"cannot write {path} ({_first_line(error)}): free some disk space{kept}") from error
+
+
+class BackgroundWriter:
+    """Writes checkpoints as `save_checkpoint` does, in a thread, one after another, while training goes on.
+
+    A write that failed raises its error at the next `save` or `wait`.
+    """
+
+    def __init__(self):
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, path: str | Path, state: dict) -> None:
+        """Begin to write a copy of `state`, once what was begun before is written."""
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(path, _copied(state)))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until everything is written."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        if self._error:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, path: str | Path, state: dict) -> None:
+        try:
+            save_checkpoint(path, state)
+        except Exception as error:  # raised where somebody listens
+            self._error = error
+
+
+def _copied(value):
+    """Nested dicts and lists with copies, on the CPU, of their tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    return [_copied(each) for each in value] if isinstance(value, list) else value
 
 
 def load_checkpoint(path: str | Path, required: tuple = ("model_state_dict", "config")) -> dict:

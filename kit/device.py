@@ -2,8 +2,9 @@
 
 import os
 import random
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -30,6 +31,12 @@ class Runtime:
     def autocast(self):
         """Context in which matrix products run in `dtype`."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def to(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the host on the device, without waiting for what the device is doing."""
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """`values` added over all ranks (in place where there are several)."""
@@ -87,9 +94,31 @@ class Runtime:
         if self.world_size > 1:
             dist.barrier()
 
+    @contextmanager
+    def main_first(self):
+        """The main rank passes through the context, then all others: for what one has to build and the rest to find.
+
+        They wait on the host, for up to a day; a barrier of NCCL's would give up after ten minutes.
+        """
+        if self.world_size == 1:
+            yield
+            return
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        if not self.is_main:
+            dist.barrier(group)
+        yield
+        if self.is_main:
+            dist.barrier(group)
+        dist.destroy_process_group(group)
+
     def finish(self) -> None:
         if self.world_size > 1:
             dist.destroy_process_group()
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype:
+    """What matrix products on `device` are computed in here: autocast's dtype, float32 outside of it."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
 
 
 def start(device: str = "auto", seed: int = 0, precision: str = "auto") -> Runtime:

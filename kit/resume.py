@@ -20,9 +20,7 @@ def check_resume(settings: dict, saved: dict, origin: str | Path, fixed: Iterabl
         for name, value in settings.items()
         if name in saved and value != saved[name] and name not in UNIMPORTANT
     }
-    for name in fixed:
-        if name in changed:
-            raise UserError(f"{origin} was trained with `{name}` {saved[name]}, not {changed[name]}; pass the same")
+    check_fixed(settings, saved, origin, [name for name in fixed if name in changed])
     before, now = samples_per_step(saved, runtime), samples_per_step(settings, runtime)
     if before != now:
         raise UserError(
@@ -34,6 +32,15 @@ def check_resume(settings: dict, saved: dict, origin: str | Path, fixed: Iterabl
             f"changed since {origin}: "
             + ", ".join(f"{name} {saved[name]} -> {value}" for name, value in changed.items())
         )
+
+
+def check_fixed(settings: dict, saved: dict, origin: str | Path, names: Iterable[str]) -> None:
+    """Raises UserError if one of the settings `names` differs from the saved one."""
+    for name in names:
+        if settings[name] != saved.get(name):
+            raise UserError(
+                f"{origin} was trained with `{name}` {saved.get(name)}, not {settings[name]}; pass the same"
+            )
 
 
 def samples_per_step(settings: dict, runtime: Runtime) -> int:

@@ -9,6 +9,7 @@ from torch import nn
 
 import baselines.ngram
 import diffusion as method
+import kit.cross_entropy
 from baselines.ngram import ALL, NGram, unigram_context
 from diffusion import SAMPLERS, Diffusion
 from kit.errors import UserError
@@ -275,7 +276,7 @@ def test_loss_ignores_padding_and_given_positions(objective, predict_clean, ngra
 def test_cutting_the_logits_into_parts_changes_neither_loss_nor_gradient_nor_prediction(monkeypatch, ngram):
     results = []
     for limit in (1 << 27, VOCAB * 7):
-        monkeypatch.setattr(method, "MAX_LOGITS", limit)
+        monkeypatch.setitem(kit.cross_entropy.LOGITS_AT_ONCE, "cpu", limit)
         diffusion = opened(make(ngram=counted() if ngram else None))
         tokens, mask, t, noise = batch()
         loss, _ = diffusion(tokens, mask, t, noise)
@@ -392,7 +393,7 @@ def test_a_large_vocabulary_trains_through_its_candidates(large_tables, monkeypa
     fold = torch.tensor([1, 2, 0, 1])
     results = []
     for limit in (1 << 27, LARGE * 37):
-        monkeypatch.setattr(method, "MAX_LOGITS", limit)
+        monkeypatch.setitem(kit.cross_entropy.LOGITS_AT_ONCE, "cpu", limit)
         diffusion = opened(make(ngram=ngram, vocab_size=LARGE))
         loss, per_sample = diffusion(tokens, mask, t, noise, mask & (torch.arange(64) < 2), fold, self_condition=True)
         loss.backward()

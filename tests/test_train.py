@@ -315,10 +315,11 @@ def test_a_chunk_is_trained_beside_counts_of_other_chunks(data):
     chunks = open_built(data / "train")
     folds = chunks.folds(train.FOLDS)
     ngram = NGram(folds, 300, 2)
-    args = argparse.Namespace(infill_prob=0.0, ngram=3)
+    args, runtime = argparse.Namespace(infill_prob=0.0, ngram=3, seed=0), device.start("cpu")
     for index in range(0, len(chunks), 41):
         (batch,) = batches(chunks, iter([[index]]), 16)
-        (fold,) = train.sample_inputs(batch, chunks, TimeSampler("uniform"), args, device.start("cpu"))["fold"].tolist()
+        drawn = train.draw(batch["num_tokens"], 16, TimeSampler("uniform"), 0, args, runtime)
+        (fold,) = train.sample_inputs(batch, drawn, slice(None), chunks, 1, args, runtime)["fold"].tolist()
         text = chunks[index].numpy()
         held = [[piece for tokens, first in part for piece in np.split(tokens, first[1:])] for part in folds]
         inside = [any(np.array_equal(text, piece) for piece in pieces) for pieces in held]

@@ -1,6 +1,7 @@
 """Text -> sequences of tokens, padded to whole chunks."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ def batches(chunks: Chunks, order: Iterator[list[int]], chunk_size: int, num_wor
     """A loader that reads the batches that `order` names."""
     return DataLoader(
         chunks, batch_sampler=order, num_workers=num_workers, pin_memory=torch.cuda.is_available(),
-        collate_fn=lambda items: collate(items, chunk_size),
+        collate_fn=partial(collate, chunk_size=chunk_size),
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from kit.runlog import environment, make_folder, write_json
 from kit.textfile import read_text
 from kit.times import TimeSampler
 from tokcom.dataset import chosen_batches
-from tokcom.flow import Flow, real_chunks, token_nll
+from tokcom.flow import Flow, real_chunks
 from tokcom.inference import decode, encode, load_checkpoint, read_ids
 from tokcom.stages import by_chunk, to_device
 
@@ -167,12 +167,12 @@ class HeldOut:
 
         def model(number, batch):
             mask = real_chunks(batch["mask"], self.K)
-            return self.flow.sample(mask, t, z=noisy(number, batch)).logits.argmax(-1)
+            return self.flow.sample(mask, t, z=noisy(number, batch)).tokens()
 
         def no_context(number, batch):
             chunks = noisy(number, batch).flatten(0, 1)[:, None]
             mask = torch.ones(len(chunks), 1, dtype=torch.bool, device=chunks.device)
-            return self.flow.sample(mask, t, z=chunks).logits.argmax(-1).view(batch["tokens"].shape)
+            return self.flow.sample(mask, t, z=chunks).tokens().view(batch["tokens"].shape)
 
         def decoder_only(number, batch):
             return decode(self.vae, noisy(number, batch) / level)
@@ -196,7 +196,7 @@ class HeldOut:
                 y = x + sigma * self.noise(x.shape, 100 * level + number)
                 guess = self.flow.predict(y, torch.full((len(y),), sigma, device=y.device), mask)
                 error[level] += float(((guess.x_pred - x).square().sum(-1) * mask).sum()) / self.num_tokens
-                missed = token_nll(guess.logits, batch["tokens"]) * batch["mask"]
+                missed = guess.nll(batch["tokens"]) * batch["mask"]
                 reading[level] += float(missed.sum()) / self.num_tokens
         ratio = np.array(sigmas) ** -2
         flow = [float(0.5 * np.trapezoid(error[level:][::-1], ratio[level:][::-1])) for level in range(NLL_LEVELS)]
@@ -225,7 +225,7 @@ class HeldOut:
                 found = self.flow.sample(
                     mask, grid, "stochastic", cond_mask=cond_mask, cond_latents=clean, generator=generator
                 )
-                parts.append(found.logits[:, -self.K :].argmax(-1))
+                parts.append(found.tokens()[:, -self.K :])
             samples.append(torch.cat(parts))
         return brier_lm(*samples, self.prompts[:, -self.K :])
 

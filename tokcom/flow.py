@@ -13,9 +13,10 @@ Times       follow an adaptive noise schedule, by the cross-entropy. Padding ent
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from kit.cross_entropy import cross_entropy, expected_rows, rows_at_once
+from kit.device import autocast_dtype
 from kit.sampling import integrate
 from kit.times import sigma_of
 from tokcom.model import DenoisedModel, TokComVAE
@@ -23,10 +24,33 @@ from tokcom.model import DenoisedModel, TokComVAE
 
 @dataclass
 class Prediction:
-    """`x_pred` (B, C, latent_dim) the conditional mean, `logits` (B, C K, vocab_size) of the tokens."""
+    """`x_pred` (B, C, latent_dim) the conditional mean; the tokens' distribution as the decoder's `head` on hidden (B, C K, D)."""
 
     x_pred: torch.Tensor
-    logits: torch.Tensor
+    hidden: torch.Tensor
+    head: nn.Module
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """Logits (B, C K, vocab_size) of all tokens at once."""
+        return self.head(self.hidden)
+
+    def tokens(self) -> torch.Tensor:
+        """The likeliest tokens (B, C K)."""
+        return torch.cat([logits.argmax(-1) for logits in self._parts()]).view(self.hidden.shape[:-1])
+
+    def nll(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy (B, C K) of tokens (B, C K), in nats."""
+        found, start = [], 0
+        for logits in self._parts():
+            found.append(token_nll(logits[None], tokens.flatten()[None, start : start + len(logits)])[0])
+            start += len(logits)
+        return torch.cat(found).view(tokens.shape)
+
+    def _parts(self):
+        """Logits (r, vocab_size), some rows at a time."""
+        for part in self.hidden.flatten(0, 1).split(rows_at_once(self.head.out_features, self.hidden.device)):
+            yield self.head(part).float()
 
 
 class Flow(nn.Module):
@@ -58,20 +82,19 @@ class Flow(nn.Module):
         table = vae.embed.weight[: vae.args.vocab_size]
         table = table * table.square().mean().rsqrt()  # unit spread, as the noisy vectors beside which it is read
 
-        def embeddings(logits):
-            return logits.float().softmax(-1).to(table.dtype) @ table
+        def embeddings(hidden):
+            return expected_rows(hidden, vae.head.weight, vae.head.bias, table, autocast_dtype(y.device))
 
         with torch.no_grad():
             hidden = vae.hidden((skip * y).flatten(0, 1) * vae.latent_std + vae.latent_mean).view(*y.shape[:2], K, -1)
         weight = torch.where(cond_mask, 1.0, self.denoiser.decoder_scale(sigma.log()))
         hidden = weight[:, :, None, None] * hidden
-        with torch.no_grad():
-            decoded = embeddings(vae.head(hidden))
+        decoded = embeddings(hidden)
         features, added = self.denoiser(y * scale * mask.unsqueeze(-1), decoded, sigma.log(), mask, cond_mask, x_prev)
-        logits = vae.head(hidden + added)
-        predicted = embeddings(logits.detach()).flatten(2)
+        hidden = hidden + added
+        predicted = embeddings(hidden).flatten(2)
         x_pred = skip * y + out * (self.denoiser.mean(features) + self.denoiser.embed_mean(predicted)).float()
-        return Prediction(x_pred, logits.flatten(1, 2))
+        return Prediction(x_pred, hidden.flatten(1, 2), vae.head)
 
     def forward(self, tokens, mask, t, noise, cond_mask, self_condition: bool):
         """Loss, and per sequence (B,) cross-entropy in nats per token and squared error per number.
@@ -93,13 +116,16 @@ class Flow(nn.Module):
         counts = open_chunks.sum(1).clamp_min(1)
         error = (guess.x_pred - x).square().mean(-1)
         mse = (error * open_chunks).sum(1) / counts
-        nll = token_nll(guess.logits, tokens)
-        open_tokens = (mask & ~cond_mask.repeat_interleave(K, 1)).float()
-        ce = (nll * open_tokens).sum(1) / open_tokens.sum(1).clamp_min(1)
+        open_tokens = (mask & ~cond_mask.repeat_interleave(K, 1, output_size=mask.shape[1])).float()
+        weight = open_tokens / open_tokens.sum(1, keepdim=True).clamp_min(1)
+        ce_sum, nll = cross_entropy(
+            guess.hidden.flatten(0, 1), guess.head.weight, guess.head.bias, tokens.flatten(), weight.flatten(),
+            autocast_dtype(tokens.device),
+        )  # fmt: skip
+        ce = (nll.view(tokens.shape) * weight).sum(1)
         # the error is divided by c_out^2, its size for a network that knows nothing: every noise level weighs alike
-        weight = 1 + sigma**-2
-        loss = (ce + self.mse_weight * weight * mse).mean()
-        return loss, ce.detach(), mse.detach()
+        loss = ce_sum / len(tokens) + (self.mse_weight * (1 + sigma**-2) * mse).mean()
+        return loss, ce, mse.detach()
 
     # ------------------------------------------------------------------------------------------------------------------
     # Sampling
@@ -131,11 +157,11 @@ class Flow(nn.Module):
             unconditional = None
             if guidance != 1 and cond_mask is not None:
                 unconditional = self.predict(y, level, mask & ~cond_mask, None, previous[1])
-                x_pred, logits = (
+                x_pred, hidden = (  # logits are linear in the hidden states
                     u + guidance * (c - u)
-                    for u, c in ((unconditional.x_pred, conditional.x_pred), (unconditional.logits, conditional.logits))
+                    for u, c in ((unconditional.x_pred, conditional.x_pred), (unconditional.hidden, conditional.hidden))
                 )
-                found = Prediction(torch.where(cond_mask.unsqueeze(-1), cond_latents, x_pred), logits)
+                found = Prediction(torch.where(cond_mask.unsqueeze(-1), cond_latents, x_pred), hidden, conditional.head)
             previous = conditional.x_pred, unconditional and unconditional.x_pred
             return found.x_pred
 
@@ -151,4 +177,6 @@ def real_chunks(mask: torch.Tensor, chunk_size: int) -> torch.Tensor:
 
 def token_nll(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Cross-entropy (B, N) in nats of tokens (B, N) under logits (B, N, vocab_size)."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), reduction="none").view(tokens.shape)
+    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), reduction="none").view(
+        tokens.shape
+    )

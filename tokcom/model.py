@@ -27,7 +27,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class RMSNorm(nn.Module):
-    """RMS normalization whose weight follows the dtype of its input, which keeps the fused kernel under autocast."""
+    """RMS normalization in the dtype of its input, under autocast too, which would make it float32 on a GPU."""
 
     def __init__(self, dim: int, affine: bool = True):
         super().__init__()
@@ -35,7 +35,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim)) if affine else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, (self.dim,), None if self.weight is None else self.weight.to(x.dtype), eps=1e-6)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x, (self.dim,), None if self.weight is None else self.weight.to(x.dtype), eps=1e-6)
 
 
 class Attention(nn.Module):

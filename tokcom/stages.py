@@ -8,11 +8,12 @@ from torch import nn
 
 from corpus.chunks import Chunks
 from corpus.tokenizer import Tokenizer
-from kit.device import Runtime
+from kit.cross_entropy import cross_entropy
+from kit.device import Runtime, autocast_dtype
 from kit.times import TimeSampler
 from tokcom.config import TrainConfig
 from tokcom.dataset import collate, in_order
-from tokcom.flow import Flow, real_chunks, token_nll
+from tokcom.flow import Flow, real_chunks
 from tokcom.model import DenoisedModel, TokComVAE
 
 VAL_SEQUENCES = 128
@@ -28,19 +29,17 @@ class VAELoss(nn.Module):
         self.vae, self.config = vae, config
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, dict]:
-        """Cross-entropy in nats per real token of chunks (N, K), plus the KL term; and both apart.
+        """Cross-entropy in nats per real token of chunks (N, K), none of them empty, plus the KL term; and both apart.
 
         The vector that is decoded carries the posterior's noise and, on top, `latent_noise` of the batch's own spread, so
         that scaling the vectors up does not outrun it. Dimensions whose KL is below `kl_floor` are not pressed further.
         """
-        real = mask.any(1)
-        tokens, mask = tokens[real], mask[real]
         mean, log_variance = self.vae.posterior(tokens, mask, self.config.token_dropout)
         spread = mean.detach().std(0, correction=0)
         noise = (log_variance.exp() + (self.config.latent_noise * spread).square()).sqrt()
-        logits = self.vae.decode_raw(mean + noise * torch.randn_like(mean))
-        ce = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), reduction="none")
-        ce = (ce * mask.flatten()).sum() / mask.sum()
+        hidden, head = self.vae.hidden(mean + noise * torch.randn_like(mean)).flatten(0, 1), self.vae.head
+        weight = (mask / mask.sum()).flatten()
+        ce, _ = cross_entropy(hidden, head.weight, head.bias, tokens.flatten(), weight, autocast_dtype(mask.device))
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(0)
         loss = ce + self.config.kl_weight * kl.clamp_min(self.config.kl_floor).sum()
         return loss, {"ce": ce.detach(), "kl": kl.detach().sum()}
@@ -57,9 +56,11 @@ class VAEStage:
         self.module = VAELoss(vae, config)
         self.lr, self.epochs = config.vae_lr, config.vae_epochs
 
-    def step(self, module: nn.Module, batch: dict) -> tuple[torch.Tensor, dict]:
-        """Loss of a batch, and numbers for the log."""
-        loss, parts = module(*by_chunk(batch, self.vae.args.chunk_size))
+    def step(self, module: nn.Module, batch: dict, self_condition: bool) -> tuple[torch.Tensor, dict]:
+        """Loss of a batch on the host, and numbers for the log."""
+        real = batch["mask"].view(-1, self.vae.args.chunk_size).any(1)
+        tokens, mask = (self.runtime.to(part[real]) for part in by_chunk(batch, self.vae.args.chunk_size))
+        loss, parts = module(tokens, mask)
         return loss, {"vae/batch_loss": parts["ce"], "vae/kl": parts["kl"]}
 
     def refit(self) -> None:
@@ -113,16 +114,15 @@ class DiffusionStage:
         self.module = Flow(vae, denoiser, config.noise_std, config.mse_weight)
         self.lr, self.epochs = config.diffusion_lr, config.diffusion_epochs
 
-    def step(self, module: nn.Module, batch: dict) -> tuple[torch.Tensor, dict]:
-        """Loss of a batch, and numbers for the log. Draws times (stratified over the batch), noise and prompts."""
-        tokens, mask = batch["tokens"], batch["mask"]
+    def step(self, module: nn.Module, batch: dict, self_condition: bool) -> tuple[torch.Tensor, dict]:
+        """Loss of a batch on the host, and numbers for the log. Draws times (stratified over the batch), noise and prompts."""
+        counts = real_chunks(batch["mask"], self.vae.args.chunk_size).sum(1)
+        tokens, mask = (self.runtime.to(batch[name]) for name in ("tokens", "mask"))
         B, C = len(tokens), tokens.shape[1] // self.vae.args.chunk_size
-        t = self.times.sample((torch.randperm(B) + torch.rand(B)) / B).to(tokens.device)
+        t = self.runtime.to(self.times.sample((torch.randperm(B) + torch.rand(B)) / B))
         noise = torch.randn(B, C, self.vae.args.latent_dim, device=tokens.device)
-        counts = real_chunks(mask, self.vae.args.chunk_size).sum(1).cpu()
         prompts = (torch.rand(B) < self.config.prompt_prob) * (torch.rand(B) * counts).long()
-        cond_mask = (torch.arange(C) < prompts[:, None]).to(tokens.device)
-        self_condition = bool(torch.rand(()) < self.config.self_cond_prob)
+        cond_mask = self.runtime.to(torch.arange(C) < prompts[:, None])
         loss, ce, mse = module(tokens, mask, t, noise, cond_mask, self_condition)
         self.times.observe(t, torch.where(cond_mask.any(1), torch.nan, ce))
         return loss, {"diffusion/batch_ce_loss": ce.mean(), "diffusion/batch_mse_loss": mse.mean()}
@@ -146,7 +146,7 @@ class DiffusionStage:
                 x = self.vae.encode(tokens, mask)
                 y = x + sigma.view(-1, 1, 1) * torch.randn(x.shape, generator=generator).to(x.device)
                 guess = flow.predict(y, sigma, real_chunks(mask, K))
-            ce, right = token_nll(guess.logits, tokens), guess.logits.argmax(-1) == tokens
+            ce, right = guess.nll(tokens), guess.tokens() == tokens
             total += torch.stack([(part * mask).sum() for part in (ce, right, mask)]).cpu().double()
         self.denoiser.train()
         ce, right, count = total.tolist()
@@ -165,7 +165,7 @@ class DiffusionStage:
             half = flow.add_noise(x, torch.tensor([0.5], device=x.device), torch.randn_like(x))
             again = flow.sample(mask, self.times.grid(config.num_sample_steps, 0.5), z=half)
             fresh = flow.sample(mask, self.times.grid(config.num_sample_steps), sampler="stochastic")
-            found, made = (part.logits.argmax(-1)[batch["mask"]] for part in (again, fresh))
+            found, made = (part.tokens()[batch["mask"]] for part in (again, fresh))
             text = tokenizer.decode(batch["tokens"][batch["mask"]])
             rows.append({"text": text, "denoised": tokenizer.decode(found), "generated": tokenizer.decode(made)})
         self.denoiser.train()
@@ -174,7 +174,7 @@ class DiffusionStage:
 
 def to_device(batch: dict, runtime: Runtime) -> dict:
     """A batch on the device that computes."""
-    return {name: value.to(runtime.device, non_blocking=True) for name, value in batch.items()}
+    return {name: runtime.to(value) for name, value in batch.items()}
 
 
 def by_chunk(batch: dict, chunk_size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -30,14 +30,14 @@ from kit.errors import UserError
 from kit.interrupt import Interrupt
 from kit.losses import Losses
 from kit.randomness import step_seed
-from kit.resume import check_resume
+from kit.resume import check_fixed, check_resume
 from kit.runlog import RunLog, make_folder, progress_bar
 from kit.schedule import lr_at
 from kit.times import TIME_SAMPLERS, TimeSampler, canonical
 from tokcom.config import PRESETS, ModelArgs, TrainConfig, from_dict, to_dict, to_saved
 from tokcom.dataset import batches, open_data
 from tokcom.model import DenoisedModel, TokComVAE
-from tokcom.stages import DiffusionStage, VAEStage, measure_latents, to_device
+from tokcom.stages import DiffusionStage, VAEStage, measure_latents
 
 BEST = {"vae": "best_vae.pt", "diffusion": "best_diffusion.pt"}
 RESUMED = (
@@ -123,24 +123,24 @@ def main() -> None:
         )
     start = load_start(args, output) if args.stage == "diffusion" and not saved else saved
     if start:
-        compare(model_args, start["model_args"])
+        sizes = to_dict(model_args)
+        fixed = sizes.keys() - {"vocab_size", "mask_token_id"}  # which the tokenizer decides
+        check_fixed(sizes, start["model_args"], resumed or "the VAE", sorted(fixed))
     if saved:
         now = settings_of(args, output, runtime)
         check_resume(now, saved["config"], resumed, ("noise_std", "t_mean", "t_std", "time_sampling"), runtime)
 
-    # data: the first rank builds what has to be built, the others find it
-    if not runtime.is_main:
-        runtime.wait()
-    train, val, tokenizer = open_data(
-        args.data_path, output / "data", Tokenizer.from_json(start["tokenizer"]) if start else None,
-        dataset_name=args.dataset_name, dataset_config=args.dataset_config, tokenizer_path=args.tokenizer_path,
-        vocab_size=args.vocab_size, min_tokens=max(1, model_args.max_length // 4), max_tokens=model_args.max_length,
-        seed=args.seed,
-    )  # fmt: skip
-    if runtime.is_main:
-        make_folder(output)
-        tokenizer.save(output / "tokenizer.json")
-        runtime.wait()
+    # data
+    with runtime.main_first():  # which builds what has to be built
+        train, val, tokenizer = open_data(
+            args.data_path, output / "data", Tokenizer.from_json(start["tokenizer"]) if start else None,
+            dataset_name=args.dataset_name, dataset_config=args.dataset_config, tokenizer_path=args.tokenizer_path,
+            vocab_size=args.vocab_size, min_tokens=max(1, model_args.max_length // 4), max_tokens=model_args.max_length,
+            seed=args.seed,
+        )  # fmt: skip
+        if runtime.is_main:
+            make_folder(output)
+            tokenizer.save(output / "tokenizer.json")
     for chunks in (train, val):
         chunks.check(model_args.max_length, tokenizer.vocab_size, "max_length")
     model_args.vocab_size = model_args.mask_token_id = tokenizer.vocab_size
@@ -154,7 +154,7 @@ def main() -> None:
         sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (vae, denoiser)]
         print(f"{args.preset}: VAE {sizes[0]:.1f}M, denoiser {sizes[1]:.1f}M parameters, {tokenizer.vocab_size} tokens")
         print(
-            f"{len(train):,} sequences, {order.batches_per_epoch} steps per epoch, {runtime.device} {runtime.dtype}; writing {output}"
+            f"{len(train):,} sequences, {order.steps_per_epoch} steps per epoch, {runtime.device} {runtime.dtype}; writing {output}"
         )
     record = {**vars(args), "vocab_size": tokenizer.vocab_size, "world_size": runtime.world_size}
     training = (saved or before or {}).get("training")
@@ -214,7 +214,7 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
     budget = TimeBudget(
         args.time_budget, spent, config.vae_fraction if stage.name == "vae" else 1 - config.vae_fraction
     )
-    planned = order.batches_per_epoch * (stage.epochs if budget.limit is None else 10**6)
+    planned = order.steps_per_epoch * (stage.epochs if budget.limit is None else 10**6)
     total_steps = budget.total_steps(step, planned, runtime)
     if args.compile:
         stage.module.compile()
@@ -224,16 +224,18 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
     stops = False
 
     while step < total_steps and not stops:
-        epoch, inside = divmod(step, order.batches_per_epoch)
+        epoch, inside = divmod(step, order.steps_per_epoch)
         loader = iter(batches(train, order.epoch(epoch, inside), writer.model_args.chunk_size, args.num_workers))
-        while step < min(total_steps, (epoch + 1) * order.batches_per_epoch) and not stops:
+        while step < min(total_steps, (epoch + 1) * order.steps_per_epoch) and not stops:
             lr = lr_at(step, stage.lr, round(config.warmup_fraction * total_steps), total_steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = to_device(next(loader), runtime)
+            self_condition = (
+                step_seed(args.seed, offset + step, 0, 0) % 2**20 < config.self_cond_prob * 2**20
+            )  # all ranks
             torch.manual_seed(step_seed(args.seed, offset + step, 0, 1 + runtime.rank))
             with runtime.autocast():
-                loss, values = stage.step(module, batch)
+                loss, values = stage.step(module, next(loader), self_condition)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(stage.trained.parameters(), config.grad_clip)
             optimizer.step()
@@ -245,7 +247,7 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
             bar.update()
 
             done = step >= total_steps
-            epoch_ends = step % order.batches_per_epoch == 0
+            epoch_ends = step % order.steps_per_epoch == 0
             validates = done or epoch_ends or step % max(1, min(total_steps, planned) // VALIDATIONS) == 0
             saves = done or epoch_ends or step % args.save_steps == 0
             reads = validates or saves or step % args.log_interval == 0
@@ -324,13 +326,6 @@ def load_start(args: argparse.Namespace, output: Path) -> dict:
     if not path.is_file():
         raise UserError(f"no VAE at {path}: train one with --stage vae, or name it with --vae_checkpoint")
     return load_checkpoint(path, RESUMED[:-1])
-
-
-def compare(model_args: ModelArgs, saved: dict) -> None:
-    """Refuse a checkpoint of another architecture."""
-    for name, value in to_dict(model_args).items():
-        if name not in ("vocab_size", "mask_token_id") and saved.get(name) != value:
-            raise UserError(f"the checkpoint was trained with --{name} {saved.get(name)}, not {value}; pass the same")
 
 
 if __name__ == "__main__":

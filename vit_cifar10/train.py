@@ -144,8 +144,9 @@ def main() -> None:
     elif args.weights:
         weights = load_timm(args.weights, args.img_size)
         vars(args).update(weights.architecture)
-    train, val = hold_out(load_split(args.data_path, "train", args.img_size), args.val_images)
-    test = load_split(args.data_path, "test", args.img_size)  # not used before the end, but it must be there
+    with runtime.main_first():  # which downloads what is not there
+        train, val = hold_out(load_split(args.data_path, "train", args.img_size), args.val_images)
+        test = load_split(args.data_path, "test", args.img_size)  # not used before the end, but it must be there
     same_classes(test.classes, train.classes, "the test images", "the training images")
     if saved:
         same_classes(train.classes, saved["classes"], "the data", str(resumed))
@@ -369,10 +370,9 @@ def validate(model: nn.Module, preprocess: Preprocess, val: Images, runtime: dev
     """Loss and accuracy on the held-out images, every rank computing all of them."""
     probabilities = predict_probabilities(model, preprocess, val.images, runtime)
     loss = F.nll_loss(probabilities.clamp(min=1e-12).log(), val.labels.cpu())
-    return {
-        "val_loss": loss.item(),
-        "val_accuracy": (probabilities.argmax(1) == val.labels.cpu()).float().mean().item(),
-    }
+    accuracy = (probabilities.argmax(1) == val.labels.cpu()).float().mean()
+    # devices may round differently, and all of them have to decide alike which model is the best
+    return {"val_loss": runtime.mean(loss.item()), "val_accuracy": runtime.mean(accuracy.item())}
 
 
 def report_on_test(test: Images, run: Path, reported: str, runtime: device.Runtime) -> None:

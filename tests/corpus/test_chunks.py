@@ -15,7 +15,7 @@ def test_an_epoch_shows_every_chunk_at_most_once_and_almost_all():
     lengths = np.random.default_rng(0).integers(10, 100, 1003)
     order = LengthBuckets(lengths, 10, seed=1)
     seen = [i for batch in order.epoch(0) for i in batch]
-    assert order.batches_per_epoch == 100 and len(seen) == len(set(seen)) == 1000
+    assert order.steps_per_epoch == 100 and len(seen) == len(set(seen)) == 1000
 
 
 def test_epochs_differ_and_repeat_themselves():
@@ -36,6 +36,28 @@ def test_batches_hold_chunks_of_similar_length():
     padded = sum(32 * lengths[batch].max() for batch in order.epoch(0))
     real = sum(lengths[batch].sum() for batch in order.epoch(0))
     assert real / padded > 0.95
+
+
+@pytest.mark.parametrize("devices, accumulated", [(2, 1), (4, 1), (8, 1), (2, 2)])
+def test_no_device_waits_for_another_that_drew_longer_chunks(devices, accumulated):
+    """Efficiency of a step: what its devices compute, padding included, over what they could while the slowest does."""
+    lengths = np.random.default_rng(0).integers(256, 4097, 50_000)
+    orders = [LengthBuckets(lengths, 32, 0, rank, devices, accumulated) for rank in range(devices)]
+    work = np.array([[32 * lengths[batch].max() for batch in order.epoch(0)] for order in orders])
+    work = work.reshape(devices, -1, accumulated).sum(2)
+    assert work.sum() / (work.max(0) * devices).sum() > 0.98
+
+
+def test_a_step_has_the_same_chunks_however_it_is_split():
+    lengths = np.random.default_rng(0).integers(256, 4097, 5000)
+    alone = LengthBuckets(lengths, 32, 0)
+    for batch_size, devices, accumulated in ((16, 2, 1), (16, 1, 2), (4, 4, 2)):
+        orders = [LengthBuckets(lengths, batch_size, 0, rank, devices, accumulated) for rank in range(devices)]
+        assert {order.steps_per_epoch for order in orders} == {alone.steps_per_epoch}
+        batches = [list(order.epoch(1, start=3)) for order in orders]
+        for step, chunks in enumerate(alone.steps(1, start=3)):
+            parts = [own[step * accumulated + micro] for own in batches for micro in range(accumulated)]
+            assert sorted(sum(parts, [])) == sorted(chunks.tolist()) and {len(part) for part in parts} == {batch_size}
 
 
 def test_statistics_count_tokens_and_neighbors(data):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from kit.checkpoint import load_checkpoint, load_weights, resume_path, save_checkpoint
+from kit.checkpoint import BackgroundWriter, load_checkpoint, load_weights, resume_path, save_checkpoint
 from kit.errors import UserError
 
 GOOD = {"model_state_dict": {"w": torch.arange(4.0)}, "config": {"seed": 1}}
@@ -26,6 +26,29 @@ def test_what_was_saved_comes_back(tmp_path):
     state = load_checkpoint(tmp_path / "new" / "a.pth")
     assert torch.equal(state["model_state_dict"]["w"], torch.arange(4.0)) and state["config"] == {"seed": 1}
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.pth"]
+
+
+def test_a_checkpoint_written_in_the_background_holds_what_was_there_when_it_was_asked_for(tmp_path):
+    weights, writer = torch.zeros(1000, 1000), BackgroundWriter()
+    for step in range(3):
+        weights.fill_(step)
+        writer.save(
+            tmp_path / f"{step}.pth", {"model_state_dict": {"w": weights}, "config": {}, "list": [weights, step]}
+        )
+        weights.fill_(-1)
+    writer.wait()
+    for step in range(3):
+        state = load_checkpoint(tmp_path / f"{step}.pth")
+        assert (state["model_state_dict"]["w"] == step).all() and (state["list"][0] == step).all()
+
+
+def test_a_background_write_that_failed_is_told_at_the_next_call(tmp_path):
+    (tmp_path / "file").touch()
+    writer = BackgroundWriter()
+    writer.save(tmp_path / "file" / "a.pth", GOOD)
+    with pytest.raises(UserError, match="cannot write"):
+        writer.wait()
+    writer.wait()  # told once
 
 
 @pytest.mark.parametrize("keep", [0, 10, 400, -1])

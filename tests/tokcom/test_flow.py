@@ -34,7 +34,7 @@ class TwoPoints(Flow):
     def predict(self, y, sigma, mask, cond_mask=None, x_prev=None):
         logit = 2 * y / sigma.view(-1, 1, 1) ** 2 + math.log(0.8 / 0.2)
         mean = torch.tanh(logit / 2)
-        return Prediction(mean, torch.zeros(*mask.shape, 1))
+        return Prediction(mean, torch.zeros(*mask.shape, 1), None)
 
 
 @pytest.mark.parametrize("noise_std", [1.0, 0.05])

@@ -1,0 +1,108 @@
+"""Cross-entropy of a softmax over a vocabulary, and its gradient, without the logits of all positions at once.
+
+A batch of long texts has hundreds of millions of logits. As a chain of operations each of them goes through memory some
+twenty times. Their gradient is known as soon as they are, so both are computed here in one go, for as many rows at a time
+as fit a core's cache or a fixed part of a GPU's memory.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 27}
+
+
+def rows_at_once(vocab_size: int, device: torch.device) -> int:
+    """Rows whose logits are computed together."""
+    return max(1, LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE["cuda"]) // vocab_size)
+
+
+def cross_entropy(
+    features: torch.Tensor,
+    matrix: torch.Tensor,
+    bias: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+    prior: Callable[[slice], torch.Tensor] | None = None,
+    gates: torch.Tensor | None = None,
+    contexts: Callable[[slice], list[torch.Tensor]] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """sum_i weight_i nll_i, with a gradient, and nll (R,) in nats, without.
+
+    The logits of row i are features (R, D) @ matrix (V, D).T + bias (V,), with the products in `dtype`. `prior(rows)` gives
+    float32 logits (r, V) to add to those of a slice of rows. With `gates` (R, 1 + n) they are the first gate times that
+    product, plus the other gates times the n logits (r, V) that `contexts(rows)` lists. target (R,) long, weight (R,) float32.
+    """
+    return _CrossEntropy.apply(features, matrix, bias, gates, target, weight, dtype, prior, contexts)
+
+
+@torch.no_grad()
+def expected_rows(
+    features: torch.Tensor,
+    matrix: torch.Tensor,
+    bias: torch.Tensor,
+    table: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """The mean (..., E) of the rows of `table` (V, E) under softmax(features (..., D) @ matrix.T + bias); no gradient."""
+    flat, found = features.flatten(0, -2).to(dtype), []
+    with torch.autocast(features.device.type, enabled=False):
+        W, b, table = matrix.to(dtype), bias.to(dtype), table.to(dtype)
+        for part in flat.split(rows_at_once(len(matrix), features.device)):
+            found.append(F.linear(part, W, b).float().softmax(-1).to(dtype) @ table)
+    return torch.cat(found).view(*features.shape[:-1], -1)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features, matrix, bias, gates, target, weight, dtype, prior, contexts):
+        wanted = features, matrix, bias, gates
+        gradients = [torch.zeros_like(each) if needed else None for each, needed in zip(wanted, ctx.needs_input_grad)]
+        nll, size = torch.empty(len(features), device=features.device), rows_at_once(len(matrix), features.device)
+        with torch.autocast(features.device.type, enabled=False):
+            W, b = matrix.to(dtype), bias.to(dtype)
+            for begin in range(0, len(features), size):
+                rows = slice(begin, begin + size)
+                part = (
+                    features[rows].to(dtype), W, b, target[rows, None], weight[rows, None], prior and prior(rows),
+                    None if gates is None else gates[rows].float(), contexts(rows) if contexts else [],
+                )  # fmt: skip
+                nll[rows] = _rows(*part, gradients, rows)
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(nll)
+        return (nll * weight).sum(), nll
+
+    @staticmethod
+    def backward(ctx, d_loss, _):
+        return *(None if part is None else part * d_loss for part in ctx.saved_tensors), None, None, None, None, None
+
+
+def _rows(f, W, b, target, weight, prior, gates, contexts, gradients, rows):
+    """nll (r,) of some rows; adds to the gradients."""
+    own = F.linear(f, W, b)
+    if gates is None:
+        logits = own.float() if prior is None else prior.add_(own)
+    else:
+        logits = prior.addcmul_(gates[:, :1], own.float())
+        for order, context in enumerate(contexts, 1):
+            logits.addcmul_(gates[:, order : order + 1], context)
+    nll = torch.logsumexp(logits, -1) - logits.gather(1, target)[:, 0]
+    d_features, d_matrix, d_bias, d_gates = gradients
+    if all(gradient is None for gradient in gradients):
+        return nll
+    d = logits.softmax(-1)
+    d.scatter_add_(1, target, d.new_full((1, 1), -1.0).expand_as(target)).mul_(weight)
+    if d_gates is not None:
+        d_gates[rows] = torch.stack([(d * each).sum(-1) for each in (own, *contexts)], -1).to(d_gates.dtype)
+    if gates is not None:
+        d.mul_(gates[:, :1])
+    if d_bias is not None:
+        d_bias += d.sum(0)
+    d = d.to(f.dtype)
+    if d_features is not None:
+        d_features[rows] = (d @ W).to(d_features.dtype)
+    if d_matrix is not None:
+        d_matrix += d.T @ f
+    return nll

@@ -1,0 +1,172 @@
+"""A CUDA device that is not there, on which a training script runs as it is and every wait for the device is counted.
+
+A stub of torch's device guard (guard.cpp) lets a CPU build of torch believe in cuda:0. Tensors on it are fake: they have a
+shape, a type and a device, and no values; what stays on the host is real. So the Python of a step runs in full, and shows
+tensors on the wrong device, types that do not go together, and every host synchronization, with launches and bytes moved.
+It does not show kernels that are missing or slow, or memory that runs out.
+
+Import this before torch, in a process of its own: it patches torch. Written for the torch that requirements.txt names.
+"""
+
+import collections
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = str(Path(__file__).parents[2])
+
+
+def load_guard() -> None:
+    """Compile the stub once, and load it before torch starts, which then finds its hooks registered."""
+    if "torch" in sys.modules:
+        raise ImportError("import pretend before torch")
+    torch_folder = Path(importlib.util.find_spec("torch").origin).parent
+    folder = Path(tempfile.gettempdir()) / f"pretend-cuda-{os.getuid()}-{importlib.metadata.version('torch')}"
+    library, include, lib = folder / "libguard.so", torch_folder / "include", torch_folder / "lib"
+    if not library.exists():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        partial = library.with_suffix(f".{os.getpid()}")
+        includes = [f"-I{include}", f"-I{include}/torch/csrc/api/include"]
+        links = [f"-L{lib}", f"-Wl,-rpath,{lib}", "-Wl,--no-as-needed", "-lc10", "-ltorch_cpu"]
+        source = str(Path(__file__).with_name("guard.cpp"))
+        command = ["g++", "-std=c++20", "-shared", "-fPIC", "-O0", *includes, source, *links, "-o", str(partial)]
+        subprocess.run(command, check=True)
+        partial.rename(library)
+    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+
+load_guard()
+
+import torch  # noqa: E402
+import torch.amp.autocast_mode as autocast_mode  # noqa: E402
+import torch.cuda.amp.common as amp_common  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
+
+CUDA = torch.device("cuda", 0)
+aten = torch.ops.aten
+
+amp_common.amp_definitely_not_available = lambda: False
+autocast_mode.amp_definitely_not_available = lambda: False
+torch.cuda.is_bf16_supported = lambda *args, **kwargs: True
+torch.Tensor.pin_memory = lambda self, *args: self
+torch.__future__.set_overwrite_module_params_on_conversion(True)  # a real parameter cannot hold a fake tensor
+
+VIEWS = {
+    "view", "_unsafe_view", "expand", "permute", "transpose", "t", "slice", "select", "unsqueeze", "squeeze", "split", "chunk",
+    "detach", "alias", "as_strided", "unbind", "unfold", "split_with_sizes", "_reshape_alias", "lift_fresh", "diagonal",
+    "unflatten", "empty", "empty_like", "new_empty", "empty_strided", "device", "layout", "is_pinned",
+}  # fmt: skip
+
+
+def on_cuda(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.device.type == "cuda"
+
+
+class Pretend(TorchDispatchMode):
+    """Counts what reaches the device. `hits`: the fraction of true values that a mask on the device is taken to have."""
+
+    def __init__(self, hits: float = 1.0):
+        super().__init__()
+        self.hits = hits
+        self.launches, self.bytes, self.waits, self.copies = 0, collections.Counter(), collections.Counter(), 0
+
+    def snapshot(self) -> dict:
+        return {
+            "launches": self.launches, "bytes": sum(self.bytes.values()), "waits": dict(self.waits), "copies": self.copies,
+            "lines": dict(self.bytes),
+        }  # fmt: skip
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        leaves = tree_leaves((args, kwargs))
+        target = kwargs.get("device")
+        involved = any(map(on_cuda, leaves)) or (target is not None and torch.device(target).type == "cuda")
+        if not involved and not any(isinstance(value, FakeTensor) for value in leaves):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if func is aten._local_scalar_dense.default:
+            self._wait("item", args[0])
+            return True if args[0].dtype == torch.bool else 0.5 if args[0].dtype.is_floating_point else 7
+        if func is aten.nonzero.default:
+            self._wait("nonzero", args[0])
+            return torch.stack(self._hits(args[0]), 1)
+        if func is aten.equal.default:
+            self._wait("equal", args[0])
+            return True
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"):
+            args = (args[0], self._indices(name, args), *args[2:])
+        if func is aten._to_copy.default:
+            target = torch.device(target or args[0].device).type
+            if on_cuda(args[0]) and target == "cpu":
+                self._wait("copy to the host", args[0])
+                return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)  # real again
+            if not on_cuda(args[0]) and target == "cuda":
+                if kwargs.get("non_blocking") or not args[0].ndim:
+                    self.copies += 1
+                else:
+                    self._wait("copy to the device", args[0])
+        if func is aten.copy_.default and on_cuda(args[0]) != on_cuda(args[1]):
+            self._wait("copy between host and device", args[0])
+            return args[0]
+        result = func(*args, **kwargs)
+        tensors = [x for x in (*leaves, *tree_leaves(result)) if isinstance(x, torch.Tensor)]
+        if any(map(on_cuda, tensors)) and name not in VIEWS:
+            self.launches += 1
+            self.bytes[line()] += sum(touched(tensor) for tensor in tensors)
+        return result
+
+    def _wait(self, kind: str, tensor) -> None:
+        if on_cuda(tensor) or "device" in kind:
+            self.waits[f"{kind} at {line()}"] += 1
+
+    def _hits(self, mask: torch.Tensor) -> list[torch.Tensor]:
+        """Indices of as many true values as `hits` says."""
+        index = torch.arange(int(mask.numel() * self.hits), device=mask.device)
+        return list(torch.unravel_index(index, mask.shape))
+
+    def _indices(self, name: str, args) -> list:
+        indices = []
+        for index in args[1]:
+            if index is not None and index.dtype in (torch.bool, torch.uint8):
+                self._wait(f"boolean {name}", index)
+                indices += self._hits(index)
+            else:
+                if index is not None and index.ndim and not on_cuda(index) and on_cuda(args[0]):
+                    self._wait(f"{name} with an index copied to the device", index)
+                indices.append(index)
+        return indices
+
+
+def line() -> str:
+    """Where in the project the operation was called."""
+    frame = sys._getframe(2)
+    while frame:
+        name = frame.f_code.co_filename
+        if name.startswith(ROOT) and "site-packages" not in name and "gpu_dry_run" not in name:
+            return f"{os.path.relpath(name, ROOT)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "backward pass"
+
+
+def touched(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor, what it repeats by a stride of zero counted once."""
+    count = tensor.element_size()
+    for size, stride in zip(tensor.shape, tensor.stride()):
+        count *= size if stride else 1
+    return count
+
+
+@contextlib.contextmanager
+def pretend(hits: float = 1.0):
+    """Inside, what is on cuda:0 is fake, and the `Pretend` that is yielded counts."""
+    with FakeTensorMode(allow_non_fake_inputs=True), Pretend(hits) as seen:
+        yield seen

@@ -126,7 +126,7 @@ class Diffusion(nn.Module):
             return observation
         dtype = autocast_dtype(z.device)
         if not self.joined and self.palette.vocab_size <= DENSE_VOCAB:
-            observation.soft = self._unigram_posterior(z, t, dtype) @ self.network.embedding
+            observation.soft = self._unigram_embedding(z, t, dtype)
             return observation
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             seen = self.likelihoods(z, t)
@@ -163,14 +163,14 @@ class Diffusion(nn.Module):
         unseen = (1 - (self.log_unigram[ids].exp() * exists).sum(-1)).clamp_min(1e-9)
         return ids, log_likelihood, others.log() + unseen.log()
 
-    @torch.no_grad()
-    def _unigram_posterior(self, z, t, dtype) -> torch.Tensor:
-        """Posterior (B, N, V) of each color by itself."""
-        p = torch.empty(*t.shape, self.palette.vocab_size, dtype=dtype, device=z.device)
-        size = rows_at_once(self.palette.vocab_size, z.device)
-        for part, z, t in zip(*(each.flatten(0, 1).split(size) for each in (p, z, t))):
-            part.copy_(self.log_likelihood(z, t, self.log_unigram).softmax(-1))
-        return p
+    def _unigram_embedding(self, z, t, dtype) -> torch.Tensor:
+        """Mean embeddings (B, N, D) under the posterior of each color by itself."""
+        found, size = [], rows_at_once(self.palette.vocab_size, z.device)
+        for each_z, each_t in zip(z.flatten(0, 1).split(size), t.flatten().split(size)):
+            with torch.no_grad():
+                posterior = self.log_likelihood(each_z, each_t, self.log_unigram).softmax(-1).to(dtype)
+            found.append(posterior @ self.network.embedding)
+        return torch.cat(found).view(*t.shape, -1)
 
     def _mean_embedding(self, posterior) -> torch.Tensor:
         """sum_v q_v E_v (B, N, D) of a posterior q: (B, N, V), or ids and q (B, N, K) and the rest's q (B, N)."""
@@ -256,7 +256,7 @@ class Diffusion(nn.Module):
         contexts = [context.flatten(0, 1) for context in observation.contexts]
         return cross_entropy(
             features, self.network.head.weight, self.network.head.bias, tokens.flatten()[predicted],
-            torch.full(predicted.shape, weight, device=z.device), autocast_dtype(z.device),
+            weight, autocast_dtype(z.device),
             prior=lambda rows: self.log_likelihood(z[rows], t[rows]),
             gates=self.network.gate(features) if contexts else None,
             contexts=lambda rows: [context[predicted[rows]].full(self.log_unigram) for context in contexts],

@@ -21,7 +21,7 @@ from kit.errors import UserError
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+    return torch.addcmul(shift.unsqueeze(1), x, 1 + scale.unsqueeze(1))
 
 
 class RMSNorm(nn.Module):
@@ -110,8 +110,10 @@ class Block(nn.Module):
 
     def forward(self, x, c, rope, attend):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=-1)
-        x = x + gate1.unsqueeze(1) * self.dropout(self.attention(modulate(self.norm1(x), shift1, scale1), rope, attend))
-        return x + gate2.unsqueeze(1) * self.dropout(self.mlp(modulate(self.norm2(x), shift2, scale2)))
+        h = self.dropout(self.attention(modulate(self.norm1(x), shift1, scale1), rope, attend))
+        x = torch.addcmul(x, gate1.unsqueeze(1), h)
+        h = self.dropout(self.mlp(modulate(self.norm2(x), shift2, scale2)))
+        return torch.addcmul(x, gate2.unsqueeze(1), h)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ class TokenBlock(nn.Module):
         h = F.pad(modulate(self.norm(x), shift, scale) * mask, (0, 0, 1, 1))
         h = torch.cat([h[:, :-2], h[:, 1:-1], h[:, 2:]], dim=-1)
         a, b = self.gate_up(h).chunk(2, dim=-1)
-        return x + gate.unsqueeze(1) * self.dropout(self.down(F.silu(a) * b))
+        return torch.addcmul(x, gate.unsqueeze(1), self.dropout(self.down(F.silu(a) * b)))
 
 
 class JiT(nn.Module):

@@ -23,7 +23,7 @@ def cross_entropy(
     matrix: torch.Tensor,
     bias: torch.Tensor,
     target: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | float,
     dtype: torch.dtype = torch.float32,
     prior: Callable[[slice], torch.Tensor] | None = None,
     gates: torch.Tensor | None = None,
@@ -33,7 +33,8 @@ def cross_entropy(
 
     The logits of row i are features (R, D) @ matrix (V, D).T + bias (V,), with the products in `dtype`. `prior(rows)` gives
     float32 logits (r, V) to add to those of a slice of rows. With `gates` (R, 1 + n) they are the first gate times that
-    product, plus the other gates times the n logits (r, V) that `contexts(rows)` lists. target (R,) long, weight (R,) float32.
+    product, plus the other gates times the n logits (r, V) that `contexts(rows)` lists. target (R,) long; weight (R,) float32,
+    or one number for all.
     """
     return _CrossEntropy.apply(features, matrix, bias, gates, target, weight, dtype, prior, contexts)
 
@@ -58,24 +59,27 @@ def expected_rows(
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features, matrix, bias, gates, target, weight, dtype, prior, contexts):
-        wanted = features, matrix, bias, gates
-        gradients = [torch.zeros_like(each) if needed else None for each, needed in zip(wanted, ctx.needs_input_grad)]
+        wanted = zip((features, matrix, bias, gates), ctx.needs_input_grad)
+        gradients = [torch.zeros_like(each) if needed else None for each, needed in wanted]
         nll, size = torch.empty(len(features), device=features.device), rows_at_once(len(matrix), features.device)
+        weights = weight if torch.is_tensor(weight) else None  # a number is multiplied in at the end
         with torch.autocast(features.device.type, enabled=False):
             W, b = matrix.to(dtype), bias.to(dtype)
             for begin in range(0, len(features), size):
                 rows = slice(begin, begin + size)
-                part = (
-                    features[rows].to(dtype), W, b, target[rows, None], weight[rows, None], prior and prior(rows),
-                    None if gates is None else gates[rows].float(), contexts(rows) if contexts else [],
+                nll[rows] = _rows(
+                    features[rows].to(dtype), W, b, target[rows, None], None if weights is None else weights[rows, None],
+                    prior and prior(rows), None if gates is None else gates[rows].float(), contexts(rows) if contexts else [],
+                    gradients, rows,
                 )  # fmt: skip
-                nll[rows] = _rows(*part, gradients, rows)
+        ctx.scale = 1 if weights is not None else weight
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(nll)
         return (nll * weight).sum(), nll
 
     @staticmethod
     def backward(ctx, d_loss, _):
+        d_loss = d_loss * ctx.scale
         return *(None if part is None else part * d_loss for part in ctx.saved_tensors), None, None, None, None, None
 
 
@@ -88,21 +92,23 @@ def _rows(f, W, b, target, weight, prior, gates, contexts, gradients, rows):
         logits = prior.addcmul_(gates[:, :1], own.float())
         for order, context in enumerate(contexts, 1):
             logits.addcmul_(gates[:, order : order + 1], context)
-    nll = torch.logsumexp(logits, -1) - logits.gather(1, target)[:, 0]
+    logits = logits.log_softmax(-1)
+    nll = -logits.gather(1, target)[:, 0]
     d_features, d_matrix, d_bias, d_gates = gradients
     if all(gradient is None for gradient in gradients):
         return nll
-    d = logits.softmax(-1)
-    d.scatter_add_(1, target, d.new_full((1, 1), -1.0).expand_as(target)).mul_(weight)
+    d = logits.exp_().scatter_add_(1, target, logits.new_full((1, 1), -1.0).expand_as(target))
+    if weight is not None:
+        d.mul_(weight)
     if d_gates is not None:
         d_gates[rows] = torch.stack([(d * each).sum(-1) for each in (own, *contexts)], -1).to(d_gates.dtype)
     if gates is not None:
         d.mul_(gates[:, :1])
-    if d_bias is not None:
-        d_bias += d.sum(0)
     d = d.to(f.dtype)
+    if d_bias is not None:
+        d_bias += d.sum(0, dtype=d_bias.dtype)
     if d_features is not None:
-        d_features[rows] = (d @ W).to(d_features.dtype)
+        d_features[rows] = d @ W
     if d_matrix is not None:
         d_matrix += d.T @ f
     return nll

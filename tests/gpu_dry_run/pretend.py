@@ -120,9 +120,15 @@ class Pretend(TorchDispatchMode):
         result = func(*args, **kwargs)
         tensors = [x for x in (*leaves, *tree_leaves(result)) if isinstance(x, torch.Tensor)]
         if any(map(on_cuda, tensors)) and name not in VIEWS:
-            self.launches += 1
-            self.bytes[line()] += sum(touched(tensor) for tensor in tensors)
+            # scattering touches as much of its first argument as it scatters; in place a result is no second tensor
+            sparse = name in ("scatter_add_", "index_add_", "gather", "index_select", "index", "embedding")
+            self.count(name, [x for x in tensors if x is not args[0]] if sparse else tensors)
         return result
+
+    def count(self, name: str, tensors) -> None:
+        """One launch that reads or writes all of these."""
+        self.launches += 1
+        self.bytes[line(name)] += sum(touched(tensor) for tensor in tensors)
 
     def _wait(self, kind: str, tensor) -> None:
         if on_cuda(tensor) or "device" in kind:
@@ -146,15 +152,15 @@ class Pretend(TorchDispatchMode):
         return indices
 
 
-def line() -> str:
-    """Where in the project the operation was called."""
+def line(operation: str = "") -> str:
+    """Where in the project the operation was called; in the backward pass, which torch runs by itself, which one it was."""
     frame = sys._getframe(2)
     while frame:
         name = frame.f_code.co_filename
         if name.startswith(ROOT) and "site-packages" not in name and "gpu_dry_run" not in name:
             return f"{os.path.relpath(name, ROOT)}:{frame.f_lineno}"
         frame = frame.f_back
-    return "backward pass"
+    return f"backward pass {operation}"
 
 
 def touched(tensor: torch.Tensor) -> int:
@@ -165,8 +171,54 @@ def touched(tensor: torch.Tensor) -> int:
     return count
 
 
+class Kernel(torch.autograd.Function):
+    """An operation that is one kernel on a GPU each way, and that a build for CPUs would take apart."""
+
+    @staticmethod
+    def forward(ctx, name, seen, like, *tensors):
+        ctx.name, ctx.seen = name, seen
+        ctx.save_for_backward(*tensors)
+        result = torch.empty_like(like)
+        seen.count(name, (*tensors, result))
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        tensors = ctx.saved_tensors
+        wanted = [torch.empty_like(x) if needed else None for x, needed in zip(tensors, ctx.needs_input_grad[3:])]
+        made = [x for x in wanted if x is not None]
+        ctx.seen.count(f"{ctx.name} backward", (gradient, *tensors, *made))
+        return None, None, None, *wanted
+
+
+def use_kernels(seen: Pretend) -> None:
+    """Normalization, attention and SiLU as a GPU's kernels."""
+    norm, attention = torch.nn.functional.rms_norm, torch.nn.functional.scaled_dot_product_attention
+    activation = torch.nn.functional.silu
+
+    def rms_norm(x, shape, weight=None, eps=None):
+        if not on_cuda(x):
+            return norm(x, shape, weight, eps)
+        return Kernel.apply("rms_norm", seen, x, x, *(() if weight is None else (weight,)))
+
+    def scaled_dot_product_attention(q, k, v, attn_mask=None, **kwargs):
+        if not on_cuda(q):
+            return attention(q, k, v, attn_mask=attn_mask, **kwargs)
+        if len({each.dtype for each in (q, k, v)}) > 1:
+            raise RuntimeError(f"attention between {q.dtype}, {k.dtype} and {v.dtype}")
+        return Kernel.apply("attention", seen, q, q, k, v)
+
+    def silu(x, inplace=False):
+        return Kernel.apply("silu", seen, x, x) if on_cuda(x) else activation(x)
+
+    torch.nn.functional.silu = silu
+    torch.nn.functional.rms_norm = rms_norm
+    torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention
+
+
 @contextlib.contextmanager
 def pretend(hits: float = 1.0):
     """Inside, what is on cuda:0 is fake, and the `Pretend` that is yielded counts."""
     with FakeTensorMode(allow_non_fake_inputs=True), Pretend(hits) as seen:
+        use_kernels(seen)
         yield seen

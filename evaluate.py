@@ -250,7 +250,8 @@ class HeldOut:
         for batch in self.batches():
             z, _ = self.noisy(batch, sigma)
             tokens = self.loaded.diffusion.sample(batch["mask"], grid, sampler, z, generator=generator)
-            found += [row[mask].cpu() for row, mask in zip(tokens, batch["mask"])]
+            found += tokens.cpu()
+        found = [row[: len(chunk)] for row, chunk in zip(found, self.chunks)]
         right = np.array([int((a == b).sum()) for a, b in zip(found, self.chunks)])
         count = np.array([len(c) for c in self.chunks])
         edits = np.array(
@@ -364,7 +365,7 @@ def typical_chunk(held_out: HeldOut) -> dict:
     z, t = held_out.noisy(batch, held_out.sigma_at(0.5))
     right = (held_out.loaded.diffusion.denoise(z, t, batch["mask"]).tokens == batch["tokens"]) & batch["mask"]
     order = (right.sum(1) / batch["num_tokens"]).argsort()
-    chosen = order[len(order) // 2]
+    chosen = int(order[len(order) // 2])
     return {name: value[chosen : chosen + 1] for name, value in batch.items()}
 
 

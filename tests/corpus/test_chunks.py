@@ -57,7 +57,9 @@ def test_a_step_has_the_same_chunks_however_it_is_split():
         batches = [list(order.epoch(1, start=3)) for order in orders]
         for step, chunks in enumerate(alone.steps(1, start=3)):
             parts = [own[step * accumulated + micro] for own in batches for micro in range(accumulated)]
-            assert sorted(sum(parts, [])) == sorted(chunks.tolist()) and {len(part) for part in parts} == {batch_size}
+            assert sorted(index for part in parts for index in part) == sorted(chunks.tolist()) and {
+                len(part) for part in parts
+            } == {batch_size}
 
 
 def test_statistics_count_tokens_and_neighbors(data):

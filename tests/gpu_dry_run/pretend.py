@@ -57,6 +57,23 @@ amp_common.amp_definitely_not_available = lambda: False
 autocast_mode.amp_definitely_not_available = lambda: False
 torch.cuda.is_bf16_supported = lambda *args, **kwargs: True
 torch.Tensor.pin_memory = lambda self, *args: self
+load = torch.load
+
+
+def load_for_real(*args, **kwargs):
+    with unset_fake_temporarily():
+        return load(*args, **kwargs)
+
+
+class HostGenerator(torch.Generator):
+    """A generator for any device; one of CUDA's needs CUDA."""
+
+    def __new__(cls, device="cpu"):
+        return super().__new__(cls)
+
+
+torch.load = load_for_real
+torch.Generator = HostGenerator
 torch.__future__.set_overwrite_module_params_on_conversion(True)  # a real parameter cannot hold a fake tensor
 
 VIEWS = {
@@ -95,10 +112,17 @@ class Pretend(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if func is aten._local_scalar_dense.default:
             self._wait("item", args[0])
-            return True if args[0].dtype == torch.bool else 0.5 if args[0].dtype.is_floating_point else 7
+            return True if args[0].dtype == torch.bool else 0.5 if args[0].dtype.is_floating_point else 0
         if func is aten.nonzero.default:
             self._wait("nonzero", args[0])
             return torch.stack(self._hits(args[0]), 1)
+        if func is aten._unique2.default:
+            self._wait("unique", args[0])
+            one = args[0].new_empty(1)
+            return one, one.long(), one.long()
+        if func is aten.split_with_sizes.default and sum(args[1]) != args[0].shape[0]:  # sizes read from the device
+            size, left = divmod(args[0].shape[0], len(args[1]))
+            args = (args[0], [size + (i < left) for i in range(len(args[1]))])
         if func is aten.equal.default:
             self._wait("equal", args[0])
             return True
@@ -108,7 +132,8 @@ class Pretend(TorchDispatchMode):
             target = torch.device(target or args[0].device).type
             if on_cuda(args[0]) and target == "cpu":
                 self._wait("copy to the host", args[0])
-                return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)  # real again
+                with unset_fake_temporarily():  # real again
+                    return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
             if not on_cuda(args[0]) and target == "cuda":
                 if kwargs.get("non_blocking") or not args[0].ndim:
                     self.copies += 1
@@ -136,8 +161,11 @@ class Pretend(TorchDispatchMode):
 
     def _hits(self, mask: torch.Tensor) -> list[torch.Tensor]:
         """Indices of as many true values as `hits` says."""
-        index = torch.arange(int(mask.numel() * self.hits), device=mask.device)
-        return list(torch.unravel_index(index, mask.shape))
+        index, found = torch.arange(int(mask.numel() * self.hits), device=mask.device), []
+        for size in reversed(mask.shape):
+            found.insert(0, index % size)
+            index = torch.div(index, size, rounding_mode="floor")
+        return found
 
     def _indices(self, name: str, args) -> list:
         indices = []

@@ -9,6 +9,7 @@ Nothing is learned and no checkpoint is written.
 import importlib
 import json
 import sys
+from itertools import pairwise
 
 from tests.gpu_dry_run.pretend import CUDA, pretend  # before torch
 
@@ -17,6 +18,7 @@ import torch  # isort: skip
 import kit.checkpoint
 import kit.device
 import kit.ema
+from kit.errors import UserError
 
 
 def main() -> None:
@@ -33,9 +35,13 @@ def main() -> None:
     kit.checkpoint.BackgroundWriter.save = lambda *args: None
     torch.cuda.get_device_name = lambda *args: "pretended"
     with pretend() as seen:
-        importlib.import_module(program).main()
+        try:
+            importlib.import_module(program).main()
+        except UserError as error:
+            if "no checkpoint at" not in str(error):  # TokCom's first stage reads its best one again
+                raise
         snapshots.append(seen.snapshot())
-    steps = [difference(a, b) for a, b in zip(snapshots, snapshots[1:-1])]
+    steps = [difference(a, b) for a, b in pairwise(snapshots[:-1])]
     print(json.dumps({"steps": steps, "total": snapshots[-1]}))
 
 

@@ -223,6 +223,25 @@ class JiT(nn.Module):
             if self.vocab_size:
                 nn.init.zeros_(self.soft_proj.weight[:, self.token_dim :])
 
+    def flops(self, num_positions: int) -> float:
+        """Floating-point operations of one forward pass over so many positions of a text, head included; a product and a sum are two."""
+        patches = num_positions / self.patch_size**2
+
+        def weights(*modules: nn.Module) -> int:
+            return sum(m.weight.numel() for part in modules for m in part.modules() if isinstance(m, nn.Linear))
+
+        modulations = [block.modulation for block in (*self.blocks, *self.token_in, *self.token_out)]
+        each_text = weights(self.time_embed, *modulations)
+        each_patch = weights(
+            self.patch_embed, self.unpatch, *(part for b in self.blocks for part in (b.attention, b.mlp))
+        )
+        each_position = weights(self.color_embed, self.head, *self.token_in, *self.token_out)
+        each_position -= weights(*modulations[len(self.blocks) :])
+        if self.vocab_size:  # also the mean embedding, for which each posterior is multiplied with all embeddings
+            each_position += self.embedding.numel() + weights(self.soft_proj)
+        attention = 2 * len(self.blocks) * patches**2 * self.pos_embed.shape[-1]
+        return 2 * (each_text + patches * each_patch + num_positions * each_position + attention)
+
     @torch.no_grad()
     def start_from(self, state: dict, origin: str) -> None:
         """Take the weights of another run, or of a network alone, which n-grams then join.

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from baselines.ngram import ALL, ORDERS, NGram
-from corpus.chunks import Chunks, LengthBuckets, is_built, open_built, open_chunks
+from corpus.chunks import Chunks, LengthBuckets, open_built, open_chunks
 from corpus.tokenizer import Tokenizer
 from dataset import batches
 from diffusion import OBJECTIVES, Diffusion
@@ -34,7 +34,7 @@ from kit.errors import UserError
 from kit.interrupt import Interrupt
 from kit.losses import Losses
 from kit.randomness import step_seed
-from kit.resume import check_resume
+from kit.resume import check_resume, samples_per_step
 from kit.runlog import RunLog, progress_bar
 from kit.schedule import SCHEDULES, lr_at
 from kit.times import TIME_SAMPLERS, TimeSampler, canonical
@@ -136,6 +136,11 @@ def parse_args() -> argparse.Namespace:
     loop = parser.add_argument_group("optimization")
     loop.add_argument("--batch_size", type=int, default=32, help="chunks per device and forward pass")
     loop.add_argument("--grad_accum", type=int, default=1, help="forward passes per step")
+    loop.add_argument(
+        "--tokens_per_step",
+        type=int,
+        help="tokens in a step on all devices together: sets --grad_accum, and --batch_size to at most what it is",
+    )
     loop.add_argument("--epochs", type=int, default=100, help="passes over the data")
     loop.add_argument(
         "--max_steps",
@@ -176,15 +181,17 @@ def main() -> None:
     resumed = resume_path(args.resume, output)
     saved = load_checkpoint(resumed, RESUMED) if resumed else None
     resolve(args, saved, runtime)
-    if saved:
-        check_resume(
-            vars(args) | {"world_size": runtime.world_size}, saved["config"], resumed, FIXED_BY_CHECKPOINT, runtime
-        )
     begun = saved or load_start(args)
 
     # data
     tokenizer = Tokenizer.from_json(begun["tokenizer"]) if begun else None
-    train, val, tokenizer = open_data(args, output, tokenizer, runtime)
+    with runtime.main_first():  # which builds what has to be built
+        train, val, tokenizer = open_data(args, output, tokenizer)
+    if args.tokens_per_step:
+        split_step(args, float(train.lengths.mean()), saved and samples_per_step(saved["config"], runtime), runtime)
+    if saved:
+        now = vars(args) | {"world_size": runtime.world_size}
+        check_resume(now, saved["config"], resumed, FIXED_BY_CHECKPOINT, runtime)
     vocab_size = tokenizer.vocab_size
     for chunks in (train, val):
         chunks.check(args.img_size**2, vocab_size, "img_size")
@@ -266,8 +273,12 @@ def main() -> None:
             f"{args.model} {size:.1f}M parameters, {args.objective} objective, {palette.name} palette of {vocab_size} tokens, {runtime.device} {runtime.dtype}"
         )
         print(
-            f"{len(train):,} chunks, {steps_per_epoch:,} steps per epoch, {total_steps:,} steps, from step {step:,}; writing {output}"
+            f"{len(train):,} chunks, {steps_per_epoch:,} steps per epoch, {total_steps:,} steps of about "
+            f"{order.samples_per_step * train.lengths.mean():,.0f} tokens, from step {step:,}; writing {output}"
         )
+    length = float(train.lengths.mean())
+    token_flops = (3 + args.self_cond_prob) * network.flops(length) / length  # n-grams not counted
+    matmul_rate = device.matmul_rate(runtime) * runtime.world_size
     if args.compile:
         network.compile(dynamic=True)
     parallel = runtime.parallel(
@@ -297,11 +308,14 @@ def main() -> None:
             report = validate or checkpoint or step % args.log_interval == 0
             if report and step > 0:
                 tokens_per_second = round(seen_tokens / (time.time() - since))
-                mean = losses.write(tokens_per_second=tokens_per_second)
+                utilization = round(tokens_per_second * token_flops / matmul_rate, 4)
+                mean = losses.write(tokens_per_second=tokens_per_second, matmul_fraction=utilization)
                 if runtime.world_size > 1:
                     pace = (time.time() - since) / max(1, step - reported_step)
                     look_interval = runtime.agree(max(1, min(args.log_interval, int(LOOK_SECONDS / pace))))
-                bar.set_postfix_str(f"loss {mean:.3f}, {tokens_per_second:,} tokens/s")
+                bar.set_postfix_str(
+                    f"loss {mean:.3f}, {tokens_per_second:,} tokens/s, {utilization:.0%} of the matmul rate"
+                )
             if validate:
                 with ema.applied(network):
                     result = validation.measure(diffusion)
@@ -377,7 +391,7 @@ def check(args: argparse.Namespace) -> None:
     for name in ("batch_size", "grad_accum", "epochs", "save_interval", "log_interval", "val_samples"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
-    for name in ("max_steps", "val_interval", "save_steps"):
+    for name in ("max_steps", "val_interval", "save_steps", "tokens_per_step"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
     for name in ("self_cond_prob", "infill_prob", "dropout", "ema_decay", "ngram_start"):
@@ -416,11 +430,25 @@ def load_start(args: argparse.Namespace) -> dict | None:
     return given
 
 
-def open_data(args, output: Path, tokenizer, runtime) -> tuple[Chunks, Chunks, Tokenizer]:
+def split_step(args: argparse.Namespace, mean_length: float, samples: int | None, runtime: device.Runtime) -> None:
+    """Set --batch_size (at most what it is) and --grad_accum so that a step has --tokens_per_step tokens on all devices.
+
+    `samples`: how many chunks a step has in the run that is continued. Raises UserError if they cannot be shared out evenly.
+    """
+    devices, most = runtime.world_size, args.batch_size
+    if samples is None:
+        on_each = math.ceil(max(1, args.tokens_per_step / mean_length) / devices)
+        args.grad_accum = math.ceil(on_each / most)
+        args.batch_size = math.ceil(on_each / args.grad_accum)
+    else:
+        splits = [n for n in range(1, samples + 1) if samples % (devices * n) == 0 and samples // (devices * n) <= most]
+        if not splits:
+            raise UserError(f"a step of the run has {samples} chunks, which {devices} devices cannot share evenly")
+        args.grad_accum, args.batch_size = splits[0], samples // (devices * splits[0])
+
+
+def open_data(args, output: Path, tokenizer) -> tuple[Chunks, Chunks, Tokenizer]:
     """Training and validation chunks and the tokenizer."""
-    path = Path(args.data_path)
-    if runtime.world_size > 1 and path.exists() and not is_built(path) and not is_built(path / "train"):
-        raise UserError(f"{path} is raw text: run build_pretrain_data.py on it first, then train on several devices")
     capacity = args.img_size**2
     train, val, tokenizer = open_chunks(
         args.data_path,

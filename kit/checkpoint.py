@@ -100,9 +100,12 @@ def load_checkpoint(path: str | Path, required: tuple = ("model_state_dict", "co
 def resume_path(resume: str | None, output_dir: str | Path) -> Path | None:
     """The checkpoint to continue from: `resume` itself, or `last.pth` of `output_dir` for "auto"; None starts afresh.
 
+    Where torchrun has started the processes again (`--max_restarts`), None continues from what is there.
     Raises UserError if a resume was asked for and nothing is there, or if a fresh start would overwrite a run.
     """
     last = Path(output_dir) / LAST
+    if resume is None and last.exists() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+        resume = "auto"
     if resume is None:
         if last.exists():
             raise UserError(f"{output_dir} already holds a run: pass `resume` auto, or choose another `output_dir`")

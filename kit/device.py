@@ -1,7 +1,9 @@
 """Device and distributed start-up: one call at the top of an entry point; torchrun is optional."""
 
+import itertools
 import os
 import random
+import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +14,7 @@ import torch.distributed as dist
 
 from kit.errors import UserError
 
+_numbers = itertools.count()  # of the calls of `main_first`, alike on all ranks
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -23,6 +26,7 @@ class Runtime:
     dtype: torch.dtype
     rank: int
     world_size: int
+    store: dist.Store | None = None  # by which processes find each other, where there are several
 
     @property
     def is_main(self) -> bool:
@@ -103,17 +107,29 @@ class Runtime:
         if self.world_size == 1:
             yield
             return
-        group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        key = f"main_first/{next(_numbers)}"
         if not self.is_main:
-            dist.barrier(group)
+            self.store.wait([key], timedelta(days=1))
         yield
         if self.is_main:
-            dist.barrier(group)
-        dist.destroy_process_group(group)
+            self.store.set(key, "done")
 
     def finish(self) -> None:
         if self.world_size > 1:
             dist.destroy_process_group()
+
+
+def matmul_rate(runtime: Runtime, seconds: float = 0.3) -> float:
+    """Operations a second of a large square matrix product on the runtime's device, in its dtype, the best of several."""
+    side = 8192 if runtime.device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=runtime.device, dtype=runtime.dtype) for _ in range(2))
+    best, end = 0.0, time.perf_counter() + seconds
+    (a @ b)[0, 0].item()  # the first one also sets things up
+    while not best or time.perf_counter() < end:
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for the device
+        best = max(best, 2 * side**3 / (time.perf_counter() - start))
+    return best
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
@@ -124,8 +140,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
 def start(device: str = "auto", seed: int = 0, precision: str = "auto") -> Runtime:
     """Choose the device, seed every generator, join the process group that torchrun announces.
 
-    `device`: auto (a GPU of CUDA, else the CPU), cpu, cuda, cuda:N, mps (Apple's GPUs; not yet measured). `precision`: bf16 or fp32; auto is bf16 where matrix units compute in it (CUDA, and
-    CPUs with AMX) and fp32 elsewhere.
+    `device`: auto (a GPU of CUDA, else the CPU), cpu, cuda, cuda:N, mps (Apple's GPUs; not yet measured). `precision`: bf16 or fp32; auto is bf16 where the hardware multiplies in it (CUDA, and
+    CPUs with AMX or AVX-512's bf16) and fp32 elsewhere.
     Raises UserError for a device that is not there or a precision it lacks.
     """
     if seed < 0:
@@ -135,21 +151,30 @@ def start(device: str = "auto", seed: int = 0, precision: str = "auto") -> Runti
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
     if precision == "auto":
-        precision = "bf16" if chosen.type == "cuda" or _has_amx() else "fp32"
+        precision = "bf16" if chosen.type == "cuda" or _multiplies_bf16() else "fp32"
     if chosen.type == "cuda":
         if precision == "bf16" and not torch.cuda.is_bf16_supported():
             raise UserError(f"{torch.cuda.get_device_name(chosen)} has no bf16; use `precision` fp32")
         torch.cuda.set_device(chosen)
-    if world_size > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    store = _join("nccl" if chosen.type == "cuda" else "gloo", rank, world_size) if world_size > 1 else None
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    return Runtime(chosen, torch.bfloat16 if precision == "bf16" else torch.float32, rank, world_size)
+    return Runtime(chosen, torch.bfloat16 if precision == "bf16" else torch.float32, rank, world_size, store)
 
 
-def _has_amx() -> bool:
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+def _join(backend: str, rank: int, world_size: int) -> dist.Store:
+    """Join the group of processes that torchrun started. After a restart its store still holds the dead ones' addresses."""
+    store, _, _ = next(dist.rendezvous("env://", rank, world_size))
+    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    return store
+
+
+def _multiplies_bf16() -> bool:
+    """Whether this processor has instructions for products in bf16: AMX, or AVX-512's."""
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -8,7 +8,6 @@ reaches on the same device in the same precision.
 
 import json
 import statistics
-import time
 from pathlib import Path
 
 import torch
@@ -77,7 +76,10 @@ def describe(run: Path) -> dict:
         "seconds": saved["seconds"],
         "images_per_second": speed,
         "flops_per_image": flops,
-        "matmul_fraction": flops * speed / matmul_rate(config["device"], config["precision"]) / world_size,
+        "matmul_fraction": flops
+        * speed
+        / device.matmul_rate(device.start(config["device"], 0, config["precision"]), 2.0)
+        / world_size,
     }
 
 
@@ -86,20 +88,6 @@ def forward_flops(model: torch.nn.Module, img_size: int) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.zeros(1, 3, img_size, img_size))
     return counter.get_total_flops()
-
-
-def matmul_rate(name: str, precision: str, seconds: float = 2.0) -> float:
-    """Operations per second of a large square matrix product, the best of several."""
-    runtime = device.start(name, 0, precision)
-    side = 8192 if runtime.device.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=runtime.device, dtype=runtime.dtype) for _ in range(2))
-    best, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        product = a @ b
-        product[0, 0].item()  # waits for the device
-        best = max(best, 2 * side**3 / (time.perf_counter() - start))
-    return best
 
 
 if __name__ == "__main__":

@@ -23,6 +23,18 @@ NAMED = [
 ]
 
 
+def test_flops_are_those_that_torch_counts():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for name, vocab_size in (("JiT-Ti/4", 300), ("JiT-S/2", 1000)):
+        network, N = build_jit_model(name, 16, True, vocab_size), 256
+        z, mask, posterior = torch.randn(1, N, 3), torch.ones(1, N, dtype=torch.bool), torch.rand(1, N, vocab_size)
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            network.head(network(z, torch.rand(1), mask, soft=posterior @ network.embedding))
+        assert network.flops(N) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
 @pytest.mark.parametrize("name", [*NAMED, "JiT-H/16", "JiT-H/32"])
 def test_every_preset_can_be_built(name):
     with torch.device("meta"):

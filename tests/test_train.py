@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from corpus.chunks import open_built
 from dataset import batches
 from diffusion import Diffusion
 from kit import device
+from kit.errors import UserError
 from kit.times import TimeSampler
 from model import build_jit_model
 from palette import Layout
@@ -194,6 +196,86 @@ def test_two_processes_train_as_one(data, tmp_path, kind):
         steps = int(options[1])
         assert list(rows(tmp_path, "loss")) == list(range(1, steps + 1)) and steps in rows(tmp_path, "val_loss")
         assert load(tmp_path / "last.pth")["step"] == steps
+
+
+@pytest.mark.parametrize("kind", [(), ("--ngram", "0", "--objective", "pixel")], ids=["token", "pixel"])
+def test_a_step_is_the_same_on_one_process_or_two_at_once_or_in_two_parts(call, data, tmp_path, kind):
+    options = (
+        "--data_path",
+        data,
+        *TINY,
+        *kind,
+        "--ngram_start",
+        0,
+        "--self_cond_prob",
+        0.5,
+        "--infill_prob",
+        0.5,
+        "--max_steps",
+        4,
+    )
+    half = ("--batch_size", 8)
+    assert call(train, *options, "--output_dir", tmp_path / "one") == 0
+    assert call(train, *options, *half, "--grad_accum", 2, "--output_dir", tmp_path / "parts") == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
+    command += [*map(str, options), *map(str, half), "--output_dir", str(tmp_path / "two")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = [rows(tmp_path / "one", key) for key in ("loss", "grad_norm")]
+    for name in ("parts", "two"):
+        for key, values in zip(("loss", "grad_norm"), expected):
+            assert rows(tmp_path / name, key) == pytest.approx(values, rel=1e-4), (name, key)
+
+
+def test_tokens_in_a_step_do_not_grow_with_the_devices(call, data, tmp_path):
+    def split(devices, tokens, samples=None, batch_size=32):
+        args = argparse.Namespace(tokens_per_step=tokens, batch_size=batch_size)
+        runtime = device.Runtime(torch.device("cpu"), torch.float32, 0, devices)
+        train.split_step(args, 100.0, samples, runtime)
+        return args.batch_size, args.grad_accum
+
+    assert split(1, 6400) == (32, 2) and split(2, 6400) == (32, 1) and split(8, 6400) == (8, 1)
+    assert split(1, 10) == (1, 1) and split(4, 12_900) == (17, 2)  # 136 chunks, where 129 would do
+    assert split(2, 6400, samples=64) == (32, 1) and split(1, 1, samples=64, batch_size=20) == (16, 4)
+    with pytest.raises(UserError, match="3 devices cannot share"):
+        split(3, 6400, samples=64)
+    options = ("--data_path", data, *TINY, "--tokens_per_step", 1500, "--max_steps", 2, "--ngram", 0)
+    assert call(train, *options, "--output_dir", tmp_path) == 0
+    saved = load(tmp_path / "last.pth")["config"]
+    mean = open_built(data / "train").lengths.mean()
+    assert saved["batch_size"] <= 16 and abs(saved["batch_size"] * saved["grad_accum"] * mean - 1500) < 3 * mean
+    assert call(train, *options, "--max_steps", 3, "--resume", "auto", "--output_dir", tmp_path) == 0
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_was_killed_goes_on_by_itself(data, tmp_path):
+    """torchrun starts all processes again, and they continue from last.pth."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "--max_restarts",
+        "1",
+    ]
+    command += ["train.py", "--data_path", str(data), *TINY, "--ngram", "0", "--save_steps", "5", "--max_steps", "60"]
+    command += ["--log_interval", "1", "--output_dir", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    while not (tmp_path / "last.pth").exists():
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    output, errors = launcher.communicate(timeout=240)
+    assert launcher.returncode == 0, errors[-2000:]
+    starts = [int(line.split("from step ")[1].split(";")[0]) for line in output.splitlines() if "from step " in line]
+    assert starts[0] == 0 and 5 <= starts[1] < 60
+    assert list(rows(tmp_path, "loss")) == list(range(1, 61)) and load(tmp_path / "last.pth")["step"] == 60
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(refused, data, tmp_path):

@@ -46,7 +46,19 @@ def test_a_step_waits_for_nothing(data, tmp_path, self_conditioning, megabytes, 
 
 
 def test_a_step_of_tokcom_waits_for_nothing(data, tmp_path):
-    options = ("--data_path", data, *SMALL, "--vae_epochs", 1, "--diffusion_epochs", 1, "--log_interval", 100)
+    options = (
+        "--data_path",
+        data,
+        *SMALL,
+        "--batch_size",
+        40,
+        "--vae_epochs",
+        1,
+        "--diffusion_epochs",
+        1,
+        "--log_interval",
+        100,
+    )
     run_main(tokcom_train, *options, "--stage", "vae", "--output_dir", tmp_path / "vae")
     options = (*options, "--device", "cuda", "--self_cond_prob", 1)
     stages = [
@@ -57,7 +69,7 @@ def test_a_step_of_tokcom_waits_for_nothing(data, tmp_path):
         ),
     ]  # fmt: skip
     for found in stages:
-        assert sum(not step["waits"] for step in found["steps"]) > 0.75 * len(found["steps"])  # a tenth of them validates
+        assert sum(not step["waits"] for step in found["steps"]) > 0.4 * len(found["steps"])  # the others validate
 
 
 def test_evaluation_and_sampling_run(data, checkpoint, tmp_path):

@@ -120,10 +120,10 @@ class Training:
         self.diffusion = Diffusion(network, palette, layout, "pixel" if pixels else "token").to(runtime.device)
         if args.compile:
             network.compile(dynamic=True)
-        self.parallel = runtime.parallel(self.diffusion, find_unused_parameters=True)
+        self.parallel = runtime.parallel(self.diffusion, find_unused_parameters=True, broadcast_buffers=False)
         self.optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)
         self.times = TimeSampler("logit_normal", 1.0, 1.2)
-        rng = np.random.default_rng([args.seed, runtime.rank])
+        rng = np.random.default_rng(args.seed)  # on all devices the same lengths, as in a step of train.py
         capacity = args.img_size**2
         lengths = np.sort(rng.integers(max(1, capacity // 4), capacity + 1, 64 * args.batch_size))
         self.batches = []
@@ -204,19 +204,23 @@ def train(args: argparse.Namespace, runtime: device.Runtime) -> dict:
 
 def growth(args: argparse.Namespace, runtime: device.Runtime) -> dict:
     """Tokens a second of training against one size at a time."""
-    found = {}
-    for name, values in {
+    sizes = {
         "img_size": [args.img_size // 2, args.img_size, args.img_size * 2],
         "vocab_size": [args.vocab_size // 4, args.vocab_size, args.vocab_size * 4, args.vocab_size * 16],
         "batch_size": [max(1, args.batch_size // 8), max(1, args.batch_size // 2), args.batch_size],
-    }.items():
-        found[name] = []
+    }
+    rows = {}
+    for name, values in sizes.items():
         for value in values:
             changed = argparse.Namespace(**{**vars(args), name: value})
             if name == "img_size":  # as many tokens in a step
                 changed.batch_size = max(1, args.batch_size * args.img_size**2 // value**2)
-            found[name].append({"value": value, "tokens_per_second": round(Training(changed, runtime).run(args.steps))})
-    return found
+            rows[name, value] = lambda changed=changed: Training(changed, runtime).run(args.steps)
+    speeds = in_turn(rows)
+    return {
+        name: [{"value": value, "tokens_per_second": round(speeds[name, value])} for value in values]
+        for name, values in sizes.items()
+    }
 
 
 def processes(args: argparse.Namespace, runtime: device.Runtime) -> dict:
@@ -351,9 +355,10 @@ def plot_growth(found: dict, path: Path) -> None:
         axis.set_xscale("log", base=2)
         axis.set_xticks(values, [f"{value:,}" for value in values])
         axis.set_xlabel(labels[name])
-        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
+    highest = max(row["tokens_per_second"] for rows in found.values() for row in rows)
+    axes[0].set_ylim(0, 1.1 * highest)
     axes[0].set_ylabel("training, tokens a second")
     axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     figure.savefig(path)

@@ -2,16 +2,20 @@
 
     python build_pretrain_data.py                                   # the text that every Python carries
     python build_pretrain_data.py --input novels/ --vocab_size 4096 # your own .txt, .jsonl, .parquet (also .gz, .zst)
+    python build_pretrain_data.py --input texts/ --tasks 64 --executor slurm --partition cpu   # beyond one machine
     python build_pretrain_data.py --dataset_name wikitext --dataset_config wikitext-103-raw-v1 --tokenizer_path gpt2
 
 corpus/builder.py says how the chunks are made.
 """
 
 import argparse
+import json
 import os
 from dataclasses import fields
+from pathlib import Path
 
 from corpus.builder import BuildSettings, build, split_text_into_random_token_chunks
+from corpus.pipeline import EXECUTORS, build_in_tasks
 from kit import errors
 from kit.arguments import program
 
@@ -47,6 +51,13 @@ def parse_args() -> argparse.Namespace:
     output.add_argument("--test_fraction", type=float, help="fraction that reports are made on, whole documents")
     output.add_argument("--seed", type=int, help="seed of split and chunk lengths")
     output.add_argument("--num_workers", type=int, default=os.cpu_count(), help="tokenizing threads")
+    far = parser.add_argument_group("several tasks, for text beyond one machine (needs datatrove)")
+    far.add_argument(
+        "--tasks", type=int, help="tokenize in so many tasks (default: in this process); the result is the same"
+    )
+    far.add_argument("--executor", default="local", choices=EXECUTORS, help="what runs them")
+    far.add_argument("--partition", help="of Slurm")
+    far.add_argument("--time", default="24:00:00", help="limit of a Slurm job")
     return parser.parse_args()
 
 
@@ -55,7 +66,15 @@ def main() -> None:
     os.environ["RAYON_NUM_THREADS"] = str(max(1, args.num_workers))  # read once, at the tokenizer's first batch
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     settings = BuildSettings(**{field.name: getattr(args, field.name) for field in fields(BuildSettings)})
-    stats = build(settings, args.output_dir, args.overwrite)
+    if args.tasks is not None:
+        options = {"partition": args.partition, "time": args.time} if args.executor == "slurm" else {}
+        build_in_tasks(settings, args.output_dir, args.tasks, args.executor, args.overwrite, **options)
+        if not (Path(args.output_dir) / "stats.json").exists():
+            print(f"queued; {args.output_dir} appears when the last job is done")
+            return
+    else:
+        build(settings, args.output_dir, args.overwrite)
+    stats = json.loads((Path(args.output_dir) / "stats.json").read_text(encoding="utf-8"))
     for split, part in stats["splits"].items():
         print(f"{split:5} {part['documents']:9,} documents {part['chunks']:9,} chunks {part['tokens']:13,} tokens")
     print(

@@ -11,4 +11,4 @@ case " $* " in
   *) set -- -m "not slow and not gpu" "$@" ;;
 esac
 # two files at a time, a thread each: small tensors gain nothing from more
-OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadfile "$@"
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -132,6 +132,12 @@ def parse_args() -> argparse.Namespace:
         default=0.2,
         help="probability with which a sample has prefixes or spans given clean",
     )
+    model.add_argument(
+        "--loss_fraction",
+        type=float,
+        default=1.0,
+        help="fraction of the positions, drawn anew in each step, that the loss is computed on; for very large vocabularies",
+    )
     model.add_argument("--dropout", type=float, default=0.0, help="in the middle half of the blocks")
     loop = parser.add_argument_group("optimization")
     loop.add_argument("--batch_size", type=int, default=32, help="chunks per device and forward pass")
@@ -397,6 +403,8 @@ def check(args: argparse.Namespace) -> None:
     for name in ("self_cond_prob", "infill_prob", "dropout", "ema_decay", "ngram_start"):
         if not 0 <= getattr(args, name) <= 1:
             raise UserError(f"--{name} {getattr(args, name)}: need a number from 0 to 1")
+    if not 0 < args.loss_fraction <= 1:
+        raise UserError(f"--loss_fraction {args.loss_fraction}: need a number above 0, up to 1")
     if not args.save_minutes >= 0:
         raise UserError(f"--save_minutes {args.save_minutes}: need 0 or more")
     if args.weight_decay < 0 or args.num_workers < 0 or not args.grad_clip > 0:
@@ -498,14 +506,23 @@ def draw(
     """The random part of a step for all its chunks, of `lengths` (S,), on all devices, which draw the same.
 
     So a step does not depend on how its chunks are split. Times t (S,), stratified so that a step covers all noise levels;
-    noise (S, N, 3), on the device; cond_mask (S, N); `count`, the number of tokens to predict.
+    noise (S, N, 3), on the device; cond_mask (S, N); predicted (S, N), where the loss falls, and their number, `count`.
     """
     torch.manual_seed(step_seed(args.seed, step, 0, 0))
     S, N = len(lengths), -(-int(lengths.max()) // multiple) * multiple
     t = times.sample((torch.randperm(S) + torch.rand(S)) / S)
     cond_mask = sample_cond_mask(lengths, N, args.infill_prob)
+    predicted = (torch.arange(N) < lengths[:, None]) & ~cond_mask
+    if args.loss_fraction < 1:
+        predicted &= torch.rand(S, N) < args.loss_fraction
     noise = torch.randn(S, N, 3, device=runtime.device)
-    return {"t": t, "noise": noise, "cond_mask": cond_mask, "count": int(lengths.sum() - cond_mask.sum())}
+    return {
+        "t": t,
+        "noise": noise,
+        "cond_mask": cond_mask,
+        "predicted": predicted,
+        "count": max(1, int(predicted.sum())),
+    }
 
 
 def sample_inputs(
@@ -513,15 +530,14 @@ def sample_inputs(
 ) -> dict:
     """A batch, one of `parts` of a step, on the device with its part of what was drawn for the step."""
     N = batch["tokens"].shape[1]
-    cond_mask = drawn["cond_mask"][own, :N]
     return {
         "tokens": runtime.to(batch["tokens"]),
         "mask": runtime.to(batch["mask"]),
         "t": runtime.to(drawn["t"][own]),
         "noise": drawn["noise"][own, :N],
-        "cond_mask": runtime.to(cond_mask),
+        "cond_mask": runtime.to(drawn["cond_mask"][own, :N]),
         "fold": runtime.to(1 + train.fold_of(batch["index"], FOLDS)) if args.ngram else None,
-        "predicted": runtime.to((batch["mask"] & ~cond_mask).flatten().nonzero()[:, 0]),
+        "predicted": runtime.to(drawn["predicted"][own, :N].flatten().nonzero()[:, 0]),
         "count": drawn["count"] / parts,
     }
 

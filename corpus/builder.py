@@ -87,8 +87,17 @@ def build(
     `tokenizer`, if given, takes the place of the one the settings name. Raises UserError for bad input and, without
     `overwrite`, for a finished build; nothing half-written is then left behind.
     """
+    corpus, partial = begin(settings, Path(output_dir), overwrite)
+    try:
+        tokenizer = tokenizer or choose_tokenizer(settings, corpus)
+        return finish(tokenize(corpus, tokenizer, partial), tokenizer, corpus, partial, Path(output_dir))
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def begin(settings: BuildSettings, output: Path, overwrite: bool) -> tuple["Corpus", Path]:
+    """The corpus, and an empty folder inside `output` to build in. Raises UserError as `build` does, before anything is made."""
     settings.check()
-    output = Path(output_dir)
     if (output / "stats.json").exists() and not overwrite:
         raise UserError(f"{output} already holds a finished build: pass `overwrite` or choose another `output_dir`")
     for split in SPLITS:
@@ -106,16 +115,16 @@ def build(
         partial.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"cannot create `output_dir` {output}: {error.strerror}") from error
-    try:
-        tokenizer = tokenizer or choose_tokenizer(settings, corpus)
-        spool = tokenize(corpus, tokenizer, partial)
-        stats = write_splits(spool, tokenizer, settings, partial)
-        stats["sources"] = corpus.sources_summary()
-        stats["settings"] = asdict(settings)
-        tokenizer.save(partial / "tokenizer.json")
-        publish(partial, output, stats)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    return corpus, partial
+
+
+def finish(spool: "Spool", tokenizer: Tokenizer, corpus: "Corpus", partial: Path, output: Path) -> dict:
+    """Split and cut what was tokenized, and move the build into place; returns what went into stats.json."""
+    stats = write_splits(spool, tokenizer, corpus.settings, partial)
+    stats["sources"] = corpus.sources_summary()
+    stats["settings"] = asdict(corpus.settings)
+    tokenizer.save(partial / "tokenizer.json")
+    publish(partial, output, stats)
     return stats
 
 
@@ -124,14 +133,18 @@ def build(
 
 
 class Corpus:
-    """The documents that the arguments name, to be read in the same order as often as needed."""
+    """The documents that the arguments name, to be read in the same order as often as needed.
 
-    def __init__(self, settings: BuildSettings):
+    `part` of `parts` holds every `parts`-th of their files.
+    """
+
+    def __init__(self, settings: BuildSettings, part: int = 0, parts: int = 1):
         self.settings = settings
         self.hub = settings.dataset_name is not None
         self.sources: list[Source] = (
             [] if self.hub else find_sources(settings.input) if settings.input else python_sources()
         )
+        self.sources = self.sources[part::parts]
         self.bytes = size_on_disk(self.sources)
 
     def documents(self, advance=lambda size: None) -> Iterator[Document]:
@@ -192,14 +205,44 @@ def _wide_bytes(text: str, size: int) -> int:
 
 
 class Spool:
-    """Token ids of the kept documents, back to back on disk; `lengths` and a random `keys` per document in memory."""
+    """Token ids of the kept documents, back to back on disk; in memory, for each, their number (`lengths`), a random number
+    (`keys`), its digest and bytes, and after how many documents each source ended."""
 
     def __init__(self, folder: Path):
         self.path = folder / "tokens.uint32"
         self.lengths = array("Q")
         self.keys = array("Q")
+        self.sizes = array("Q")
+        self.digests = bytearray()
+        self.source_ends = array("Q")
         self.duplicates = 0
-        self.bytes = 0
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.sizes)
+
+    def add(self, digest: bytes, key: int) -> None:
+        """Begin a document."""
+        self.digests += digest
+        self.keys.append(key)
+        self.lengths.append(0)
+        self.sizes.append(0)
+
+    def save(self) -> None:
+        """Write everything but the tokens beside them."""
+        names = ("lengths", "keys", "sizes", "source_ends")
+        numbers = {name: np.array(getattr(self, name), np.uint64) for name in names}
+        digests = np.array(self.digests, np.uint8)
+        np.savez(self.path.with_suffix(".npz"), **numbers, digests=digests, duplicates=self.duplicates)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Spool":
+        spool = cls(folder)
+        with np.load(spool.path.with_suffix(".npz")) as saved:
+            for name in ("lengths", "keys", "sizes", "source_ends"):
+                setattr(spool, name, array("Q", saved[name].tobytes()))
+            spool.digests, spool.duplicates = bytearray(saved["digests"].tobytes()), int(saved["duplicates"])
+        return spool
 
     def slices(self, chosen: np.ndarray, block: int = 1 << 20) -> Iterator[np.ndarray]:
         """Tokens of the documents flagged in `chosen` (bool per document), in order, at most `block` at a time."""
@@ -225,21 +268,22 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Spool:
     """Tokenize every document that was not seen before. Reading and writing run beside the tokenizing threads."""
     spool = Spool(folder)
     seed = corpus.settings.seed.to_bytes(8, "little", signed=True)
-    seen = sqlite3.connect(folder / "seen.sqlite")  # on disk, so that memory does not grow with the documents
-    seen.executescript(
-        "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID"
-    )
+    seen = Seen(folder)
     end = np.array([tokenizer.end_id], dtype=np.uint32)
 
     def pieces(bar) -> Iterator[tuple[str, bool, bool]]:
         """(text, begins a document, ends it) of all documents that are new."""
-        for document in corpus.documents(advance=bar.update):
-            if not seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (document.digest,)).rowcount:
+
+        def source_done(size: int) -> None:
+            bar.update(size)
+            spool.source_ends.append(len(spool.lengths))
+
+        for document in corpus.documents(advance=source_done):
+            if not seen.is_new(document.digest):
                 spool.duplicates += 1
                 continue
             key = hashlib.blake2b(document.digest, key=seed, digest_size=8).digest()
-            spool.keys.append(int.from_bytes(key, "little"))
-            spool.lengths.append(0)
+            spool.add(document.digest, int.from_bytes(key, "little"))
             previous = None
             for number, piece in enumerate(document.pieces()):
                 if previous is not None:
@@ -255,13 +299,30 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Spool:
         document = 0
         for batch, ids in _ahead(thread, _batches(pieces(bar), BATCH_PIECES), tokenizer):
             for (text, _, ends), tokens in zip(batch, ids):
-                spool.bytes += len(text.encode())
+                spool.sizes[document] += len(text.encode())
                 tokens = np.concatenate([tokens, end]) if ends else tokens
                 file.write(tokens.tobytes())
                 spool.lengths[document] += len(tokens)
                 document += ends
     seen.close()
     return spool
+
+
+class Seen:
+    """Which documents were seen, on disk, so that memory does not grow with them."""
+
+    def __init__(self, folder: Path):
+        self.table = sqlite3.connect(folder / "seen.sqlite")
+        self.table.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID"
+        )
+
+    def is_new(self, digest: bytes) -> bool:
+        """Whether a digest comes for the first time."""
+        return bool(self.table.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount)
+
+    def close(self) -> None:
+        self.table.close()
 
 
 def _ahead(thread: ThreadPoolExecutor, batches: Iterator[list], tokenizer: Tokenizer) -> Iterator[tuple[list, list]]:

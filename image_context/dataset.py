@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -126,6 +127,15 @@ def batches(records: list[Record], folder: Path, vlm: VLM, batch_size: int, orde
         chosen = [records[i] for i in order[at : at + batch_size]]
         encoded = [Encoded(open_images(r, folder), r.text, r.pool) for r in chosen]
         yield prepare(vlm, encoded, [r.sample.question for r in chosen], [r.sample.answer for r in chosen])
+
+
+def ahead(items: Iterator) -> Iterator:
+    """The items of an iterator, the next one being made in a thread meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(next, items, None)
+        while (item := future.result()) is not None:
+            future = thread.submit(next, items, None)
+            yield item
 
 
 def costs(vlm: VLM, batch: dict, row: int, encoded: Encoded, sample: Sample) -> dict:

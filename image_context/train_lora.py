@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from image_context.config import Config, load_config
-from image_context.dataset import batches, read_records
+from image_context.dataset import ahead, batches, read_records
 from image_context.model import BUILT, AnswerLoss, add_lora, trainable_fraction
 from image_context.vlm import open_vlm
 from kit import device, errors
@@ -117,7 +117,7 @@ def main() -> None:
         if loader is None or inside == 0:
             order = shuffled(len(records), config.seed, epoch)[inside * per_step : steps_per_epoch * per_step]
             mine = order[runtime.rank :: runtime.world_size]
-            loader = batches(records, output / "train_data", vlm, settings.batch_size, mine)
+            loader = ahead(batches(records, output / "train_data", vlm, settings.batch_size, mine))
         torch.manual_seed(step_seed(config.seed, step, 0, 1 + runtime.rank))
         total, right = 0.0, 0.0
         for micro in range(settings.gradient_accumulation_steps):

@@ -35,6 +35,12 @@ VIT_ROWS = (
     ("cifar_300", "`cifar`, 300 epochs", "vit_cifar_300", "GPU"),
 )  # fmt: skip
 
+BENCHES = (
+    ("bench_cpu", "JiT-Ti/4, 16×16, 512 tokens, batch 32", "two CPU cores"),
+    ("bench_cpu_b4", "JiT-B/4, 64×64, 4,096 tokens, batch 2", "two CPU cores"),
+    ("bench_cuda", "JiT-B/4, 64×64, 4,096 tokens, batch 32", "one GPU"),
+)
+
 
 def main() -> None:
     parser = program(__doc__)
@@ -199,10 +205,29 @@ def vit_rows() -> str:
     return table(["row", "where", "test accuracy", "images seen", "images/s", "fraction of the matmul rate"], rows)
 
 
+def speed() -> str:
+    header = [
+        "network", "where", "tokens/s of training", "fraction of the matmul rate", "against the same network on whole pictures",
+        "against JiT's layout", "one full picture sampled", "against GPT-2 with a cache",
+    ]  # fmt: skip
+    rows = []
+    for name, label, where in BENCHES:
+        if not (RESULTS / f"{name}.json").is_file():
+            rows.append([label, where, "not yet measured", *[""] * 5])
+            continue
+        found = load(f"{name}.json")
+        train, sample = found["train"], found["sample"]
+        times = [f"{train[other]['ours_faster_by']:.2f} times as fast" for other in ("reference", "pixels")]
+        ours = [f"**{train['ours']['tokens_per_second']:,}**", percent(train["ours"]["matmul_fraction"], 0)]
+        text = f"{sample['tokens']:,} tokens, {sample['passes']} passes: {sample['seconds']:.1f} s"
+        rows.append([label, where, *ours, *times, text, f"{sample['faster_by']:.1f} times as fast"])
+    return table(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
-    "image_smoke": image_smoke, "image_codecs": image_codecs, "vit_rows": vit_rows,
+    "speed": speed, "image_smoke": image_smoke, "image_codecs": image_codecs, "vit_rows": vit_rows,
 }  # fmt: skip
 
 if __name__ == "__main__":

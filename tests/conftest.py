@@ -15,6 +15,19 @@ from tests.runs import ROOT
 SHARED = Path(os.environ.get("TOKENCOLOR_TEST_DATA", ROOT.parent / "shared" / "data"))
 SENTENCE = "the color of a token is a point in space and noise moves it until context brings the word back home"
 
+# files of a few long tests, which would keep one worker alone at the end
+LONG_FILES = (
+    "tests/test_train.py", "tests/test_train_script.py", "tests/gpu_dry_run/", "tests/test_reference_documents.py",
+    "tests/tokcom/test_train.py", "tests/baselines/test_autoregressive.py", "tests/vit_cifar10/test_train.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        return next((i for i, name in enumerate(LONG_FILES) if item.nodeid.startswith(name)), len(LONG_FILES))
+
+    items.sort(key=rank)
+
 
 @pytest.fixture(scope="session")
 def shared():

@@ -24,7 +24,7 @@ from corpus.tokenizer import Tokenizer
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.budget import TimeBudget
-from kit.checkpoint import LAST, load_checkpoint, load_weights, resume_path, save_checkpoint
+from kit.checkpoint import LAST, BackgroundWriter, load_checkpoint, load_weights, resume_path
 from kit.ema import EMA
 from kit.errors import UserError
 from kit.interrupt import Interrupt
@@ -279,6 +279,7 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
                 with ema.applied(stage.trained):
                     writer.save(LAST, stage.name, epoch, best, state)
     bar.close()
+    writer.wait()
     runtime.check_agreement(stage.trained)
     return offset + step, not (stops and step < total_steps)
 
@@ -295,6 +296,12 @@ class CheckpointWriter:
         self.args, self.model_args, self.config, self.tokenizer = args, model_args, config, tokenizer
         self.vae, self.denoiser, self.output, self.runtime = vae, denoiser, output, runtime
         self.times: TimeSampler | None = None
+        self.files = BackgroundWriter()
+
+    def wait(self) -> None:
+        """Until every file is written, on every rank."""
+        self.files.wait()
+        self.runtime.wait()
 
     def save(self, name: str, stage: str, epoch: int, val_loss: float, training: dict | None) -> None:
         """One file with both networks as they are now, and with `training` what it takes to go on. Every rank has to call."""
@@ -308,8 +315,7 @@ class CheckpointWriter:
             }  # fmt: skip
             if training:
                 state["training"] = training | {"times": times}
-            save_checkpoint(self.output / name, state)
-        self.runtime.wait()
+            self.files.save(self.output / name, state)
 
 
 def stage_one(args: argparse.Namespace, output: Path) -> dict | None:

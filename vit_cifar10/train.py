@@ -22,7 +22,7 @@ from torch import nn
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.budget import TimeBudget
-from kit.checkpoint import BEST, LAST, load_checkpoint, load_weights, resume_path, save_checkpoint
+from kit.checkpoint import BEST, LAST, BackgroundWriter, load_checkpoint, load_weights, resume_path, save_checkpoint
 from kit.ema import EMA
 from kit.errors import UserError
 from kit.interrupt import Interrupt
@@ -185,6 +185,8 @@ def main() -> None:
     config = {**vars(args), "world_size": runtime.world_size}
     log = RunLog(output, config, runtime, step if resumed else None, args.wandb)
 
+    writer = BackgroundWriter()
+
     def save(name: str) -> None:
         if runtime.is_main:
             state = {
@@ -202,8 +204,7 @@ def main() -> None:
                 "tally": tally,
                 "seconds": budget.spent,
             }
-            save_checkpoint(output / name, state)
-        runtime.wait()
+            writer.save(output / name, state)
 
     if runtime.is_main:
         size = sum(p.numel() for p in model.parameters()) / 1e6
@@ -293,6 +294,7 @@ def main() -> None:
 
     # finish
     bar.close()
+    writer.wait()
     log.close()
     runtime.check_agreement(model)
     if stops and step < total_steps:

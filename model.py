@@ -50,6 +50,27 @@ class TimeEmbedding(nn.Module):
         return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
 
 
+class GatedSiLU(torch.autograd.Function):
+    """silu(a) * b of the halves a and b of x (..., 2 H). Their gradients are written side by side: torch would concatenate them."""
+
+    @staticmethod
+    def forward(ctx, x):
+        a, b = x.chunk(2, dim=-1)
+        gate = F.silu(a)
+        ctx.save_for_backward(x, gate)
+        return gate * b
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, gate = ctx.saved_tensors
+        a, b = x.chunk(2, dim=-1)
+        result = torch.empty_like(x)
+        d_a, d_b = result.chunk(2, dim=-1)
+        torch.mul(gradient, gate, out=d_b)
+        torch.ops.aten.silu_backward.grad_input(gradient * b, a, grad_input=d_a)
+        return result
+
+
 class SwiGLU(nn.Module):
     def __init__(self, dim: int, ratio: float = 4.0):
         super().__init__()
@@ -58,8 +79,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(GatedSiLU.apply(self.gate_up(x)))
 
 
 def rope_angles(grid: int, head_dim: int) -> torch.Tensor:
@@ -72,7 +92,7 @@ def rope_angles(grid: int, head_dim: int) -> torch.Tensor:
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary embedding of x (B, H, L, head_dim) by cos, sin (L, head_dim / 2)."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(a * sin, b, cos)], dim=-1)
 
 
 class Attention(nn.Module):
@@ -137,8 +157,8 @@ class TokenBlock(nn.Module):
         shift, scale, gate = self.modulation(c).chunk(3, dim=-1)
         h = F.pad(modulate(self.norm(x), shift, scale) * mask, (0, 0, 1, 1))
         h = torch.cat([h[:, :-2], h[:, 1:-1], h[:, 2:]], dim=-1)
-        a, b = self.gate_up(h).chunk(2, dim=-1)
-        return torch.addcmul(x, gate.unsqueeze(1), self.dropout(self.down(F.silu(a) * b)))
+        h = self.down(GatedSiLU.apply(self.gate_up(h)))
+        return torch.addcmul(x, gate.unsqueeze(1), self.dropout(h))
 
 
 class JiT(nn.Module):

@@ -26,6 +26,7 @@ OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/jit}
 DATA_DIR=${DATA_DIR:-$OUTPUT_DIR/data}
 SEED=${SEED:-0} EVAL_SAMPLES=${EVAL_SAMPLES:-256}
 WANDB=${WANDB:-}
+TOKENS_PER_STEP=${TOKENS_PER_STEP:-} # on all devices together; empty = BATCH_SIZE texts on each
 
 # paths are the caller's, whatever folder the script lies in
 for name in DATA_PATH OUTPUT_DIR DATA_DIR TOKENIZER_PATH; do
@@ -36,7 +37,7 @@ for name in DATA_PATH OUTPUT_DIR DATA_DIR TOKENIZER_PATH; do
 done
 
 for name in MODEL IMG_SIZE NGRAM OBJECTIVE PALETTE SCAN DATA_PATH DATA_DIR TOKENIZER_PATH VOCAB_SIZE MIN_TOKENS MAX_TOKENS \
-  BATCH_SIZE EPOCHS MAX_STEPS LR WARMUP_EPOCHS OUTPUT_DIR NUM_GPUS NUM_WORKERS EVAL_SAMPLES SEED WANDB; do
+  BATCH_SIZE TOKENS_PER_STEP EPOCHS MAX_STEPS LR WARMUP_EPOCHS OUTPUT_DIR NUM_GPUS NUM_WORKERS EVAL_SAMPLES SEED WANDB; do
   printf '%-16s %s\n' "$name" "${!name:--}"
 done
 
@@ -67,6 +68,7 @@ if [ "$NUM_GPUS" -gt 1 ]; then launch=("$PYTHON" -m torch.distributed.run --stan
 train=(--data_path "$DATA_DIR/train" --model "$MODEL" --img_size "$IMG_SIZE" --objective "$OBJECTIVE" --palette "$PALETTE"
   --scan "$SCAN" --ngram "$NGRAM" --batch_size "$BATCH_SIZE" --epochs "$EPOCHS" --lr "$LR" --warmup_epochs "$WARMUP_EPOCHS"
   --num_workers "$NUM_WORKERS" --output_dir "$OUTPUT_DIR" --seed "$SEED" --device "$DEVICE")
+if [ -n "${TOKENS_PER_STEP:-}" ]; then train+=(--tokens_per_step "$TOKENS_PER_STEP"); fi
 if [ -n "$MAX_STEPS" ]; then train+=(--max_steps "$MAX_STEPS"); fi
 if [ -n "$WANDB" ]; then train+=(--wandb "$WANDB"); fi
 if [ -e "$OUTPUT_DIR/last.pth" ]; then # a run that was stopped goes on; a finished one goes straight to the report

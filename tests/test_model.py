@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kit.errors import UserError
-from model import TokenBlock, build_jit_model, load_pretrained_jit, rope_angles, rotate
+from model import GatedSiLU, TokenBlock, build_jit_model, load_pretrained_jit, rope_angles, rotate
 
 NAMED = [
     "JiT-Ti/4",
@@ -319,3 +319,9 @@ def test_a_compiled_network_gives_the_same():
     for (name, one), other in zip(model.named_parameters(), compiled.parameters()):
         if one.grad is not None:
             assert torch.allclose(one.grad, other.grad, atol=1e-2, rtol=1e-3), name
+
+
+def test_the_gate_and_its_gradient_are_those_of_silu():
+    x = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.allclose(GatedSiLU.apply(x), torch.nn.functional.silu(x[..., :4]) * x[..., 4:])
+    assert torch.autograd.gradcheck(GatedSiLU.apply, x)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -22,10 +23,18 @@ def run(tmp_path, text_folder):
     (tmp_path / "work").mkdir()
     given = {**os.environ, "PYTHON": sys.executable, "DATA_PATH": "../texts", "OUTPUT_DIR": "run", **SETTINGS}
 
-    def call(**changes) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [str(ROOT / "train.sh")], cwd=tmp_path / "work", env={**given, **changes}, capture_output=True, text=True
-        )
+    def call(stop_when=None, **changes) -> subprocess.CompletedProcess:
+        process = subprocess.Popen(
+            [str(ROOT / "train.sh")], cwd=tmp_path / "work", env={**given, **changes},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        if stop_when:
+            while not stop_when():
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.terminate()
+        output, errors = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     return call
 
@@ -43,7 +52,11 @@ def test_three_steps_then_the_same_again_and_two_more(run, tmp_path):
         assert load(folder / "last.pth")["step"] == int(steps)
 
 
-def test_data_of_another_text_is_refused(run, tmp_path):
-    assert run().returncode == 0
+def test_a_stopped_run_is_saved_and_data_of_another_text_is_refused(run, tmp_path):
+    """SIGTERM to the script, as a cluster sends it, reaches the training."""
+    folder = tmp_path / "work" / "run"
+    stopped = run(stop_when=lambda: (folder / "best_model.pth").exists(), MAX_STEPS="5000")
+    assert stopped.returncode == 130 and "stopped early" in stopped.stdout
+    assert 0 < load(folder / "last.pth")["step"] < 5000 and not (folder / "report").exists()
     other = run(DATA_PATH="")
     assert other.returncode == 2 and "choose another OUTPUT_DIR" in other.stderr

@@ -44,7 +44,6 @@ from pretrained import NEEDED
 from validation import Validation
 
 FOLDS = 4  # of the n-gram model: what a chunk is trained with was counted from the other three quarters of the data
-LOOK_SECONDS = 5  # a launcher that stops a run waits half a minute before it kills
 REFIT_STEPS = 50  # how often the noise schedule adapts
 RESUMED = (*NEEDED, "optimizer_state_dict", "step", "best_val_loss")  # what a checkpoint must hold to go on from
 FIXED_BY_CHECKPOINT = (
@@ -296,15 +295,13 @@ def main() -> None:
     losses = Losses(log, runtime, output)
     bar = progress_bar(total_steps, "train", initial=step, active=runtime.is_main)
     stream = stream_steps(train, order, step, layout.multiple, args)
-    interrupt, stopped = Interrupt(), False
-    seen_tokens, since, reported_step, saved_at = 0, time.time(), step, time.time()
-    look_interval = 1  # steps between two looks at signals and the clock, for which ranks wait for each other
+    interrupt = Interrupt(runtime)
+    seen_tokens, since, saved_at = 0, time.time(), time.time()
 
     while True:
-        last_step, end_of_epoch, due = step >= total_steps, step % steps_per_epoch == 0, False
-        if last_step or step % look_interval == 0:  # all ranks decide alike
-            stopped = runtime.any(interrupt.received)
-            due = runtime.any(time.time() - saved_at > 60 * args.save_minutes)
+        last_step, end_of_epoch = step >= total_steps, step % steps_per_epoch == 0
+        stopped = interrupt.at(step)
+        due = interrupt.looked and runtime.any(time.time() - saved_at > 60 * args.save_minutes)
         if step != resumed_step:
             validate = last_step or step % val_interval == 0
             keep = step > 0 and end_of_epoch and step // steps_per_epoch % args.save_interval == 0
@@ -316,9 +313,6 @@ def main() -> None:
                 tokens_per_second = round(seen_tokens / (time.time() - since))
                 utilization = round(tokens_per_second * token_flops / matmul_rate, 4)
                 mean = losses.write(tokens_per_second=tokens_per_second, matmul_fraction=utilization)
-                if runtime.world_size > 1:
-                    pace = (time.time() - since) / max(1, step - reported_step)
-                    look_interval = runtime.agree(max(1, min(args.log_interval, int(LOOK_SECONDS / pace))))
                 bar.set_postfix_str(
                     f"loss {mean:.3f}, {tokens_per_second:,} tokens/s, {utilization:.0%} of the matmul rate"
                 )
@@ -342,7 +336,7 @@ def main() -> None:
                 save(LAST)
                 saved_at = time.time()
             if report:
-                seen_tokens, since, reported_step = 0, time.time(), step
+                seen_tokens, since = 0, time.time()
         if last_step or stopped:
             break
 

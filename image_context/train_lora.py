@@ -103,7 +103,7 @@ def main() -> None:
     loss_module = runtime.parallel(AnswerLoss(model), find_unused_parameters=True)
     log = RunLog(output, config.model_dump(), runtime, step if saved else None, args.wandb)
     losses = Losses(log, runtime, output)
-    interrupt = Interrupt()
+    interrupt = Interrupt(runtime)
     bar = progress_bar(total_steps, "steps", initial=step, active=runtime.is_main)
 
     # loop
@@ -139,7 +139,7 @@ def main() -> None:
 
         saves = step >= total_steps or step % settings.save_steps == 0
         reads = saves or step % settings.log_interval == 0
-        stops = interrupt.received if runtime.world_size == 1 else reads and runtime.any(interrupt.received)
+        stops = interrupt.at(step)
         if reads or stops:
             bar.set_postfix_str(f"loss {losses.write():.3f}")
         if (saves or stops) and runtime.is_main:

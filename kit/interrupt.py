@@ -3,16 +3,38 @@
 import signal
 import time
 
+from kit.device import Runtime
+
 PATIENCE = 3.0  # seconds in which a repeated signal counts as the same one: torchrun passes Ctrl-C on a second time
+LOOK_SECONDS = (
+    5.0  # between two looks of several processes; a launcher that stops a run waits half a minute before it kills
+)
 
 
 class Interrupt:
-    """`received` turns true at the first signal; one that comes later than PATIENCE acts as it always did."""
+    """`received` turns true at the first signal; one that comes later than PATIENCE acts as it always did.
 
-    def __init__(self):
+    Processes of one run ask `at(step)`, which is true for all of them at the same step.
+    """
+
+    def __init__(self, runtime: Runtime | None = None):
         self.received = False
+        self.looked = True  # whether the last `at` compared notes
+        self._runtime, self._step, self._next, self._time = runtime, 0, 0, time.monotonic()
         self._since = 0.0
         self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def at(self, step: int) -> bool:
+        """Whether to stop at `step`. Several processes compare notes every few steps, as many as pass in LOOK_SECONDS."""
+        if self._runtime is None or self._runtime.world_size == 1:
+            return self.received
+        self.looked = step >= self._next
+        if not self.looked:
+            return False
+        now, steps = time.monotonic(), step - self._step
+        pace = int(LOOK_SECONDS * steps / max(now - self._time, 1e-6)) if self._next else 1
+        self._step, self._time, self._next = step, now, step + self._runtime.agree(max(1, pace))
+        return self._runtime.any(self.received)
 
     def _note(self, number, frame):
         if not self.received:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from corpus.chunks import Chunks
@@ -13,7 +12,7 @@ from kit.device import Runtime, autocast_dtype
 from kit.times import TimeSampler
 from tokcom.config import TrainConfig
 from tokcom.dataset import collate, in_order
-from tokcom.flow import Flow, real_chunks
+from tokcom.flow import Flow, Prediction, real_chunks
 from tokcom.model import DenoisedModel, TokComVAE
 
 VAL_SEQUENCES = 128
@@ -78,9 +77,8 @@ class VAEStage:
                 mean, _ = self.vae.posterior(tokens, mask)
                 spread = mean[mask.any(1)].std(0, correction=0)
                 noise = torch.randn(mean.shape, generator=generator).to(mean.device) * spread * self.config.latent_noise
-                clean, noisy = self.vae.decode_raw(mean), self.vae.decode_raw(mean + noise)
-            ce = F.cross_entropy(noisy.flatten(0, 1).float(), tokens.flatten(), reduction="none").view(tokens.shape)
-            right, right_noisy = clean.argmax(-1) == tokens, noisy.argmax(-1) == tokens
+                clean, noisy = (Prediction(x, self.vae.hidden(x), self.vae.head) for x in (mean, mean + noise))
+                ce, right, right_noisy = noisy.nll(tokens), clean.tokens() == tokens, noisy.tokens() == tokens
             total += torch.stack([(part * mask).sum() for part in (ce, right, right_noisy, mask)]).cpu().double()
         self.vae.train()
         ce, right, noisy, count = total.tolist()

@@ -161,7 +161,7 @@ def main() -> None:
     steps_so_far = training["offset"] + training["step"] if training else None
     log = RunLog(output, record, runtime, steps_so_far, args.wandb)
     writer = CheckpointWriter(args, model_args, config, tokenizer, vae, denoiser, output, runtime)
-    interrupt = Interrupt()
+    interrupt = Interrupt(runtime)
 
     # stage one
     offset, finished = steps_so_far if before else 0, True
@@ -251,7 +251,7 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
             validates = done or epoch_ends or step % max(1, min(total_steps, planned) // VALIDATIONS) == 0
             saves = done or epoch_ends or step % args.save_steps == 0
             reads = validates or saves or step % args.log_interval == 0
-            stops = interrupt.received if runtime.world_size == 1 else reads and runtime.any(interrupt.received)
+            stops = interrupt.at(offset + step)
             if reads or stops:
                 bar.set_postfix_str(f"loss {losses.write():.3f}")
             if step % REFIT_STEPS == 0:

@@ -222,7 +222,7 @@ def main() -> None:
     total_steps = budget.total_steps(step, planned, runtime)
     bar = progress_bar(total_steps, "train", initial=step, active=runtime.is_main)
     patience = args.patience * args.val_interval * steps_per_epoch if args.patience else math.inf
-    interrupt = Interrupt()
+    interrupt = Interrupt(runtime)
     stops = False
 
     def goes_on() -> bool:
@@ -268,7 +268,7 @@ def main() -> None:
             validates = done or (epoch_ends and step // steps_per_epoch % args.val_interval == 0)
             saves = done or epoch_ends or step % args.save_steps == 0
             reads = validates or saves or step % args.log_interval == 0
-            stops = interrupt.received if runtime.world_size == 1 else reads and runtime.any(interrupt.received)
+            stops = interrupt.at(step)
             if reads or stops:
                 bar.set_postfix_str(f"loss {losses.write():.3f}")
             if epoch_ends or done:

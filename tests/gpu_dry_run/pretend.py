@@ -156,7 +156,7 @@ class Pretend(TorchDispatchMode):
         self.bytes[line(name)] += sum(touched(tensor) for tensor in tensors)
 
     def _wait(self, kind: str, tensor) -> None:
-        if on_cuda(tensor) or "device" in kind:
+        if (on_cuda(tensor) or "device" in kind) and not between_steps():
             self.waits[f"{kind} at {line()}"] += 1
 
     def _hits(self, mask: torch.Tensor) -> list[torch.Tensor]:
@@ -178,6 +178,19 @@ class Pretend(TorchDispatchMode):
                     self._wait(f"{name} with an index copied to the device", index)
                 indices.append(index)
         return indices
+
+
+BETWEEN_STEPS = {"measure", "example", "validate", "samples", "save", "write", "refit"}  # functions that may wait
+
+
+def between_steps() -> bool:
+    """Whether validation, a checkpoint, the log or the noise schedule asks, and not the step itself."""
+    frame = sys._getframe(2)
+    while frame:
+        if frame.f_code.co_name in BETWEEN_STEPS and frame.f_code.co_filename.startswith(ROOT):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def line(operation: str = "") -> str:

@@ -51,7 +51,7 @@ def test_a_step_of_tokcom_waits_for_nothing(data, tmp_path):
         data,
         *SMALL,
         "--batch_size",
-        40,
+        80,
         "--vae_epochs",
         1,
         "--diffusion_epochs",
@@ -69,7 +69,7 @@ def test_a_step_of_tokcom_waits_for_nothing(data, tmp_path):
         ),
     ]  # fmt: skip
     for found in stages:
-        assert sum(not step["waits"] for step in found["steps"]) > 0.4 * len(found["steps"])  # the others validate
+        assert len(found["steps"]) > 5 and not any(step["waits"] for step in found["steps"])
 
 
 def test_evaluation_and_sampling_run(data, checkpoint, tmp_path):

@@ -17,7 +17,7 @@ from torch import nn
 
 from baselines.ngram import DENSE_VOCAB, Context, NGram, unigram_context
 from kit import sampling
-from kit.cross_entropy import cross_entropy, rows_at_once
+from kit.cross_entropy import cross_entropy, row_slices, rows_at_once
 from kit.device import autocast_dtype
 from kit.errors import UserError
 from kit.sampling import integrate
@@ -263,12 +263,12 @@ class Diffusion(nn.Module):
         )  # fmt: skip
 
     def _logits(self, out, observation: Observation, temperature: float = 1.0):
-        """The logits (r, V) of all B * N positions in a row, some at a time."""
-        size = rows_at_once(self.palette.vocab_size, out.device)
-        flat = [each.flatten(0, 1).split(size) for each in (out, observation.z, observation.t)]
+        """Rows, and their logits (r, V), of all B * N positions in a row, some at a time."""
+        features, z, t = (each.flatten(0, 1) for each in (out, observation.z, observation.t))
         contexts = [context.flatten(0, 1) for context in observation.contexts]
-        for i, (features, z, t) in enumerate(zip(*flat)):
-            yield self.logits(features, z, t, tuple(c[i * size : (i + 1) * size] for c in contexts), temperature)
+        for rows in row_slices(len(features), self.palette.vocab_size, out.device):
+            parts = tuple(context[rows] for context in contexts)
+            yield rows, self.logits(features[rows], z[rows], t[rows], parts, temperature)
 
     def _velocity_loss(self, out, z, t, tokens, noise):
         """JiT's v-loss (B, N): squared error of (x - z) / (1 - t), averaged over the channels."""
@@ -311,34 +311,34 @@ class Diffusion(nn.Module):
             x = x if cond_mask is None else torch.where(cond_mask[..., None], z, x)
             x = x * mask[..., None]
             return Prediction(x, self.palette.decode(x) * mask, None, x)
-        x, best, nll, prev = [], [], [], []
-        embedding = self.network.embedding.detach()
-        targets = None if tokens is None else tokens.flatten()
-        for logits in self._logits(out, observation, temperature):
-            if targets is not None:
-                start = sum(map(len, best))
-                nll.append(F.cross_entropy(logits, targets[start : start + len(logits)], reduction="none"))
-            best.append(logits.argmax(-1))
+        embedding, count = self.network.embedding.detach(), mask.numel()
+        x, nll = (torch.empty(count, *shape, device=z.device) for shape in ((3,), ()))
+        found = torch.empty(count, dtype=torch.long, device=z.device)
+        prev = torch.empty(count, embedding.shape[1], dtype=autocast_dtype(z.device), device=z.device)
+        for rows, logits in self._logits(out, observation, temperature):
+            if tokens is not None:
+                nll[rows] = F.cross_entropy(logits, tokens.flatten()[rows], reduction="none")
+            found[rows] = logits.argmax(-1)
             p = logits.softmax(-1)
-            prev.append(p @ embedding)
+            prev[rows] = p @ embedding
             with torch.autocast(z.device.type, enabled=False):
-                x.append(p @ self.palette.colors)
-        x, found, prev = (torch.cat(each).view(*mask.shape, *each[0].shape[1:]) for each in (x, best, prev))
+                x[rows] = p @ self.palette.colors
+        x, found, prev, nll = (each.view(*mask.shape, *each.shape[1:]) for each in (x, found, prev, nll))
         if cond_mask is not None:
             x = torch.where(cond_mask[..., None], z, x)
             found = torch.where(cond_mask, self.palette.decode(z), found)
-        if nll:
-            scored = mask if cond_mask is None else mask & ~cond_mask
-            nll = torch.cat(nll).view(mask.shape) * scored
-        return Prediction(x * mask[..., None], found * mask, nll if targets is not None else None, prev)
+        scored = mask if cond_mask is None else mask & ~cond_mask
+        return Prediction(x * mask[..., None], found * mask, None if tokens is None else nll * scored, prev)
 
     def _condition(self, observation: Observation, t, mask, cond_mask) -> torch.Tensor:
         """`prev` of a first pass, without the rest of a Prediction."""
         if self.objective == "pixel":
             return self.predict(observation, t, mask, cond_mask).prev
         out, embedding = self.run_network(observation, t, mask, cond_mask), self.network.embedding
-        prev = [logits.softmax(-1) @ embedding for logits in self._logits(out, observation)]
-        return torch.cat(prev).view(*mask.shape, -1)
+        prev = torch.empty(mask.numel(), embedding.shape[1], dtype=autocast_dtype(mask.device), device=mask.device)
+        for rows, logits in self._logits(out, observation):
+            prev[rows] = logits.softmax(-1) @ embedding
+        return prev.view(*mask.shape, -1)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Sampling

@@ -11,11 +11,22 @@ import torch
 import torch.nn.functional as F
 
 LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 27}
+LEAST_ROWS = 32
 
 
 def rows_at_once(vocab_size: int, device: torch.device) -> int:
-    """Rows whose logits are computed together."""
-    return max(1, LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE["cuda"]) // vocab_size)
+    """Rows whose logits are computed together: also of a large vocabulary enough for a product of matrices."""
+    return max(LEAST_ROWS, LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE["cuda"]) // vocab_size)
+
+
+def row_slices(count: int, vocab_size: int, device: torch.device) -> list[slice]:
+    """`count` rows in parts whose logits are computed together.
+
+    What is kept of them belongs into tensors made before: small ones made in between would lie in the memory that the logits
+    leave, and the next logits would not fit there.
+    """
+    size = rows_at_once(vocab_size, device)
+    return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 
 def cross_entropy(
@@ -48,12 +59,13 @@ def expected_rows(
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """The mean (..., E) of the rows of `table` (V, E) under softmax(features (..., D) @ matrix.T + bias); no gradient."""
-    flat, found = features.flatten(0, -2).to(dtype), []
+    flat = features.flatten(0, -2).to(dtype)
+    found = flat.new_empty(len(flat), table.shape[1])
     with torch.autocast(features.device.type, enabled=False):
         W, b, table = matrix.to(dtype), bias.to(dtype), table.to(dtype)
-        for part in flat.split(rows_at_once(len(matrix), features.device)):
-            found.append(F.linear(part, W, b).float().softmax(-1).to(dtype) @ table)
-    return torch.cat(found).view(*features.shape[:-1], -1)
+        for rows in row_slices(len(flat), len(matrix), features.device):
+            found[rows] = F.linear(flat[rows], W, b).float().softmax(-1).to(dtype) @ table
+    return found.view(*features.shape[:-1], -1)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -61,12 +73,11 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, features, matrix, bias, gates, target, weight, dtype, prior, contexts):
         wanted = zip((features, matrix, bias, gates), ctx.needs_input_grad)
         gradients = [torch.zeros_like(each) if needed else None for each, needed in wanted]
-        nll, size = torch.empty(len(features), device=features.device), rows_at_once(len(matrix), features.device)
+        nll = torch.empty(len(features), device=features.device)
         weights = weight if torch.is_tensor(weight) else None  # a number is multiplied in at the end
         with torch.autocast(features.device.type, enabled=False):
             W, b = matrix.to(dtype), bias.to(dtype)
-            for begin in range(0, len(features), size):
-                rows = slice(begin, begin + size)
+            for rows in row_slices(len(features), len(matrix), features.device):
                 nll[rows] = _rows(
                     features[rows].to(dtype), W, b, target[rows, None], None if weights is None else weights[rows, None],
                     prior and prior(rows), None if gates is None else gates[rows].float(), contexts(rows) if contexts else [],

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from kit.cross_entropy import cross_entropy, expected_rows, rows_at_once
+from kit.cross_entropy import cross_entropy, expected_rows, row_slices
 from kit.device import autocast_dtype
 from kit.sampling import integrate
 from kit.times import sigma_of
@@ -37,20 +37,23 @@ class Prediction:
 
     def tokens(self) -> torch.Tensor:
         """The likeliest tokens (B, C K)."""
-        return torch.cat([logits.argmax(-1) for logits in self._parts()]).view(self.hidden.shape[:-1])
+        found = torch.empty(self.hidden.shape[:-1].numel(), dtype=torch.long, device=self.hidden.device)
+        for rows, logits in self._parts():
+            found[rows] = logits.argmax(-1)
+        return found.view(self.hidden.shape[:-1])
 
     def nll(self, tokens: torch.Tensor) -> torch.Tensor:
         """Cross-entropy (B, C K) of tokens (B, C K), in nats."""
-        found, start = [], 0
-        for logits in self._parts():
-            found.append(token_nll(logits[None], tokens.flatten()[None, start : start + len(logits)])[0])
-            start += len(logits)
-        return torch.cat(found).view(tokens.shape)
+        found = torch.empty(tokens.numel(), device=tokens.device)
+        for rows, logits in self._parts():
+            found[rows] = nn.functional.cross_entropy(logits, tokens.flatten()[rows], reduction="none")
+        return found.view(tokens.shape)
 
     def _parts(self):
-        """Logits (r, vocab_size), some rows at a time."""
-        for part in self.hidden.flatten(0, 1).split(rows_at_once(self.head.out_features, self.hidden.device)):
-            yield self.head(part).float()
+        """Rows of all positions and their logits (r, vocab_size), some at a time."""
+        hidden = self.hidden.flatten(0, 1)
+        for rows in row_slices(len(hidden), self.head.out_features, hidden.device):
+            yield rows, self.head(hidden[rows]).float()
 
 
 class Flow(nn.Module):
@@ -173,10 +176,3 @@ class Flow(nn.Module):
 def real_chunks(mask: torch.Tensor, chunk_size: int) -> torch.Tensor:
     """Which chunks (B, C) hold a real token, from a mask (B, C K) of real tokens."""
     return mask.unflatten(1, (-1, chunk_size)).any(-1)
-
-
-def token_nll(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy (B, N) in nats of tokens (B, N) under logits (B, N, vocab_size)."""
-    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), reduction="none").view(
-        tokens.shape
-    )

@@ -8,7 +8,7 @@ import torch
 from kit.sampling import SAMPLERS
 from kit.times import TimeSampler
 from tokcom.config import ModelArgs
-from tokcom.flow import Flow, Prediction, token_nll
+from tokcom.flow import Flow, Prediction
 from tokcom.model import DenoisedModel, TokComVAE
 
 ARGS = ModelArgs(
@@ -120,7 +120,8 @@ def test_losses_count_neither_padding_nor_prompts(flow):
     sigma = (1 - t) / t
     y = x + torch.where(cond_mask, 0.0, sigma[:, None]).unsqueeze(-1) * noise
     guess = flow.predict(y, sigma, torch.arange(8) < torch.tensor([[8], [5]]), cond_mask)
-    nll = token_nll(guess.logits, tokens)
+    nll = torch.nn.functional.cross_entropy(guess.logits.transpose(1, 2), tokens, reduction="none")
+    assert torch.allclose(guess.nll(tokens), nll, atol=1e-5) and torch.equal(guess.tokens(), guess.logits.argmax(-1))
     assert ce[0].item() == pytest.approx(nll[0, 12:].mean().item(), rel=1e-4)
     assert ce[1].item() == pytest.approx(nll[1, :18].mean().item(), rel=1e-4)
 

@@ -25,7 +25,7 @@ from model import build_jit_model
 from palette import Layout
 from pretrained import load_pretrained
 from tests.conftest import ALONE, TINY, TRAINED
-from tests.runs import ROOT, load, rows, run_stopped, run_whole, same_tensors
+from tests.runs import ROOT, TWO_PROCESSES, load, rows, run_stopped, run_whole, same_tensors
 from validation import Validation
 
 
@@ -175,7 +175,7 @@ def test_raw_text_trains_without_a_separate_build(call, text_folder, tmp_path):
 
 @pytest.mark.parametrize("kind", [(), ("--ngram", "0")], ids=["trigrams", "alone"])
 def test_two_processes_train_as_one(data, tmp_path, kind):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
+    command = [*TWO_PROCESSES, "train.py"]
     command += [
         "--data_path",
         data,
@@ -215,7 +215,7 @@ def test_a_step_is_the_same_on_one_process_or_two_at_once_or_in_two_parts(call, 
     half = ("--batch_size", 8)
     assert call(train, *options, "--output_dir", tmp_path / "one") == 0
     assert call(train, *options, *half, "--grad_accum", 2, "--output_dir", tmp_path / "parts") == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
+    command = [*TWO_PROCESSES, "train.py"]
     command += [*map(str, options), *map(str, half), "--output_dir", str(tmp_path / "two")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
@@ -264,16 +264,7 @@ def test_tokens_in_a_step_do_not_grow_with_the_devices(call, data, tmp_path):
 @pytest.mark.slow
 def test_a_run_whose_process_was_killed_goes_on_by_itself(data, tmp_path):
     """torchrun starts all processes again, and they continue from last.pth."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "--max_restarts",
-        "1",
-    ]
+    command = [*TWO_PROCESSES, "--max_restarts", "1"]
     command += ["train.py", "--data_path", str(data), *TINY, "--ngram", "0", "--save_steps", "5", "--max_steps", "60"]
     command += ["--log_interval", "1", "--output_dir", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

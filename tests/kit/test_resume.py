@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from kit import device
 from kit.errors import UserError
 from kit.resume import check_resume
-from tests.runs import ROOT
+from tests.runs import ROOT, TWO_PROCESSES
 
 SAVED = {"batch_size": 8, "grad_accum": 2, "world_size": 1, "lr": 1e-3, "t_mean": 1.0, "resume": None}
 
@@ -64,16 +63,7 @@ PROGRAM = """
 @pytest.mark.parametrize("exchanged", [True, False])
 def test_two_processes_average_their_gradients_or_are_found_out(exchanged, tmp_path):
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        tmp_path / "program.py",
-        str(exchanged),
-    ]
+    command = [*TWO_PROCESSES, tmp_path / "program.py", str(exchanged)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if exchanged:

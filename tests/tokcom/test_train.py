@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.runs import ROOT, load, rows, run_stopped, run_whole, same_tensors
+from tests.runs import ROOT, TWO_PROCESSES, load, rows, run_stopped, run_whole, same_tensors
 from tests.tokcom.conftest import SMALL
 from tokcom import train
 
@@ -98,7 +98,7 @@ def test_a_run_goes_on_in_another_folder(call, data, tmp_path, capsys):
 
 
 def test_two_processes_build_the_data_once_and_train_as_one(text_folder, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *MODULE[1:]]
+    command = [*TWO_PROCESSES, *MODULE[1:]]
     command += [
         "--data_path",
         text_folder,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kit.runlog import read_log
-from tests.runs import ROOT, load, rows, run_stopped, run_whole, same_tensors
+from tests.runs import ROOT, TWO_PROCESSES, load, rows, run_stopped, run_whole, same_tensors
 from tests.vit_cifar10.conftest import SHORT, TINY
 from vit_cifar10 import train
 
@@ -83,7 +83,7 @@ def test_early_stopping_ends_where_nothing_gets_better(call, images, tmp_path):
 
 
 def test_two_processes_train_as_one(images, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *MODULE[1:]]
+    command = [*TWO_PROCESSES, *MODULE[1:]]
     options = ["--data_path", images, *SHORT, "--grad_accum", "2", "--epochs", "2", "--output_dir", tmp_path]
     done = subprocess.run(
         [*command, *options], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}

@@ -92,6 +92,8 @@ def load_checkpoint(path: str | Path, required: tuple = ("model_state_dict", "co
     except Exception as error:  # a damaged archive surfaces as RuntimeError, EOFError, KeyError, ValueError, ...
         raise UserError(f"{path} is damaged or no checkpoint ({_first_line(error)})") from error
     missing = [key for key in required if not isinstance(state, dict) or key not in state]
+    if missing == ["optimizer_state_dict"]:
+        raise UserError(f"{path} holds no optimizer, only what it takes to use the model: continue from {LAST}")
     if missing:
         raise UserError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
     return state

@@ -422,6 +422,11 @@ def test_a_corrupt_checkpoint_is_refused(refused, data, tmp_path, content):
     )
 
 
+def test_the_best_model_is_not_gone_on_from(refused, data, trained, tmp_path):
+    options = ("--data_path", data, *TINY, "--output_dir", tmp_path / "run", "--resume", trained / "best_model.pth")
+    assert "continue from last.pth" in refused(train, *options)
+
+
 def test_weights_of_another_palette_or_layout_are_not_begun_from(refused, data, trained_alone, tmp_path):
     begun = ("--data_path", data, *TINY, "--init_from", trained_alone / "best_model.pth", "--output_dir", tmp_path)
     assert "--palette context, not digits" in refused(train, *begun, "--palette", "digits")

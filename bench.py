@@ -119,7 +119,7 @@ class Training:
         palette, layout = build_palette("shuffled", args.vocab_size), Layout(args.img_size, network.patch_size)
         self.diffusion = Diffusion(network, palette, layout, "pixel" if pixels else "token").to(runtime.device)
         if args.compile:
-            network.compile(dynamic=True)
+            self.diffusion.compile()
         self.parallel = runtime.parallel(self.diffusion, find_unused_parameters=True, broadcast_buffers=False)
         self.optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)
         self.times = TimeSampler("logit_normal", 1.0, 1.2)
@@ -326,13 +326,16 @@ def loader(args: argparse.Namespace, runtime: device.Runtime) -> dict:
     from pyarrow import parquet
 
     from corpus.chunks import LengthBuckets, open_built
+    from corpus.shards import GROUP_CHUNKS
     from dataset import batches
 
     rng, capacity = np.random.default_rng(args.seed), args.img_size**2
     lengths = rng.integers(max(1, capacity // 4), capacity + 1, max(64 * args.batch_size, 4_000_000 // capacity))
     with tempfile.TemporaryDirectory() as folder:
         rows = [rng.integers(args.vocab_size, size=n, dtype=np.int32) for n in lengths]
-        parquet.write_table(pyarrow.table({"tokens": rows}), Path(folder) / "train-00000.parquet")
+        parquet.write_table(
+            pyarrow.table({"tokens": rows}), Path(folder) / "train-00000.parquet", row_group_size=GROUP_CHUNKS
+        )
         chunks = open_built(Path(folder))
         order = LengthBuckets(chunks.lengths, args.batch_size, args.seed)
         start, tokens = time.perf_counter(), 0

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader
 
-from corpus.chunks import Chunks
+from corpus.shards import Chunks
 
 
 def collate(items: Sequence[torch.Tensor], multiple: int = 1) -> dict:

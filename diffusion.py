@@ -94,6 +94,12 @@ class Diffusion(nn.Module):
         )
         self.ngram_candidates = NGRAM_CANDIDATES
         self.joined = ngram is not None  # while False, the network is trained and used alone
+        self.compiled = False
+
+    def compile(self) -> None:
+        """torch.compile the network and the chain of operations on every logit of the training loss."""
+        self.compiled = True
+        self.network.compile(dynamic=True)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Noising, likelihood, posterior
@@ -188,9 +194,11 @@ class Diffusion(nn.Module):
     def run_network(self, observation: Observation, t, mask, cond_mask=None, prev=None) -> torch.Tensor:
         """The network's output (B, N, D or 3) in reading order."""
         o, to_patches = observation, self.layout.to_patches
+        optional = (cond_mask, o.soft, prev)
+        if self.compiled:
+            optional = self.network.fill_in(mask, *optional)
         out = self.network(
-            *(to_patches(o.z), t, to_patches(mask)),
-            *(None if each is None else to_patches(each) for each in (cond_mask, o.soft, prev)),
+            *(to_patches(o.z), t, to_patches(mask)), *(None if each is None else to_patches(each) for each in optional)
         )
         return self.layout.from_patches(out)
 
@@ -260,6 +268,7 @@ class Diffusion(nn.Module):
             prior=lambda rows: self.log_likelihood(z[rows], t[rows]),
             gates=self.network.gate(features) if contexts else None,
             contexts=lambda rows: [context[predicted[rows]].full(self.log_unigram) for context in contexts],
+            compiled=self.compiled,
         )  # fmt: skip
 
     def _logits(self, out, observation: Observation, temperature: float = 1.0):

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
 
+import likelihood
 from baselines.ngram import Context, unigram_context
-from corpus.chunks import Chunks, open_test, reported
+from corpus.chunks import open_test, reported
+from corpus.shards import Chunks
 from diffusion import NGRAM_SEGMENT, SAMPLERS, Diffusion, Prediction
 from kit import device, errors
 from kit.arguments import add_common, program
@@ -57,6 +59,12 @@ def parse_args() -> argparse.Namespace:
         "--t", type=float, nargs="+", help="times to evaluate (default: nine noise levels around the palette's spacing)"
     )
     parser.add_argument("--passes", type=int, default=4, help="forward passes at the same noise to recover by")
+    parser.add_argument(
+        "--likelihood_levels",
+        type=int,
+        default=32,
+        help="noise levels at which each chunk's likelihood is bounded; 0 = not",
+    )
     parser.add_argument("--num_inference_steps", type=int, default=8, help="forward passes per full sampling")
     parser.add_argument("--sampler", default="euler", choices=SAMPLERS, help="a sampler that draws, for comparison")
     parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=True, help="use the averaged weights")
@@ -92,6 +100,7 @@ def main() -> None:
     at_half = recovery.pop()
     with torch.no_grad(), runtime.autocast():
         sampled = [held_out.sampled(half, sampler) for sampler in dict.fromkeys(("posterior", args.sampler))]
+        bound = held_out.likelihood()
 
     report = {
         "checkpoint": str(args.checkpoint),
@@ -112,6 +121,7 @@ def main() -> None:
             "parameters": sum(p.numel() for p in loaded.diffusion.network.parameters()),
         },
         "ngram_bits": held_out.ngram_bits(),
+        "likelihood": bound,
         "environment": environment(runtime),
     }
     write_json(output / "report.json", report)
@@ -132,6 +142,12 @@ def main() -> None:
         print(
             f"{row['num_inference_steps']} passes of {row['sampler']} from sigma {row['sigma']:.3f}: {row['accuracy']:.2%} of tokens, "
             f"{row['exact_match']:.1%} of chunks whole, character error rate {row['char_error_rate']:.2%}"
+        )
+    if bound:
+        low, high = bound["bits_per_byte_ci"]
+        print(
+            f"as a language model: at most {bound['bits_per_byte']:.3f} bits per byte ({low:.3f} to {high:.3f}), "
+            f"{bound['nll']:.3f} nats per token"
         )
     print(f"wrote {output}/report.json, recovery.png, pixels.png")
     runtime.finish()
@@ -160,6 +176,13 @@ class HeldOut:
             batch = self.loaded.collate(self.chunks[start : start + self.args.batch_size])
             batch["noise"] = torch.randn(*batch["tokens"].shape, 3, generator=generator).to(self.runtime.device)
             yield batch
+
+    def likelihood(self) -> dict | None:
+        """An upper bound on what the chunks cost under the network; the pixel objective has none."""
+        if self.loaded.diffusion.objective == "pixel" or not self.args.likelihood_levels:
+            return None
+        args = self.args
+        return likelihood.measure(self.loaded, self.chunks, args.likelihood_levels, 2, args.batch_size, args.seed)
 
     def ngram_bits(self) -> dict:
         """Bits per token of the n-gram models alone, as language models."""

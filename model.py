@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kit.checkpoint import load_checkpoint, load_weights
+from kit.device import autocast_dtype
 from kit.errors import UserError
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -71,6 +72,14 @@ class GatedSiLU(torch.autograd.Function):
         return result
 
 
+def gated_silu(x: torch.Tensor) -> torch.Tensor:
+    """silu(a) * b of x = (a, b). A compiler fuses the plain form by itself, and breaks off at the other one's backward."""
+    if not torch.compiler.is_compiling():
+        return GatedSiLU.apply(x)
+    a, b = x.chunk(2, dim=-1)
+    return F.silu(a) * b
+
+
 class SwiGLU(nn.Module):
     def __init__(self, dim: int, ratio: float = 4.0):
         super().__init__()
@@ -79,7 +88,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(GatedSiLU.apply(self.gate_up(x)))
+        return self.down(gated_silu(self.gate_up(x)))
 
 
 def rope_angles(grid: int, head_dim: int) -> torch.Tensor:
@@ -157,7 +166,7 @@ class TokenBlock(nn.Module):
         shift, scale, gate = self.modulation(c).chunk(3, dim=-1)
         h = F.pad(modulate(self.norm(x), shift, scale) * mask, (0, 0, 1, 1))
         h = torch.cat([h[:, :-2], h[:, 1:-1], h[:, 2:]], dim=-1)
-        h = self.down(GatedSiLU.apply(self.gate_up(h)))
+        h = self.down(gated_silu(self.gate_up(h)))
         return torch.addcmul(x, gate.unsqueeze(1), self.dropout(h))
 
 
@@ -198,7 +207,7 @@ class JiT(nn.Module):
             self.embedding = nn.Parameter(torch.empty(vocab_size, token_dim))
             self.rest_embedding = nn.Parameter(torch.zeros(token_dim))
             self.soft_proj = nn.Linear(max(1, ngram) * token_dim, token_dim)
-            self.prev_proj = nn.Linear(token_dim, token_dim)
+            self.prev_proj = nn.Linear(token_dim, token_dim, bias=False)  # zeros stand for no earlier pass
         if ngram:
             self.gate = nn.Linear(
                 token_dim, ngram
@@ -227,7 +236,8 @@ class JiT(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.color_embed.weight, std=0.5)  # seven inputs of unit size: 0.02 would drown them
         nn.init.normal_(self.pos_embed, std=0.02)
         zero = [block.modulation for block in [*self.blocks, *self.token_in, *self.token_out]]
@@ -274,6 +284,19 @@ class JiT(nn.Module):
             state["soft_proj.weight"] = F.pad(narrow, (0, self.soft_proj.in_features - narrow.shape[1]))
             state |= {"gate.weight": self.gate.weight, "gate.bias": self.gate.bias}
         load_weights(self, state, origin)
+
+    def fill_in(self, mask, cond_mask=None, soft=None, prev=None) -> tuple:
+        """The optional inputs of `forward` as tensors that change nothing, so that a compiler meets one kind of call."""
+        if cond_mask is None:
+            cond_mask = torch.zeros_like(mask)
+        if prev is None:
+            width, dtype = (
+                (self.embedding.shape[1], autocast_dtype(mask.device)) if self.vocab_size else (3, torch.float32)
+            )
+            prev = torch.zeros(*mask.shape, width, dtype=dtype, device=mask.device)
+        if self.vocab_size and self.soft_input:
+            soft = F.pad(soft, (0, self.soft_proj.in_features - soft.shape[-1]))
+        return cond_mask, soft, prev
 
     def forward(self, z, t, mask, cond_mask=None, soft=None, prev=None):
         """One forward pass.

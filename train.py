@@ -22,12 +22,14 @@ import torch
 from torch import nn
 
 from baselines.ngram import ALL, ORDERS, NGram
-from corpus.chunks import Chunks, LengthBuckets, open_built, open_chunks
+from corpus.chunks import LengthBuckets, open_built, open_chunks
+from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
 from dataset import batches
 from diffusion import OBJECTIVES, Diffusion
 from kit import device, errors
 from kit.arguments import add_common, program
+from kit.budget import TimeBudget
 from kit.checkpoint import BEST, LAST, BackgroundWriter, load_checkpoint, load_weights, resume_path
 from kit.ema import EMA
 from kit.errors import UserError
@@ -152,6 +154,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         help="stop (and end the schedule) after this many steps (default: by --epochs, which it replaces)",
     )
+    loop.add_argument("--time_budget", help="train so long instead, e.g. 90s, 10m, 2h; the schedule follows")
     loop.add_argument("--lr", type=float, default=5e-4, help="peak learning rate")
     loop.add_argument("--warmup_epochs", type=float, default=0.0, help="linear warm-up in epochs")
     loop.add_argument(
@@ -203,12 +206,13 @@ def main() -> None:
     ngram = NGram(train.folds(FOLDS if args.ngram else 1), vocab_size)
     order = LengthBuckets(train.lengths, args.batch_size, args.seed, runtime.rank, runtime.world_size, args.grad_accum)
     steps_per_epoch = order.steps_per_epoch
-    total_steps = args.max_steps or args.epochs * steps_per_epoch
+    budget = TimeBudget(args.time_budget, saved.get("seconds", 0.0) if saved else 0.0)
+    planned = args.max_steps or steps_per_epoch * (args.epochs if budget.limit is None else 10**6)
+    total_steps = budget.total_steps(saved["step"] if saved else 0, planned, runtime)
     warmup_steps = args.warmup_steps
     if warmup_steps is None:
         warmup_steps = max(min(50, total_steps // 10), round(args.warmup_epochs * steps_per_epoch))
     val_interval = args.val_interval or max(1, min(steps_per_epoch, total_steps // 10))
-    ngram_start = round(args.ngram_start * total_steps)
 
     # model
     if begun:
@@ -227,7 +231,7 @@ def main() -> None:
     diffusion = Diffusion(
         network, palette, layout, args.objective, ngram.log_unigram[ALL], ngram if args.ngram else None
     ).to(runtime.device)
-    diffusion.joined = False  # before `ngram_start` the network learns alone
+    diffusion.joined = False  # before --ngram_start the network learns alone
     if args.t_mean is None:
         args.t_mean = -math.log(1.5 * palette.spacing)
     times = TimeSampler(args.time_sampling, args.t_mean, args.t_std, runtime.device)
@@ -269,6 +273,7 @@ def main() -> None:
                 "step": step,
                 "epoch": step // steps_per_epoch,
                 "best_val_loss": best,
+                "seconds": budget.spent,
             }
             writer.save(output / name, state)
 
@@ -277,15 +282,16 @@ def main() -> None:
         print(
             f"{args.model} {size:.1f}M parameters, {args.objective} objective, {palette.name} palette of {vocab_size} tokens, {runtime.device} {runtime.dtype}"
         )
+        length_of_run = args.time_budget or f"{total_steps:,} steps"
         print(
-            f"{len(train):,} chunks, {steps_per_epoch:,} steps per epoch, {total_steps:,} steps of about "
+            f"{len(train):,} chunks, {steps_per_epoch:,} steps per epoch, {length_of_run} in all, a step of about "
             f"{order.samples_per_step * train.lengths.mean():,.0f} tokens, from step {step:,}; writing {output}"
         )
     length = float(train.lengths.mean())
     token_flops = (3 + args.self_cond_prob) * network.flops(length) / length  # n-grams not counted
     matmul_rate = device.matmul_rate(runtime) * runtime.world_size
     if args.compile:
-        network.compile(dynamic=True)
+        diffusion.compile()
     parallel = runtime.parallel(
         diffusion,
         broadcast_buffers=False,  # palette and n-gram tables never change
@@ -344,7 +350,8 @@ def main() -> None:
         lr = lr_at(step, args.lr, warmup_steps, total_steps, args.schedule)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        diffusion.joined = args.ngram > 0 and step >= ngram_start
+        if args.ngram and step >= round(args.ngram_start * total_steps):
+            diffusion.joined = True
         loss = 0.0
         chunks, batch = next(stream)
         lengths = torch.from_numpy(train.lengths[chunks])
@@ -367,6 +374,7 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=True)
         ema.update(network)
         step += 1
+        total_steps = bar.total = budget.total_steps(step, planned, runtime)
         if step % REFIT_STEPS == 0:
             times.refit(runtime)
         losses.add(step, lr, loss=loss, grad_norm=norm)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from corpus.chunks import Chunks
+from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
 from dataset import collate
 from diffusion import Diffusion

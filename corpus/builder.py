@@ -32,6 +32,7 @@ from corpus.documents import (
     python_sources,
     size_on_disk,
 )
+from corpus.shards import GROUP_CHUNKS, close_shard
 from corpus.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from kit.errors import UserError
 from kit.runlog import progress_bar, write_json
@@ -493,22 +494,21 @@ def write_shards(
     """Write chunks as Parquet (columns text, tokens) and return their lengths."""
     schema = pyarrow.schema([("text", pyarrow.string()), ("tokens", pyarrow.list_(pyarrow.int32()))])
     folder.mkdir()
-    sizes, writer, space = array("L"), None, 0
+    sizes, writer, first = array("L"), None, 0  # `first`: of the open shard
     with progress_bar(total, f"write {split}", unit="token") as bar:
-        for batch in _batches(chunks, 256):
-            if space <= 0:
-                if writer:
-                    writer.close()
+        for batch in _batches(chunks, GROUP_CHUNKS):
+            if writer is None:
                 shard = len(list(folder.iterdir()))
-                writer, space = parquet.ParquetWriter(folder / f"{split}-{shard:05d}.parquet", schema), SHARD_TOKENS
+                writer = parquet.ParquetWriter(folder / f"{split}-{shard:05d}.parquet", schema)
             columns = [tokenizer.decode_batch(batch), [chunk.astype(np.int32) for chunk in batch]]
             writer.write_table(pyarrow.table(columns, schema=schema))
-            count = sum(map(len, batch))
             sizes.extend(map(len, batch))
-            space -= count
-            bar.update(count)
+            bar.update(sum(map(len, batch)))
+            if sum(sizes[first:]) >= SHARD_TOKENS:
+                close_shard(writer, sizes[first:])
+                writer, first = None, len(sizes)
     if writer:
-        writer.close()
+        close_shard(writer, sizes[first:])
     return np.array(sizes, dtype=np.int64)
 
 

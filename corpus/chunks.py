@@ -1,102 +1,21 @@
 """Chunks of token ids on disk, and which of them make which batch.
 
-`open_chunks` takes what the data builder wrote (read through Hugging Face `datasets`, memory-mapped), or any raw text, which
-it builds on the spot. `open_test` opens the set that a report is made on, and `reported` says which of its chunks are measured.
-`LengthBuckets` says which chunks make which batch, as a pure function of seed and epoch, so that a resumed run goes on where
+`open_chunks` takes what the data builder wrote (corpus/shards.py reads it), or any raw text, which it builds on the spot.
+`open_test` opens the set that a report is made on, and `reported` says which of its chunks are measured. `LengthBuckets` says which chunks make which batch, as a pure function of seed and epoch, so that a resumed run goes on where
 the killed one stopped.
 """
 
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute
-import torch
-from torch.utils.data import Dataset
 
 from corpus.builder import SPLITS, BuildSettings, build
+from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer, load_tokenizer
 from kit.errors import UserError, note
-
-
-class Chunks(Dataset):
-    """Chunks of token ids. Item i is a long tensor (n,); `lengths` (num_chunks,) holds every n."""
-
-    def __init__(self, table, origin: Path):
-        self.table = table.with_format("numpy", columns=["tokens"])
-        self.origin = origin
-        column = table.data.column("tokens")
-        self.lengths = np.concatenate([pyarrow.compute.list_value_length(c).to_numpy() for c in column.chunks])
-        if not len(self.lengths):
-            raise UserError(f"{origin} holds no chunks")
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(self.table[int(index)]["tokens"], dtype=np.int64))
-
-    def check(self, capacity: int, vocab_size: int, setting: str) -> None:
-        """Raises UserError if a chunk is longer than `capacity`, which `setting` sets, or an id outside the vocabulary."""
-        if self.lengths.max() > capacity:
-            raise UserError(
-                f"{self.origin} has chunks of up to {self.lengths.max()} tokens, but only {capacity} fit: "
-                f"raise `{setting}`, or rebuild the data with `max_tokens` {capacity}"
-            )
-        for part in self.table.data.column("tokens").chunks:
-            extremes = pyarrow.compute.min_max(part.flatten())
-            if extremes["max"].is_valid and not 0 <= extremes["min"].as_py() <= extremes["max"].as_py() < vocab_size:
-                raise UserError(
-                    f"{self.origin} holds token id {extremes['max']}, outside the vocabulary of {vocab_size}: "
-                    "another tokenizer made it"
-                )
-
-    def statistics(self, vocab_size: int, limit: int = 20_000_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Counts (V,) and pairs of neighbors (n, 2), for palettes and the unigram posterior.
-
-        Read off Arrow's own buffers, stretch by stretch in random order, until `limit` tokens were seen.
-        """
-        parts = [part for part in self.table.data.column("tokens").chunks if len(part.flatten())]
-        counts, pairs, seen = np.zeros(vocab_size, dtype=np.int64), [], 0
-        for index in np.random.default_rng(seed).permutation(len(parts)):
-            if seen >= limit:
-                break
-            tokens = parts[index].flatten().to_numpy()
-            counts += np.bincount(tokens, minlength=vocab_size)
-            offsets = parts[index].offsets.to_numpy()
-            inside = np.ones(len(tokens) - 1, dtype=bool)
-            inside[offsets[1:-1] - offsets[0] - 1] = False  # the last token of a chunk has no neighbor
-            pairs.append(np.stack([tokens[:-1], tokens[1:]], axis=1)[inside])
-            seen += len(tokens)
-        return counts, np.concatenate(pairs)
-
-    STRETCHES = 64
-
-    def fold_of(self, index: torch.Tensor, folds: int) -> torch.Tensor:
-        """In which of `folds` parts chunks (B,) are, from 0: the chunks lie in 64 stretches, dealt out in turn.
-
-        Neighboring chunks, mostly of one document, are in one part, and each part holds text from everywhere.
-        """
-        return index * self.STRETCHES // len(self) % folds
-
-    def folds(self, count: int, limit: int = 20_000_000) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        """The chunks of each fold, for counting n-grams: lists of (tokens (n,), first (m,)), chunks back to back and where
-        each begins. Of more than `limit` tokens, the beginning of each stretch.
-        """
-        column, result = self.table.data.column("tokens"), [[] for _ in range(count)]
-        edges = [-(-len(self) * i // self.STRETCHES) for i in range(self.STRETCHES + 1)]
-        for number, (low, high) in enumerate(itertools.pairwise(edges)):
-            left = limit // self.STRETCHES
-            for part in column.slice(low, high - low).chunks:
-                if left > 0 and len(part):
-                    offsets = part.offsets.to_numpy() - part.offsets[0].as_py()
-                    result[number % count].append((part.flatten().to_numpy(), offsets[:-1]))
-                    left -= int(offsets[-1])
-        return result
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # From a path to chunks
@@ -117,16 +36,7 @@ def is_built(path: Path) -> bool:
 
 def open_built(path: Path) -> Chunks:
     """Chunks from a folder of shards, or one shard, of the data builder."""
-    from datasets import disable_progress_bars, load_dataset
-
-    files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
-    disable_progress_bars()
-    try:
-        return Chunks(load_dataset("parquet", data_files=[str(f) for f in files], split="train"), path)
-    except UserError:
-        raise
-    except Exception as error:  # datasets wraps whatever Arrow raised in an error of its own
-        raise UserError(f"cannot read the Parquet shards under {path}: {error.__cause__ or error}") from error
+    return Chunks([path] if path.is_file() else sorted(path.glob("*.parquet")), path)
 
 
 def open_chunks(

@@ -6,8 +6,13 @@ import shutil
 import pytest
 import torch
 
+from baselines.ngram import NGram
+from corpus.chunks import open_built
+from dataset import collate
+from diffusion import Diffusion
 from kit.errors import UserError
 from model import GatedSiLU, TokenBlock, build_jit_model, load_pretrained_jit, rope_angles, rotate
+from palette import Layout, build_palette
 
 NAMED = [
     "JiT-Ti/4",
@@ -300,6 +305,35 @@ def test_a_patch_comes_back_where_it_came_from():
             moved["z"][:, 16 * patch + 5] += 1
             changed = (model(**moved) - before).abs().amax(-1)[0] > 1e-6
             assert torch.equal(changed, torch.arange(64) // 16 == patch)
+
+
+def test_a_compiler_meets_one_kind_of_call(data):
+    """Steps with and without a first pass, before and after n-grams join, validation: two graphs, not one for each kind."""
+    from torch._dynamo.testing import CompileCounter
+
+    train = open_built(data / "train")
+    ngram = NGram(train.folds(2), 300)
+    network = build_jit_model("JiT-Ti/4", 8, vocab_size=300, ngram=3, token_dim=16, embed_dim=32, depth=2, num_heads=2)
+    diffusion = Diffusion(network, build_palette("shuffled", 300), Layout(8, 4), ngram=ngram)
+    counter = CompileCounter()
+    diffusion.compiled = True
+    network.compile(dynamic=True, fullgraph=True, backend=counter)
+    for joined, self_condition, lengths in (
+        (False, False, (64, 40)),
+        (False, True, (30, 20, 17)),
+        (True, True, (50, 34)),
+    ):
+        diffusion.joined = joined
+        batch = collate([torch.randint(300, (n,)) for n in lengths], 16)
+        tokens, mask, t = batch["tokens"], batch["mask"], torch.full((len(lengths),), 0.6)
+        given = torch.zeros_like(mask) if joined else None
+        loss, _ = diffusion(
+            tokens, mask, t, torch.randn(*mask.shape, 3), given, torch.zeros_like(t).long(), self_condition
+        )
+        loss.backward()
+        with torch.no_grad():
+            diffusion.recover(torch.randn(*mask.shape, 3), t, mask, None, tokens, passes=2)
+    assert counter.frame_count <= 2
 
 
 @pytest.mark.skipif(

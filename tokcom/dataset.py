@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from corpus.builder import BuildSettings
-from corpus.chunks import Chunks, build_once, open_built, open_chunks
+from corpus.chunks import build_once, open_built, open_chunks
+from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
 from kit.errors import UserError
 

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from corpus.brier import brier_lm
-from corpus.chunks import Chunks, open_test, reported
+from corpus.chunks import open_test, reported
+from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
 from kit import device, errors
 from kit.arguments import add_common, program

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from corpus.chunks import Chunks
+from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
 from kit.cross_entropy import cross_entropy
 from kit.device import Runtime, autocast_dtype

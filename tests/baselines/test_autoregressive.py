@@ -26,16 +26,13 @@ def test_it_learns_and_reports(data, call, tmp_path):
     model = autoregressive.LlamaForCausalLM.from_pretrained(tmp_path / "model").eval()
     runtime = autoregressive.device.start("cpu", 0, "fp32")
     val, test = (open_built(data / split) for split in ("val", "test"))
-    loss = {
-        chunks: autoregressive.score_text(model, [chunks[i] for i in reported(chunks, 128)], runtime)
-        for chunks in (val, test)
-    }
-    assert min(rows(tmp_path, "val_loss").values()) == pytest.approx(float(loss[val].mean()), rel=1e-5)
-    assert report["nll"] == pytest.approx(float(loss[test].mean()), rel=1e-5) and report["num_tokens"] == len(
-        loss[test]
-    )
-    assert report["read_from"] == str(data / "test")
-    assert report["nll"] != pytest.approx(float(loss[val].mean()), rel=1e-5)
+    loss = {}
+    for chunks in (val, test):
+        texts = [chunks[i] for i in reported(chunks, 128)]
+        loss[chunks] = autoregressive.nats_per_sequence(model, texts, runtime).sum() / sum(map(len, texts))
+    assert min(rows(tmp_path, "val_loss").values()) == pytest.approx(loss[val], rel=1e-5)
+    assert report["nll"] == pytest.approx(loss[test], rel=1e-5) and report["num_tokens"] == sum(map(len, texts))
+    assert report["read_from"] == str(data / "test") and report["nll"] != pytest.approx(loss[val], rel=1e-5)
 
 
 def test_raw_text_is_split_on_the_spot(call, tmp_path):

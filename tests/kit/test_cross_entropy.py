@@ -1,5 +1,7 @@
 """The cross-entropy that keeps no logits is the one that does, loss and gradients."""
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,9 +36,20 @@ def plain(leaves, constants, target, weight):
     return (nll * weight).sum(), nll
 
 
+NO_COMPILER = not shutil.which("g++") and not shutil.which("clang++")
+
+
 @pytest.mark.parametrize("at_once", [1 << 18, 7 * V])
-@pytest.mark.parametrize("gated, with_prior", [(False, False), (False, True), (True, True)])
-def test_loss_and_gradients_are_those_of_all_logits(gated, with_prior, at_once, monkeypatch):
+@pytest.mark.parametrize(
+    "gated, with_prior, compiled",
+    [
+        (False, False, False),
+        (False, True, False),
+        (True, True, False),
+        pytest.param(True, True, True, marks=pytest.mark.skipif(NO_COMPILER, reason="needs a C++ compiler")),
+    ],
+)
+def test_loss_and_gradients_are_those_of_all_logits(gated, with_prior, compiled, at_once, monkeypatch):
     monkeypatch.setitem(module.LOGITS_AT_ONCE, "cpu", at_once)
     leaves, constants, target, weight = given(gated, with_prior)
     expected, expected_nll = plain(leaves, constants, target, weight)
@@ -46,6 +59,7 @@ def test_loss_and_gradients_are_those_of_all_logits(gated, with_prior, at_once, 
         *(leaves[name] for name in ("features", "matrix", "bias")), target, weight,
         prior=None if prior is None else lambda rows: prior[rows].clone(),
         gates=leaves.get("gates"), contexts=(lambda rows: [c[rows] for c in contexts]) if gated else None,
+        compiled=compiled,
     )  # fmt: skip
     assert torch.allclose(loss, expected, rtol=1e-5) and torch.allclose(nll, expected_nll, atol=1e-5)
     assert not nll.requires_grad

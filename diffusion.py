@@ -310,9 +310,9 @@ class Diffusion(nn.Module):
         return found
 
     def predict(
-        self, observation: Observation, t, mask, cond_mask=None, tokens=None, prev=None, temperature=1.0
+        self, observation: Observation, t, mask, cond_mask=None, tokens=None, prev=None, temperature=1.0, guide=None
     ) -> Prediction:
-        """`denoise`, from what was observed."""
+        """`denoise`, from what was observed. `guide`: another, weaker network's Guide, which the logits move away from."""
         out = self.run_network(observation, t, mask, cond_mask, prev)
         z = observation.z
         if self.objective == "pixel":
@@ -324,7 +324,10 @@ class Diffusion(nn.Module):
         x, nll = (torch.empty(count, *shape, device=z.device) for shape in ((3,), ()))
         found = torch.empty(count, dtype=torch.long, device=z.device)
         prev = torch.empty(count, embedding.shape[1], dtype=autocast_dtype(z.device), device=z.device)
+        weaker = guide.logits(self, t, mask, cond_mask, observation, temperature) if guide else None
         for rows, logits in self._logits(out, observation, temperature):
+            if guide:
+                logits = logits + guide.weight * (logits - next(weaker))
             if tokens is not None:
                 nll[rows] = F.cross_entropy(logits, tokens.flatten()[rows], reduction="none")
             found[rows] = logits.argmax(-1)
@@ -364,13 +367,17 @@ class Diffusion(nn.Module):
         temperature=1.0,
         generator=None,
         callback=None,
+        churn=0.0,
+        noise_scale=1.0,
+        guide=None,
     ) -> torch.Tensor:
         """Tokens (B, N) by integrating from grid[0] to grid[-1], then one last pass that decides.
 
         mask (B, N); `grid` (S,) ascending times; z (B, N, 3) the noisy colors at grid[0], or None for pure noise. Positions in
         cond_mask (B, N) hold cond_tokens (B, N) throughout. The samplers of kit/sampling.py draw a text; `posterior`, and any
         of them at temperature 0, stays at grid[0] and takes each position's likeliest
-        token after S passes (`recover`). `callback(x_pred)` is called after each forward pass.
+        token after S passes (`recover`). `callback(x_pred)` is called after each forward pass. `churn` and `noise_scale` are
+        those of kit/sampling.py, `guide` a Guide.
         """
         if sampler not in SAMPLERS:
             raise UserError(f"unknown sampler {sampler!r}; choose from {', '.join(SAMPLERS)}")
@@ -394,13 +401,34 @@ class Diffusion(nn.Module):
             def denoise(y, sigma):
                 nonlocal found
                 t = torch.full((len(mask),), 1 / (1 + sigma), device=device)
-                found = self.denoise(
-                    clamp(y / (1 + sigma)), t, mask, cond_mask, None, found and found.prev, temperature
-                )
+                observation = self.observe(clamp(y / (1 + sigma)), t, mask, cond_mask)
+                prev = found and found.prev
+                found = self.predict(observation, t, mask, cond_mask, None, prev, temperature, guide)
                 if callback:
                     callback(found.x_pred)
                 return found.x_pred
 
-            y = integrate(denoise, z / grid[0].clamp_min(1e-6), sigmas, sampler, noise)
+            y = integrate(denoise, z / grid[0].clamp_min(1e-6), sigmas, sampler, noise, churn, noise_scale)
             denoise(y, sigmas[-1])
         return found.tokens if cond_mask is None else torch.where(cond_mask, cond_tokens, found.tokens)
+
+
+class Guide:
+    """Autoguidance (Karras et al., arXiv 2406.02507): a worse version of a network, such as an early checkpoint, from whose logits
+    those of the better one are moved away, `weight` times their difference.
+
+    It sees the same noisy colors, but no earlier pass. Raises UserError if it has another palette.
+    """
+
+    def __init__(self, diffusion: Diffusion, weight: float):
+        self.diffusion, self.weight = diffusion, weight
+
+    def logits(self, guided: Diffusion, t, mask, cond_mask, observation: Observation, temperature: float):
+        """Logits (r, V) of the same rows, one slice after another, that `guided` computes from what it observed."""
+        own = self.diffusion
+        if not torch.equal(own.palette.slots, guided.palette.slots):
+            raise UserError("the guide has another palette than the network it is to guide")
+        observation = own.observe(observation.z, t, mask, cond_mask)
+        out = own.run_network(observation, t, mask, cond_mask)
+        for _, logits in own._logits(out, observation, temperature):
+            yield logits

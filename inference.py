@@ -27,7 +27,7 @@ from kit.errors import UserError
 from kit.runlog import clear_numbered, make_folder, progress_bar, write_json
 from kit.sampling import num_passes
 from kit.times import sigma_of, t_of
-from picture import find_images, load_image, save_animation, save_png, save_strip
+from picture import LARGEST_PIXEL, find_images, load_image, save_animation, save_png, save_strip
 from pretrained import Pretrained, load_pretrained
 
 MODES = ("generate", "reconstruct", "infill", "encode", "decode")
@@ -74,6 +74,12 @@ def parse_args() -> argparse.Namespace:
         type=float,
         help="reconstruct: time to noise to, 1 = clean (default: noise equal to half the palette's spacing); decode: time of the picture (default: estimated)",
     )
+    parser.add_argument(
+        "--pixel_size",
+        type=int,
+        default=1,
+        help="encode: side of the square of pixels that stands for a token; 8 survives a JPEG",
+    )
     parser.add_argument("--denoise", action=flag, default=False, help="decode: clean the picture with the model first")
     parser.add_argument(
         "--strip",
@@ -110,9 +116,11 @@ def main() -> None:
 def check(args: argparse.Namespace) -> None:
     if args.t is not None and not 0 <= args.t <= 1:
         raise UserError(f"--t {args.t}: time runs from 0 (pure noise) to 1 (clean)")
-    for name in ("num_samples", "num_inference_steps", "batch_size", "num_tokens"):
+    for name in ("num_samples", "num_inference_steps", "batch_size", "num_tokens", "pixel_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
+    if args.pixel_size > LARGEST_PIXEL:
+        raise UserError(f"--pixel_size {args.pixel_size}: need at most {LARGEST_PIXEL}")
     if not 0 <= args.temperature < float("inf"):
         raise UserError(f"--temperature {args.temperature}: need 0 or more")
     if args.sampler is None:
@@ -185,7 +193,7 @@ def write_samples(loaded: Pretrained, args, output: Path, tokens: list, cond_mas
     clear_numbered(output, f"{args.mode}_*", args.overwrite)
     grid = loaded.grid(args.num_inference_steps)
     generator = torch.Generator(loaded.device).manual_seed(args.seed)
-    samples, frames = [], []  # frames: the estimates of the first sample on its way
+    samples, drawn, frames = [], [], []  # frames: the estimates of the first sample on its way
     passes = num_passes(args.sampler, len(grid))
     bar = progress_bar(passes * -(-len(tokens) // args.batch_size), "sample", unit="pass")
 
@@ -212,6 +220,7 @@ def write_samples(loaded: Pretrained, args, output: Path, tokens: list, cond_mas
         for row, mask, was_given in zip(found, batch["mask"], given):
             index = len(samples)
             ids = row[mask].cpu().numpy()
+            drawn.append(ids.astype(np.int32))
             ends = np.flatnonzero((ids == loaded.tokenizer.end_id) & ~was_given[mask].cpu().numpy())
             kept = ids[: ends[0]] if len(ends) else ids
             text = loaded.tokenizer.decode(kept)
@@ -227,6 +236,7 @@ def write_samples(loaded: Pretrained, args, output: Path, tokens: list, cond_mas
             print(f"--- {name} ({len(kept)} tokens{', ended by itself' if len(ends) else ''})\n{text}")
             samples.append({"file": f"{name}.png", "num_tokens": len(ids), "ended": bool(len(ends)), "text": text})
     bar.close()
+    np.save(output / f"{args.mode}_tokens.npy", np.stack(drawn))
     return {"samples": samples}
 
 
@@ -278,7 +288,7 @@ def encode(loaded: Pretrained, args, output: Path) -> dict:
     for index, chunk in enumerate(chunks):
         batch = loaded.collate([chunk])
         files.append(f"encode_{index:0{max(3, len(str(len(chunks) - 1)))}d}.png")
-        write_picture(loaded, output / files[-1], batch["tokens"][0], batch["mask"][0])
+        write_picture(loaded, output / files[-1], batch["tokens"][0], batch["mask"][0], args.pixel_size)
     print(f"{len(tokens):,} tokens in {len(files)} picture(s): {output / files[0]}{' …' if len(files) > 1 else ''}")
     return {"num_tokens": len(tokens), "files": files}
 
@@ -332,11 +342,13 @@ def decode(loaded: Pretrained, args, output: Path) -> dict:
 # Pieces
 
 
-def write_picture(loaded: Pretrained, path: Path, tokens: torch.Tensor, mask: torch.Tensor) -> None:
+def write_picture(
+    loaded: Pretrained, path: Path, tokens: torch.Tensor, mask: torch.Tensor, pixel_size: int = 1
+) -> None:
     """Save tokens (N,), those where mask (N,), as a lossless picture."""
     layout, palette = loaded.diffusion.layout, loaded.diffusion.palette
     image, shown = layout.to_image(palette.encode(tokens)[None])[0], layout.to_image(mask[None])[0]
-    save_png(path, image, shown, loaded.fingerprint)
+    save_png(path, image, shown, loaded.fingerprint, pixel_size)
 
 
 def check_fingerprint(loaded: Pretrained, path: Path, fingerprint: str | None) -> bool:

@@ -17,6 +17,7 @@ from kit.errors import UserError
 FINGERPRINT = "tokencolor"  # keyword of the text chunk
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 STRIP_IMAGES = 8  # at most
+LARGEST_PIXEL = 64  # sides of the square that stands for one
 SHOWN_SIDE = 256  # pixels to which strips and animations are enlarged
 
 
@@ -29,18 +30,21 @@ def to_pixels(image: torch.Tensor, mask: torch.Tensor | None = None) -> np.ndarr
     return np.dstack([pixels * (alpha[..., None] > 0), alpha])
 
 
-def save_png(path: str | Path, image: torch.Tensor, mask: torch.Tensor, fingerprint: str) -> None:
-    """Write an image (3, H, W) losslessly; padding, where mask (H, W) is False, becomes transparent."""
+def save_png(path: str | Path, image: torch.Tensor, mask: torch.Tensor, fingerprint: str, pixel_size: int = 1) -> None:
+    """Write an image (3, H, W) losslessly, `pixel_size` pixels wide for each of its own; padding, where mask (H, W) is False,
+    becomes transparent.
+    """
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text(FINGERPRINT, fingerprint)
-    Image.fromarray(to_pixels(image, mask)).save(path, format="PNG", optimize=True, pnginfo=chunks)
+    pixels = to_pixels(image, mask).repeat(pixel_size, 0).repeat(pixel_size, 1)
+    Image.fromarray(pixels).save(path, format="PNG", optimize=True, pnginfo=chunks)
 
 
 def load_image(path: str | Path, img_size: int) -> tuple[torch.Tensor, torch.Tensor | None, str | None]:
     """An image (3, H, W) in [-1, 1], its mask (H, W) and its fingerprint.
 
-    The mask is None if the file has no transparency (a JPEG, say), the fingerprint None if it carries none. Raises UserError
-    if the file is missing, no image, or not img_size x img_size.
+    The mask is None if the file has no transparency (a JPEG, say), the fingerprint None if it carries none. A file whose sides
+    are img_size times a whole number is averaged down. Raises UserError if the file is missing, no image, or of another size.
     """
     try:
         with Image.open(path) as file:
@@ -52,12 +56,22 @@ def load_image(path: str | Path, img_size: int) -> tuple[torch.Tensor, torch.Ten
         raise UserError(f"no image at {path}") from None
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is no readable image ({error})") from error
-    if pixels.shape[:2] != (img_size, img_size):
+    height, width = pixels.shape[:2]
+    if height != width or width % img_size or not 1 <= width // img_size <= LARGEST_PIXEL:
         raise UserError(
-            f"{path} is {pixels.shape[1]}x{pixels.shape[0]} pixels; this checkpoint reads {img_size}x{img_size}"
+            f"{path} is {width}x{height} pixels; this checkpoint reads {img_size}x{img_size}, or each of these pixels up to "
+            f"{LARGEST_PIXEL} times as wide and high"
         )
-    image = pixels[..., :3].permute(2, 0, 1).float() / 127.5 - 1
-    return image, pixels[..., 3] > 127 if has_alpha else None, fingerprint
+    image, mask = average(pixels[..., :3].permute(2, 0, 1), img_size) / 127.5 - 1, None
+    if has_alpha:
+        mask = average(pixels[..., 3], img_size) > 127
+    return image, mask, fingerprint
+
+
+def average(pixels: torch.Tensor, img_size: int) -> torch.Tensor:
+    """Squares of pixels (..., k * img_size, k * img_size) as their means (..., img_size, img_size) float32."""
+    k = pixels.shape[-1] // img_size
+    return pixels.float().view(*pixels.shape[:-2], img_size, k, img_size, k).mean((-3, -1))
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:

@@ -323,7 +323,7 @@ def main() -> None:
                     f"loss {mean:.3f}, {tokens_per_second:,} tokens/s, {utilization:.0%} of the matmul rate"
                 )
             if validate:
-                with ema.applied(network):
+                with budget.paused(), ema.applied(network):
                     result = validation.measure(diffusion)
                     example = validation.example(diffusion, tokenizer) if runtime.is_main else {}
                 log.log(step, **result)

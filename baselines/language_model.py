@@ -197,7 +197,8 @@ def train(model, args, data: Data, loss_of, nats_of, runtime, output: Path) -> t
             bar.update()
             if step >= total or step % max(1, min(total, order.steps_per_epoch * args.epochs) // VALIDATIONS) == 0:
                 model.eval()
-                loss = float(nats_of(model, data.selection, runtime).sum() / selected)
+                with budget.paused():
+                    loss = float(nats_of(model, data.selection, runtime).sum() / selected)
                 log.log(step, val_loss=loss)
                 if loss < best:
                     best, weights = loss, {name: value.clone() for name, value in model.state_dict().items()}

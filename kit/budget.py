@@ -2,6 +2,7 @@
 
 import re
 import time
+from contextlib import contextmanager
 
 from kit.device import Runtime
 from kit.errors import UserError
@@ -25,6 +26,13 @@ class TimeBudget:
     def spent(self) -> float:
         """Seconds since the run began, over all its sessions."""
         return time.monotonic() - self._start
+
+    @contextmanager
+    def paused(self):
+        """Context whose time does not count, such as a validation's."""
+        begun = time.monotonic()
+        yield
+        self._start += time.monotonic() - begun
 
     def total_steps(self, step: int, planned: int, runtime: Runtime) -> int:
         """Steps the whole run will have: `planned`, or what the budget allows at the pace so far; ranks agree on it."""

@@ -20,6 +20,8 @@ def integrate(
     sigmas: Sequence[float],
     sampler: str = "euler",
     noise: Callable[[], torch.Tensor] | None = None,
+    churn: float = 0.0,
+    noise_scale: float = 1.0,
 ) -> torch.Tensor:
     """y (...) at noise level sigmas[0] brought to sigmas[-1]; `denoise(y, sigma)` is one forward pass.
 
@@ -28,11 +30,17 @@ def integrate(
     `stochastic`  renews as much noise at each step as the posterior allows (EDM's ancestral step); `noise()` gives a
                   standard normal tensor of y's shape
 
-    Raises UserError for an unknown sampler.
+    `churn` is EDM's S_churn: before each of the n steps of euler and heun the noise level grows by a fraction churn / n (at
+    most sqrt(2) - 1) through fresh noise, `noise_scale` (its S_noise) times as strong as that asks for. Raises UserError for
+    an unknown sampler.
     """
     if sampler not in SAMPLERS:
         raise UserError(f"unknown sampler {sampler!r}; choose from {', '.join(SAMPLERS)}")
+    growth = 1 + min(churn / max(1, len(sigmas) - 1), 2**0.5 - 1)
     for sigma, target in pairwise(sigmas):
+        if growth > 1 and sampler != "stochastic":
+            y = y + noise_scale * sigma * (growth**2 - 1) ** 0.5 * noise()
+            sigma *= growth
         slope = (y - denoise(y, sigma)) / sigma
         if sampler == "stochastic":
             renewed = target * max(0.0, 1 - target**2 / sigma**2) ** 0.5

@@ -11,7 +11,7 @@ import baselines.ngram
 import diffusion as method
 import kit.cross_entropy
 from baselines.ngram import ALL, NGram, unigram_context
-from diffusion import SAMPLERS, Diffusion
+from diffusion import SAMPLERS, Diffusion, Guide
 from kit.errors import UserError
 from kit.sampling import num_passes
 from kit.times import TimeSampler
@@ -337,7 +337,7 @@ def test_texts_are_learned_beyond_their_ngrams():
         loss.backward()
         if step == 11:
             idle = {n for n, p in diffusion.network.named_parameters() if p.grad is None or not p.grad.abs().sum()}
-            assert idle <= {"rest_embedding", "prev_proj.weight", "prev_proj.bias"}
+            assert idle <= {"rest_embedding", "prev_proj.weight"}
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -435,7 +435,6 @@ def test_an_earlier_pass_changes_the_next_once_its_projection_has_learned(ngram)
     z = diffusion.add_noise(tokens, t, noise)
     for projection, differs in ((0.0, False), (0.3, True)):
         nn.init.normal_(diffusion.network.prev_proj.weight, std=projection)
-        nn.init.zeros_(diffusion.network.prev_proj.bias)
         first = diffusion.denoise(z, t, mask, tokens=tokens)
         second = diffusion.denoise(z, t, mask, tokens=tokens, prev=first.prev)
         assert torch.allclose(first.nll, second.nll, atol=1e-3) != differs
@@ -517,6 +516,25 @@ def test_samplers_draw_tokens_in_their_true_proportions(sampler):
     share = (found == 0).float().mean().item()
     assert (found <= 1).all()
     assert abs(share - 0.8) < 4 * math.sqrt(0.8 * 0.2 / found.numel()) + 0.01
+
+
+def test_churn_leaves_the_proportions_and_guidance_sharpens_them():
+    """Guidance away from a network to which both tokens are alike: p^(1 + w), normalized."""
+    diffusion, other = (Diffusion(TwoTokens(), build_palette("shuffled", VOCAB), Layout(8, 4)) for _ in range(2))
+    other.network.prior = torch.where(diffusion.network.prior > -5, 0.0, -30.0)
+    mask, grid = torch.ones(64, 64, dtype=torch.bool), TimeSampler("logit_normal", 0.0, 1.5).grid(40)
+    for options, expected in (
+        ({"churn": 20.0}, 0.8),
+        ({"guide": Guide(other, 1.0)}, 0.64 / 0.68),
+        ({"guide": Guide(other, -0.5)}, 2 / 3),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        found = diffusion.sample(mask, grid, "euler", generator=generator, **options)
+        share = (found == 0).float().mean().item()
+        assert (found <= 1).all() and abs(share - expected) < 4 * math.sqrt(0.16 / found.numel()) + 0.01, options
+    stranger = Diffusion(TwoTokens(), build_palette("digits", VOCAB), Layout(8, 4))
+    with pytest.raises(UserError, match="another palette"):
+        diffusion.sample(mask, grid, "euler", guide=Guide(stranger, 1.0))
 
 
 def test_heun_follows_the_flow_more_closely_than_euler():

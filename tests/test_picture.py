@@ -18,6 +18,20 @@ def test_a_png_brings_back_its_colors_mask_and_fingerprint(tmp_path):
     assert torch.equal(shown, mask) and fingerprint == "0123456789abcdef"
 
 
+def test_an_enlarged_png_is_read_like_a_small_one_and_a_jpeg_of_it_nearly(tmp_path):
+    image = torch.randint(0, 256, (3, 8, 8), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
+    mask = torch.arange(64).view(8, 8) < 20
+    save_png(tmp_path / "p.png", image, mask, "0123456789abcdef", pixel_size=6)
+    assert Image.open(tmp_path / "p.png").size == (48, 48)
+    found, shown, fingerprint = load_image(tmp_path / "p.png", 8)
+    assert torch.allclose(found[:, mask], image[:, mask], atol=1e-6)
+    assert torch.equal(shown, mask) and fingerprint == "0123456789abcdef"
+    save_png(tmp_path / "p.png", image, torch.ones_like(mask), "", pixel_size=8)
+    Image.open(tmp_path / "p.png").convert("RGB").save(tmp_path / "p.jpg", quality=95, subsampling=0)
+    found, _, _ = load_image(tmp_path / "p.jpg", 8)
+    assert (found - image).abs().max() < 0.05
+
+
 def test_a_jpeg_has_neither_mask_nor_fingerprint(tmp_path):
     Image.new("RGB", (8, 8), (10, 200, 30)).save(tmp_path / "p.jpg")
     _, mask, fingerprint = load_image(tmp_path / "p.jpg", 8)
@@ -34,8 +48,11 @@ def test_padding_is_transparent(tmp_path):
 def test_a_picture_of_another_size_or_kind_is_refused(tmp_path):
     Image.new("RGB", (10, 8)).save(tmp_path / "small.png")
     (tmp_path / "text.png").write_text("no image")
+    Image.new("RGB", (8 * 65, 8 * 65)).save(tmp_path / "large.png")
     with pytest.raises(UserError, match="10x8 pixels; this checkpoint reads 8x8"):
         load_image(tmp_path / "small.png", 8)
+    with pytest.raises(UserError, match="520x520 pixels; this checkpoint reads 8x8"):
+        load_image(tmp_path / "large.png", 8)
     with pytest.raises(UserError, match="no readable image"):
         load_image(tmp_path / "text.png", 8)
     with pytest.raises(UserError, match="no image at"):

@@ -73,3 +73,21 @@ def test_noise_down_to_zero_is_allowed_and_ends_at_the_estimate():
 def test_an_unknown_sampler_is_refused():
     with pytest.raises(UserError, match="euler, heun, stochastic"):
         integrate(denoise, torch.zeros(1), [1.0, 0.5], "ddpm")
+
+
+@pytest.mark.parametrize(("sampler", "error"), [("euler", 0.12), ("heun", 0.03)])
+def test_churn_renews_the_noise_and_leaves_the_marginal(sampler, error):
+    generator = torch.Generator().manual_seed(0)
+
+    def noise():
+        return torch.randn(100_000, generator=generator, dtype=torch.float64)
+
+    y, kept = MEAN + math.sqrt(SPREAD**2 + START**2) * noise(), {}
+    for churn in (0.0, 1.0, 20.0):
+        found = integrate(denoise, y, levels(300), sampler, noise, churn)
+        assert found.mean().item() == pytest.approx(MEAN, abs=0.02)
+        assert found.var().item() == pytest.approx(SPREAD**2 + END**2, rel=error)
+        kept[churn] = torch.corrcoef(torch.stack([y, found]))[0, 1].item()
+    assert kept[0.0] > 0.999 > 0.95 > kept[1.0] > 0.2 > kept[20.0]
+    louder = integrate(denoise, y, levels(300), sampler, noise, 20.0, noise_scale=1.05)
+    assert louder.var() > 1.01 * found.var()

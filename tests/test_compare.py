@@ -1,0 +1,73 @@
+"""The comparison measures each by the same texts, and refuses what cannot be compared."""
+
+import json
+
+import pytest
+import torch
+
+import compare
+from baselines import autoregressive, masked
+from tests.baselines.test_masked import SMALL
+from tests.conftest import run_main
+
+CPU = ("--device", "cpu", "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def rivals(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rivals")
+    for name, module in (("autoregressive", autoregressive), ("masked", masked)):
+        run_main(module, "--data_path", data, "--output_dir", folder / name, *SMALL, "--epochs", 2, "--num_samples", 16)
+    return folder
+
+
+def test_one_table_of_likelihood_gaps_and_texts(rivals, trained, trained_alone, data, call, tmp_path):
+    given = (
+        "--checkpoint", f"hybrid={trained / 'best_model.pth'}", f"network={trained_alone / 'best_model.pth'}", "--data_path", data,
+        "--autoregressive", rivals / "autoregressive", "--masked", rivals / "masked" / "model", "--output_dir", tmp_path,
+        "--num_samples", 24, "--likelihood_levels", 4, "--passes", 2, 6, "--churn", 2, "--guide", trained_alone / "last.pth", *CPU,
+    )  # fmt: skip
+    assert call(compare, *given) == 0
+    found = json.loads((tmp_path / "compare.json").read_text())
+    systems = {"hybrid", "network", "masked diffusion", "autoregressive"}
+    assert found["likelihood"].keys() == systems | {"bigrams", "trigrams"}
+    assert {name for name, row in found["likelihood"].items() if row["kind"] == "exact"} == {
+        "bigrams", "trigrams", "autoregressive",
+    }  # fmt: skip
+    assert len({row["num_bytes"] for row in found["likelihood"].values()}) == 1
+    nll = {name: row["nll"] for name, row in found["likelihood"].items()}
+    assert nll["trigrams"] < nll["bigrams"] and nll["hybrid"] < min(nll["network"], 1.3 * nll["trigrams"])
+    gaps = {name: row["accuracy"] for name, row in found["gaps"].items()}
+    assert gaps.keys() == {"hybrid", "network", "masked diffusion", "autoregressive, left side", "trigrams, both sides"}
+    assert gaps["trigrams, both sides"] > 0.2 and gaps["hybrid"] > gaps["trigrams, both sides"] - 0.1
+    rows = [(row["name"], row["passes"]) for row in found["generation"]]
+    assert {name for name, passes in rows if passes is None} == {
+        "test texts", "trigrams", "tokens by frequency", "autoregressive",
+    }  # fmt: skip
+    assert {row for row in rows if row[1]} == {(n, p) for n in systems - {"autoregressive"} for p in (2, 6)}
+    assert (tmp_path / "frontier.png").stat().st_size > 5000
+
+
+def test_confident_tokens_come_first_and_what_stands_stays():
+    class Network(torch.nn.Module):
+        config = type("Config", (), {"mask_token_id": 4})
+
+        def forward(self, input_ids, attention_mask):
+            """Sure of the token after the one before, if that is known; else of little."""
+            before = torch.roll(input_ids, 1, 1)
+            logits = torch.zeros(*input_ids.shape, 5)
+            logits.scatter_(-1, ((before + 1) % 4)[..., None], torch.where(before == 4, 0.1, 9.0)[..., None])
+            return type("Output", (), {"logits": logits})
+
+    tokens = (torch.arange(16) % 4)[None]
+    missing = ((torch.arange(16) % 8) >= 4)[None]
+    found = compare.fill_by_confidence(Network(), tokens, torch.ones_like(missing), missing, 4)
+    assert torch.equal(found, tokens)
+
+
+def test_what_cannot_be_compared_is_refused(rivals, trained, data, refused, tmp_path):
+    given = ("--autoregressive", rivals / "autoregressive", "--data_path", data, "--output_dir", tmp_path, *CPU)
+    best = trained / "best_model.pth"
+    assert "NAME=PATH" in refused(compare, "--checkpoint", best, *given)
+    assert "--passes" in refused(compare, "--checkpoint", f"a={best}", *given, "--passes", 0)
+    assert "holds no model of a baseline" in refused(compare, "--checkpoint", f"a={best}", *given, "--masked", data)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from corpus.documents import documents, find_sources
-from diffusion import SAMPLERS
+from diffusion import SAMPLERS, Guide
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.errors import UserError
@@ -28,7 +28,7 @@ from kit.runlog import clear_numbered, make_folder, progress_bar, write_json
 from kit.sampling import num_passes
 from kit.times import sigma_of, t_of
 from picture import LARGEST_PIXEL, find_images, load_image, save_animation, save_png, save_strip
-from pretrained import Pretrained, load_pretrained
+from pretrained import DEFAULT, Pretrained, load_pretrained
 
 MODES = ("generate", "reconstruct", "infill", "encode", "decode")
 GAP = re.compile(r"\[\[(\d{1,7})\]\]")
@@ -38,7 +38,11 @@ LESS_MEMORY = "lower `batch_size`"
 def parse_args() -> argparse.Namespace:
     parser = program(__doc__)
     flag = argparse.BooleanOptionalAction
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint of train.py")
+    parser.add_argument(
+        "--checkpoint",
+        default=DEFAULT,
+        help="a checkpoint of train.py, or the name of a released one: english, chinese",
+    )
     parser.add_argument("--mode", default="generate", choices=MODES, help="what to do, see above")
     parser.add_argument(
         "--img_size", type=int, help="refuse a checkpoint of another image size (default: take the checkpoint's)"
@@ -69,6 +73,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="of the context logits; 0 takes the likeliest tokens"
     )
+    parser.add_argument(
+        "--churn",
+        type=float,
+        default=0.0,
+        help="fresh noise that euler and heun add in all while they draw (EDM's S_churn)",
+    )
+    parser.add_argument("--noise_scale", type=float, default=1.0, help="how strong it is (EDM's S_noise)")
+    parser.add_argument(
+        "--guide", metavar="PATH", help="an early checkpoint of the same run, which is guided away from"
+    )
+    parser.add_argument("--guidance", type=float, default=0.5, help="how far")
     parser.add_argument(
         "--t",
         type=float,
@@ -123,6 +138,11 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--pixel_size {args.pixel_size}: need at most {LARGEST_PIXEL}")
     if not 0 <= args.temperature < float("inf"):
         raise UserError(f"--temperature {args.temperature}: need 0 or more")
+    for name in ("churn", "noise_scale"):
+        if not 0 <= getattr(args, name) < float("inf"):
+            raise UserError(f"--{name} {getattr(args, name)}: need 0 or more")
+    if not abs(args.guidance) < float("inf"):
+        raise UserError(f"--guidance {args.guidance}: need a number")
     if args.sampler is None:
         args.sampler = "posterior" if args.mode in ("reconstruct", "decode") else "stochastic"
     if args.num_inference_steps is None:
@@ -195,6 +215,7 @@ def write_samples(loaded: Pretrained, args, output: Path, tokens: list, cond_mas
     generator = torch.Generator(loaded.device).manual_seed(args.seed)
     samples, drawn, frames = [], [], []  # frames: the estimates of the first sample on its way
     passes = num_passes(args.sampler, len(grid))
+    guide = Guide(load_pretrained(args.guide, loaded.device).diffusion, args.guidance) if args.guide else None
     bar = progress_bar(passes * -(-len(tokens) // args.batch_size), "sample", unit="pass")
 
     def callback(x_pred):
@@ -216,6 +237,9 @@ def write_samples(loaded: Pretrained, args, output: Path, tokens: list, cond_mas
             temperature=args.temperature,
             generator=generator,
             callback=callback,
+            churn=args.churn,
+            noise_scale=args.noise_scale,
+            guide=guide,
         )
         for row, mask, was_given in zip(found, batch["mask"], given):
             index = len(samples)

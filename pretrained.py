@@ -14,10 +14,13 @@ from dataset import collate
 from diffusion import Diffusion
 from kit.checkpoint import load_checkpoint
 from kit.errors import UserError
+from kit.released import SUFFIX
 from kit.times import TimeSampler
 from model import model_from_checkpoint
 from palette import Layout, Palette
 
+RELEASED = Path(__file__).parent / "checkpoints"  # NAME.safetensors, which come with the repository
+DEFAULT = "english"
 NEEDED = ("model_state_dict", "ema_state_dict", "config", "palette", "tokenizer", "time_sampler", "ngram")
 
 
@@ -75,10 +78,12 @@ class Pretrained:
 def load_pretrained(
     path: str | Path, device: torch.device, img_size: int | None = None, use_ema: bool = True
 ) -> Pretrained:
-    """Load a checkpoint of `train.py`. `img_size`, if given, must be the checkpoint's.
+    """Load a checkpoint of `train.py`, or a released one by its name. `img_size`, if given, must be the checkpoint's.
 
     Raises UserError if the file is missing, damaged, unsafe, of another system or of another image size.
     """
+    if not Path(path).exists() and (RELEASED / f"{path}{SUFFIX}").is_file():
+        path = RELEASED / f"{path}{SUFFIX}"
     checkpoint = load_checkpoint(path, NEEDED)
     config = checkpoint["config"]
     if img_size is not None and img_size != config["img_size"]:

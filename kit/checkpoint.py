@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from kit.errors import UserError
+from kit.released import SUFFIX, load_released
 
 LAST = "last.pth"
 BEST = "best_model.pth"
@@ -78,19 +79,28 @@ def _copied(value):
 
 
 def load_checkpoint(path: str | Path, required: tuple = ("model_state_dict", "config")) -> dict:
-    """Read a checkpoint onto the CPU with `weights_only=True`.
+    """Read a checkpoint onto the CPU with `weights_only=True`, or a released one (kit/released.py).
 
     Raises UserError if the file is missing, truncated, carries anything but plain data, or lacks a `required` key.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
+    if path.suffix == SUFFIX:
+        state = load_released(path)
+        if "ema_state_dict" in state:  # a released file has no other weights
+            state.setdefault("model_state_dict", state["ema_state_dict"])
+        return _complete(state, required, path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is damaged, or holds objects other than plain data; it was not loaded") from error
     except Exception as error:  # a damaged archive surfaces as RuntimeError, EOFError, KeyError, ValueError, ...
         raise UserError(f"{path} is damaged or no checkpoint ({_first_line(error)})") from error
+    return _complete(state, required, path)
+
+
+def _complete(state, required: tuple, path: Path) -> dict:
     missing = [key for key in required if not isinstance(state, dict) or key not in state]
     if missing == ["optimizer_state_dict"]:
         raise UserError(f"{path} holds no optimizer, only what it takes to use the model: continue from {LAST}")

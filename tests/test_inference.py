@@ -141,8 +141,9 @@ def test_reconstruction_takes_the_likeliest_tokens_by_default_as_at_temperature_
 def test_each_mode_has_its_own_sampler_and_number_of_passes(mode, sampler, steps):
     args = argparse.Namespace(mode=mode, sampler=None, num_inference_steps=None, t=None, temperature=1.0, num_samples=1)
     args = argparse.Namespace(
-        **vars(args), batch_size=1, num_tokens=None, input_text="a", input_file=None, image=["a.png"]
-    )
+        **vars(args), batch_size=1, num_tokens=None, input_text="a", input_file=None, image=["a.png"], pixel_size=1, churn=0,
+        noise_scale=1, guidance=0,
+    )  # fmt: skip
     inference.check(args)
     assert (args.sampler, args.num_inference_steps) == (sampler, steps)
 
@@ -203,6 +204,10 @@ def test_infill_keeps_what_was_given(use):
         (("--mode", "generate", "--num_tokens", "65"), "holds 64"),
         (("--mode", "generate", "--img_size", "64"), "--img_size 8, not 64"),
         (("--mode", "generate", "--temperature", "-1"), "--temperature"),
+        (("--mode", "generate", "--churn", "-1"), "--churn"),
+        (("--mode", "generate", "--guidance", "nan", "--guide", "absent.pth"), "--guidance"),
+        (("--mode", "generate", "--guide", "absent.pth"), "no checkpoint at absent.pth"),
+        (("--mode", "encode", "--input_text", "x", "--pixel_size", "65"), "at most 64"),
         (("--mode", "reconstruct", "--input_text", "x", "--t", "1.5"), "--t 1.5"),
         (("--mode", "infill", "--input_text", "the " * 200), "leaves nothing to fill"),
         (("--mode", "infill", "--input_text", "a [[900]] b"), "holds 64"),
@@ -219,6 +224,27 @@ def test_bad_input_is_one_line(refused, trained, tmp_path, monkeypatch, options,
     assert message in refused(
         inference, "--checkpoint", trained / "best_model.pth", "--output_dir", tmp_path / "out", *CPU, *options
     )
+
+
+def test_a_picture_of_large_pixels_survives_a_jpeg(use, tmp_path):
+    """Sent on as people do: enlarged, without transparency, lossy."""
+    use("encode", "--input_text", TEXT[:300], "--pixel_size", 8, "--overwrite")
+    sent = Image.open(tmp_path / "encode_000.png")
+    assert sent.size == (64, 64)
+    sent.convert("RGB").save(tmp_path / "sent.jpg", quality=90)
+    written = inference.read_input(argparse.Namespace(input_text=TEXT[:300], input_file=None))
+    use("decode", "--image", tmp_path / "sent.jpg", "--denoise")
+    found = (tmp_path / "decode_000.txt").read_text()
+    assert written.startswith(found[:20]) and len(found) > 100
+
+
+def test_churn_and_guidance_change_what_is_drawn(use, trained_alone, tmp_path):
+    plain, *others = (
+        use("generate", "--sampler", "euler", *options)["samples"][0]["text"]
+        for options in ((), ("--churn", 8), ("--guide", trained_alone / "last.pth", "--guidance", 1))
+    )
+    assert all(plain != other for other in others)
+    assert np.load(tmp_path / "generate_tokens.npy").shape == (1, 64)
 
 
 def test_a_checkpoint_of_something_else_is_refused(refused, tmp_path):

@@ -1,0 +1,89 @@
+"""Checkpoints small enough to ship: safetensors, with matrices in 8 bits and tables of integers compressed.
+
+A released file holds what it takes to use a model and nothing to go on from. Everything that is no tensor lies as JSON in the
+file's metadata. Matrices are rounded to 255 levels, symmetric and with a scale for each row; what has fewer dimensions stays float32.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from kit.errors import UserError
+
+SUFFIX = ".safetensors"
+TENSOR, SCALE, PACKED = "$tensor", "$scale", "$packed"  # keys that stand in the JSON for a tensor
+KEPT = 4096  # numbers below which a tensor is not worth compressing
+
+
+def save_released(path: str | Path, state: dict) -> int:
+    """Write nested dicts and lists of tensors and plain values; returns the bytes of the file.
+
+    Float matrices lose precision, nothing else does.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def put(name: str, tensor: torch.Tensor) -> str:
+        tensors[name] = tensor.detach().cpu().contiguous()
+        return name
+
+    def pack(value, name: str):
+        if isinstance(value, dict):
+            return {key: pack(each, f"{name}/{key}") for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [pack(each, f"{name}/{index}") for index, each in enumerate(value)]
+        if not isinstance(value, torch.Tensor):
+            return value
+        if value.numel() < KEPT or (not value.is_floating_point() and value.dim() != 1):
+            return {TENSOR: put(name, value)}
+        if value.is_floating_point():
+            rows = value.detach().float().flatten(0, -2) if value.dim() > 1 else None
+            if rows is None:
+                return {TENSOR: put(name, value)}
+            scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+            put(f"{name}:scale", scale)
+            put(name, (rows / scale).round().to(torch.int8))
+            return {TENSOR: name, SCALE: f"{name}:scale", "shape": list(value.shape)}
+        raw = zlib.compress(value.cpu().numpy().tobytes(), 9)
+        put(name, torch.from_numpy(np.frombuffer(raw, np.uint8).copy()))
+        return {PACKED: name, "dtype": str(value.dtype).removeprefix("torch."), "count": value.numel()}
+
+    plain = json.dumps(pack(state, ""), ensure_ascii=False)
+    save_file(tensors, str(path), metadata={"tokencolor": plain})
+    return Path(path).stat().st_size
+
+
+def load_released(path: str | Path) -> dict:
+    """What `save_released` wrote. Raises UserError if the file is damaged or not one of these."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            plain = (file.metadata() or {}).get("tokencolor")
+            if plain is None:
+                raise UserError(f"{path} is no checkpoint of this project")
+            return _unpack(json.loads(plain), file)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, zlib.error, RuntimeError) as error:
+        raise UserError(f"{path} is damaged or no checkpoint ({str(error).splitlines()[0][:200]})") from error
+
+
+def _unpack(value, file):
+    if isinstance(value, list):
+        return [_unpack(each, file) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if SCALE in value:
+        whole = file.get_tensor(value[TENSOR]).float() * file.get_tensor(value[SCALE])
+        return whole.view(value["shape"])
+    if TENSOR in value:
+        return file.get_tensor(value[TENSOR])
+    if PACKED in value:
+        dtype = np.dtype(value["dtype"])
+        size = value["count"] * dtype.itemsize
+        raw = zlib.decompressobj().decompress(file.get_tensor(value[PACKED]).numpy().tobytes(), size + 1)
+        if len(raw) != size:
+            raise ValueError(f"a table of {size} bytes has another size")
+        return torch.from_numpy(np.frombuffer(raw, dtype).copy())
+    return {key: _unpack(each, file) for key, each in value.items()}

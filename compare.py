@@ -177,8 +177,7 @@ class Setting:
             long = [chunk[: self.length] for chunk in self.chunks if len(chunk) >= self.length // 2]
             add("test texts", None, long)
             generator = torch.Generator().manual_seed(args.seed)
-            order = 2 if self.first.ngram.order == 2 else 3
-            if order == 3:
+            if self.first.ngram.order == 3:
                 add("trigrams", None, draw_trigrams(self.first.ngram, *blank.shape, generator))
             add("tokens by frequency", None, draw_unigrams(self.first.ngram, *blank.shape, generator))
             torch.manual_seed(args.seed)
@@ -225,7 +224,8 @@ class Setting:
             place = torch.arange(tokens.shape[1], device=tokens.device)
             begin = (PERIOD - GAP) // 2
             missing = mask & (place % PERIOD >= begin) & (place % PERIOD < begin + GAP)
-            guesses = {"trigrams, both sides": self.fill_by_ngrams(tokens, mask, missing)}
+            ngrams = {2: "bigrams", 3: "trigrams"}[self.first.ngram.order]
+            guesses = {f"{ngrams}, both sides": self.fill_by_ngrams(tokens, mask, missing)}
             guesses["autoregressive, left side"] = self.fill_from_left(rivals["autoregressive"], tokens, missing, mask)
             if "masked diffusion" in rivals:
                 guesses["masked diffusion"] = fill_by_confidence(rivals["masked diffusion"], tokens, mask, missing, GAP)
@@ -250,7 +250,7 @@ class Setting:
         )
 
     def fill_by_ngrams(self, tokens, mask, missing) -> torch.Tensor | None:
-        """Forward-backward over trigrams: what stands is certain, of the gaps nothing is seen."""
+        """Forward-backward over n-grams: what stands is certain, of the gaps nothing is seen."""
         ngram = self.first.ngram
         if ngram.vocab_size > DENSE_VOCAB:
             return None
@@ -266,14 +266,9 @@ class Setting:
         starts = [s for s in range(tokens.shape[1]) if missing[:, s].any() and (s == 0 or not missing[:, s - 1].any())]
         for start in starts:
             rows = missing[:, start].nonzero()[:, 0]
-            prompts = tokens[rows, :start]
-            begin = torch.full((len(rows), 1), model.config.bos_token_id, device=tokens.device)
-            given = torch.cat([begin, prompts], 1)
             length = min(GAP, tokens.shape[1] - start)
-            said = model.generate(
-                given, attention_mask=torch.ones_like(given), do_sample=False, min_new_tokens=length, max_new_tokens=length
-            )  # fmt: skip
-            found[rows, start : start + length] = said[:, given.shape[1] :]
+            said = autoregressive.generate(model, tokens[rows, :start], length, do_sample=False)
+            found[rows, start : start + length] = said
         return torch.where(missing, found, tokens)
 
 

@@ -40,6 +40,7 @@ SHOWN = (0.9, 0.5, 0.2)  # nearest-color accuracies at which pixels.png is drawn
 COLORS = {
     "model": "#0b6e4f", "trigram": "#8c2f39", "bigram": "#d1603d", "unigram": "#c8963e", "nearest": "#8d99ae",
 }  # fmt: skip
+CLASSICAL = {2: "bigram", 3: "trigram"}  # decoders by the order of their n-grams
 TRIGRAM_CANDIDATES = (24,)
 LESS_MEMORY = "lower `batch_size`"
 
@@ -128,7 +129,7 @@ def main() -> None:
     plot_recovery(report, output / "recovery.png")
     with torch.no_grad(), runtime.autocast():
         plot_pixels(held_out, output / "pixels.png")
-    names = ("nearest", "unigram", "bigram", "trigram", "model")
+    names = [name for name in ("nearest", "unigram", *CLASSICAL.values(), "model") if at_half[name] is not None]
     print(f"{'sigma':>7} {'t':>6} " + " ".join(f"{name:>8}" for name in names) + "   model, bits/token")
     for row in [*recovery, at_half]:
         bits = "" if row["nll_bits"] is None else f"{row['nll_bits']:.3f}"
@@ -187,7 +188,8 @@ class HeldOut:
     def ngram_bits(self) -> dict:
         """Bits per token of the n-gram models alone, as language models."""
         return {
-            str(order): self.loaded.ngram.bits_per_token([c.numpy() for c in self.chunks], order) for order in (2, 3)
+            str(order): self.loaded.ngram.bits_per_token([c.numpy() for c in self.chunks], order)
+            for order in range(2, self.loaded.ngram.order + 1)
         }
 
     def sigma_at(self, fraction: float) -> float:
@@ -225,8 +227,10 @@ class HeldOut:
         table = {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
         result = {"t": 1 / (1 + sigma), "sigma": sigma}
         chosen = f"passes {self.args.passes}"
-        for name, column in {"model": chosen, **{n: n for n in ("nearest", "unigram", "bigram", "trigram")}}.items():
-            result[name], result[f"{name}_ci"] = ratio_with_interval(table[column], table["count"])
+        for name in ("model", "nearest", "unigram", *CLASSICAL.values()):
+            result[name], result[f"{name}_ci"] = None, None  # a checkpoint may have counted no trigrams
+            if (column := chosen if name == "model" else name) in table:
+                result[name], result[f"{name}_ci"] = ratio_with_interval(table[column], table["count"])
         for name, column in {
             "nll_bits": chosen,
             "unigram_bits": "unigram",
@@ -260,10 +264,11 @@ class HeldOut:
         with torch.autocast(z.device.type, enabled=False):
             seen = diffusion.likelihoods(z, t[:, None].expand(mask.shape))
             unigrams = unigram_context(seen, diffusion.log_unigram)
-            bigrams, trigrams = ngram.contexts(
+            contexts = ngram.contexts(
                 seen, mask, candidates=TRIGRAM_CANDIDATES, segment=NGRAM_SEGMENT, dtype=self.runtime.dtype
             )
-        return [("unigram", unigrams, seen), ("bigram", bigrams, seen), ("trigram", trigrams, seen)]
+        counted = [(CLASSICAL[order], context, seen) for order, context in enumerate(contexts, 2)]
+        return [("unigram", unigrams, seen), *counted]
 
     def sampled(self, sigma: float, sampler: str) -> dict:
         """Full sampling from noise `sigma`: tokens right, chunks wholly right, character error rate."""
@@ -322,6 +327,8 @@ def plot_recovery(report: dict, path: Path) -> None:
     }  # fmt: skip
     figure, axis = plt.subplots(figsize=(7.2, 5.2), dpi=150, layout="constrained")
     for name, label in labels.items():
+        if rows[0][name] is None:
+            continue
         low, high = zip(*(row[f"{name}_ci"] for row in rows))
         axis.fill_between(sigma, low, high, color=COLORS[name], alpha=0.18, linewidth=0)
         axis.plot(sigma, [row[name] for row in rows], color=COLORS[name], marker="o", markersize=3.5, label=label)

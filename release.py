@@ -40,6 +40,11 @@ def main() -> None:
         raise UserError(f"{output} exists: pass --overwrite")
     checkpoint = load_checkpoint(args.checkpoint, NEEDED)
     state = {key: checkpoint[key] for key in KEPT if key in checkpoint}
+    ngram, order = (
+        state["ngram"],
+        max(2, state["config"]["ngram"]),
+    )  # counts of longer ones are the largest part, and unused
+    state["ngram"] = ngram | {"order": order, "gaps": ngram["gaps"][:order], "counts": ngram["counts"][:order]}
     state["config"] = {name: value for name, value in state["config"].items() if name not in LEFT_OUT}
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")

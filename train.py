@@ -23,6 +23,7 @@ from torch import nn
 
 from baselines.ngram import ALL, ORDERS, NGram
 from corpus.chunks import LengthBuckets, open_built, open_chunks
+from corpus.pairs import open_pairs
 from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
 from dataset import batches
@@ -71,6 +72,12 @@ def parse_args() -> argparse.Namespace:
     flag = argparse.BooleanOptionalAction
     data = parser.add_argument_group("data")
     data.add_argument("--data_path", default="data/train", help="folder of the data builder, or any raw text")
+    data.add_argument(
+        "--pairs",
+        action=flag,
+        default=False,
+        help='--data_path holds rows {"prompt", "answer"}: prompts are given clean, answers are learned (with --init_from: fine-tuning)',
+    )
     data.add_argument("--val_path", help="validation chunks (default: the val beside the train)")
     data.add_argument(
         "--tokenizer_path",
@@ -356,7 +363,8 @@ def main() -> None:
         chunks, batch = next(stream)
         lengths = torch.from_numpy(train.lengths[chunks])
         seen_tokens += int(lengths.sum())
-        drawn = draw(lengths, layout.multiple, times, step, args, runtime)
+        given = torch.from_numpy(train.given[chunks]) if args.pairs else None
+        drawn = draw(lengths, given, layout.multiple, times, step, args, runtime)
         # all ranks make a second pass in the same steps, and exchange gradients once a step
         self_condition = step_seed(args.seed, step, 0, 0) % 2**20 < args.self_cond_prob * 2**20
         for micro in range(args.grad_accum):
@@ -460,6 +468,9 @@ def split_step(args: argparse.Namespace, mean_length: float, samples: int | None
 def open_data(args, output: Path, tokenizer) -> tuple[Chunks, Chunks, Tokenizer]:
     """Training and validation chunks and the tokenizer."""
     capacity = args.img_size**2
+    if args.pairs:
+        pairs = open_pairs(args.data_path, capacity, tokenizer, args.tokenizer_path, args.vocab_size)
+        return pairs.train, pairs.val, pairs.tokenizer
     train, val, tokenizer = open_chunks(
         args.data_path,
         output / "data",
@@ -499,6 +510,7 @@ def stream_steps(
 
 def draw(
     lengths: torch.Tensor,
+    given: torch.Tensor | None,
     multiple: int,
     times: TimeSampler,
     step: int,
@@ -507,13 +519,13 @@ def draw(
 ) -> dict:
     """The random part of a step for all its chunks, of `lengths` (S,), on all devices, which draw the same.
 
-    So a step does not depend on how its chunks are split. Times t (S,), stratified so that a step covers all noise levels;
+    So a step does not depend on how its chunks are split. `given` (S,): how many tokens of each are a prompt. Times t (S,), stratified so that a step covers all noise levels;
     noise (S, N, 3), on the device; cond_mask (S, N); predicted (S, N), where the loss falls, and their number, `count`.
     """
     torch.manual_seed(step_seed(args.seed, step, 0, 0))
     S, N = len(lengths), -(-int(lengths.max()) // multiple) * multiple
     t = times.sample((torch.randperm(S) + torch.rand(S)) / S)
-    cond_mask = sample_cond_mask(lengths, N, args.infill_prob)
+    cond_mask = sample_cond_mask(lengths, N, args.infill_prob) if given is None else torch.arange(N) < given[:, None]
     predicted = (torch.arange(N) < lengths[:, None]) & ~cond_mask
     if args.loss_fraction < 1:
         predicted &= torch.rand(S, N) < args.loss_fraction

@@ -24,6 +24,7 @@ class Validation:
 
     def __init__(self, chunks: Chunks, num_samples: int, batch_size: int, multiple: int, runtime: Runtime):
         self.runtime = runtime
+        given = getattr(chunks, "given", None)  # tokens of a prompt, on which nothing is measured
         chosen = np.sort(np.random.default_rng(1).permutation(len(chunks))[:num_samples])
         chosen = chosen[np.argsort(chunks.lengths[chosen], kind="stable")]
         generator = torch.Generator().manual_seed(1)
@@ -34,6 +35,8 @@ class Validation:
             rows = chosen[start : start + batch_size]
             batch = collate([chunks[i] for i in rows], multiple)
             batch["t"] = t_of(log_sigma[start : start + len(rows)].exp())
+            if given is not None:
+                batch["given"] = torch.arange(batch["mask"].shape[1]) < torch.from_numpy(given[rows])[:, None]
             batch["noise"] = torch.randn(*batch["tokens"].shape, 3, generator=generator)
             batches.append(batch)
         self.shown = batches[-1]  # holds the longest
@@ -46,9 +49,11 @@ class Validation:
         diffusion.eval()
         for batch in self.batches:
             tokens, mask, t, noise = (batch[name].to(self.runtime.device) for name in ("tokens", "mask", "t", "noise"))
-            z = diffusion.add_noise(tokens, t, noise)
+            given = batch["given"].to(self.runtime.device) if "given" in batch else None
+            z = diffusion.add_noise(tokens, t, noise, given)
             with self.runtime.autocast():
-                guess = diffusion.denoise(z, t, mask, tokens=tokens)
+                guess = diffusion.denoise(z, t, mask, given, tokens)
+            mask = mask if given is None else mask & ~given
             if guess.nll is None:
                 error = (guess.x_pred - diffusion.palette.colors[tokens]).square().mean(-1)
             else:

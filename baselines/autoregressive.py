@@ -81,13 +81,15 @@ def nats_per_sequence(
 
 
 @torch.no_grad()
-def generate(model: nn.Module, prompts: torch.Tensor, num_tokens: int, batch_size: int = 64) -> torch.Tensor:
-    """As many tokens (B, num_tokens) after prompts (B, N), which may be empty; drawn by torch's generator."""
+def generate(
+    model: nn.Module, prompts: torch.Tensor, num_tokens: int, batch_size: int = 64, do_sample: bool = True
+) -> torch.Tensor:
+    """As many tokens (B, num_tokens) after prompts (B, N), which may be empty; drawn by torch's generator, or the likeliest."""
     start = torch.full((len(prompts), 1), model.config.bos_token_id, device=prompts.device)
     parts = []
     for given in torch.cat([start, prompts], 1).split(batch_size):
         tokens = model.generate(
-            given, attention_mask=torch.ones_like(given), do_sample=True, top_k=0, min_new_tokens=num_tokens,
+            given, attention_mask=torch.ones_like(given), do_sample=do_sample, top_k=0 if do_sample else None, min_new_tokens=num_tokens,
             max_new_tokens=num_tokens, suppress_tokens=[model.config.bos_token_id],
         )  # fmt: skip
         parts.append(tokens[:, given.shape[1] :])
@@ -107,7 +109,9 @@ def prompts_of(test: Chunks, args: argparse.Namespace) -> torch.Tensor:
 
 
 def measure_samples(model: nn.Module, data: Data, args: argparse.Namespace, runtime: device.Runtime) -> dict:
-    """BrierLM of the 4 tokens after each prompt, two samples each."""
+    """BrierLM of the 4 tokens after each prompt, two samples each; of --pairs, which answers.py measures, nothing."""
+    if args.pairs:
+        return {"nfe_per_token": 1}
     rows = prompts_of(data.test, args).to(runtime.device)
     prompts, truth, samples = rows[:, :-NGRAMS], rows[:, -NGRAMS:], []
     with runtime.autocast():

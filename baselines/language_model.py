@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from corpus.bits import per_byte
 from corpus.chunks import LengthBuckets, open_chunks, open_test, reported
+from corpus.pairs import open_pairs
 from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
 from kit import device
@@ -43,6 +44,13 @@ def parser_of(description: str) -> argparse.ArgumentParser:
         ("seed", 0, "of everything"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value, help=text)
+    parser.add_argument(
+        "--pairs",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help='--data_path holds rows {"prompt", "answer"}',
+    )
+    parser.add_argument("--vocab_size", type=int, default=512, help="size of the BPE trained on --pairs")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--dropout", type=float, default=0.0, help="of embeddings and of what each block adds")
     parser.add_argument("--time_budget", help="train so long instead of by epochs, e.g. 90s, 10m")
@@ -108,6 +116,11 @@ class Data:
 
 def open_data(args: argparse.Namespace, output: Path) -> Data:
     """Raises UserError for data without validation set, or that does not fit the arguments."""
+    if args.pairs:
+        parts = open_pairs(args.data_path, args.max_length, vocab_size=args.vocab_size)
+        train, val, test, tokenizer = parts.train, parts.val, parts.test, parts.tokenizer
+        selection, held_out = ([c[i] for i in reported(c, args.num_samples)] for c in (val, test))
+        return Data(train, test, tokenizer, selection, held_out)
     train, val, tokenizer = open_chunks(
         args.data_path,
         output / "data",

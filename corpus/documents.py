@@ -95,8 +95,7 @@ def documents(source: Source, encoding: str | None = None, text_column: str = "t
         if not empty:
             yield Document(digest, lambda: cut_pieces(_read_text(source.path, encoding)))
         return
-    rows = _jsonl_rows(source.path, text_column) if source.kind == "jsonl" else _parquet_rows(source.path, text_column)
-    for text in rows:
+    for text in _row_texts(source, text_column):
         document = document_from_text(text)
         if document:
             yield document
@@ -250,7 +249,25 @@ def row_text(row: dict, text_column: str = "text") -> str | None:
     return None
 
 
-def _jsonl_rows(path: Path, text_column: str) -> Iterator[str]:
+def rows_of(source: Source, *columns: str) -> Iterator[tuple[str, dict]]:
+    """Where each row of a .jsonl or .parquet file stands, and those of its `columns` that it has (of a .jsonl all).
+
+    Raises UserError for a file of another kind, or one that cannot be read.
+    """
+    if source.kind == "text":
+        raise UserError(f"{source.path} is no .jsonl or .parquet file")
+    yield from _jsonl_rows(source.path) if source.kind == "jsonl" else _parquet_rows(source.path, columns)
+
+
+def _row_texts(source: Source, text_column: str) -> Iterator[str]:
+    for where, row in rows_of(source, text_column, "prompt", "answer"):
+        text = row_text(row, text_column)
+        if text is None:
+            raise UserError(f'{where}: expected {{"{text_column}": …}} or {{"prompt": …, "answer": …}}')
+        yield text
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict]]:
     number = 0
     try:
         with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as lines:
@@ -258,31 +275,26 @@ def _jsonl_rows(path: Path, text_column: str) -> Iterator[str]:
                 if not line.strip():
                     continue
                 row = json.loads(line)
-                text = row_text(row, text_column) if isinstance(row, dict) else None
-                if text is None:
-                    raise UserError(
-                        f'{path}, line {number}: expected {{"{text_column}": …}} or {{"prompt": …, "answer": …}}'
-                    )
-                yield text
+                if not isinstance(row, dict):
+                    raise UserError(f"{path}, line {number}: expected a JSON object")
+                yield f"{path}, line {number}", row
     except ValueError as error:  # malformed JSON or UTF-8
         raise UserError(f"{path}, line {number}: not a JSON object in UTF-8 ({error})") from error
     except _BROKEN as error:
         raise UserError(f"{path} is a damaged archive: {error}") from error
 
 
-def _parquet_rows(path: Path, text_column: str) -> Iterator[str]:
+def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        columns = [c for c in (text_column, "prompt", "answer") if c in file.schema_arrow.names]
-        for batch in file.iter_batches(batch_size=256, columns=columns):
+        number, known = 0, [column for column in columns if column in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=256, columns=known):
             for row in batch.to_pylist():
-                text = row_text(row, text_column)
-                if text is None:
-                    raise UserError(f"{path}: no text in column {text_column!r}, nor in 'prompt' and 'answer'")
-                yield text
+                number += 1
+                yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is no readable Parquet file: {error}") from error
 

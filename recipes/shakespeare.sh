@@ -9,7 +9,7 @@ source kit/environment.sh
 TEXT=${TEXT:?a text file, a folder of them, or the name of a Hugging Face dataset}
 MINUTES=${MINUTES:-3 15 60} VOCAB_SIZE=${VOCAB_SIZE:-512} LENGTH=${LENGTH:-128} SEED=${SEED:-0} THREADS=${THREADS:-2}
 WORK=${WORK:-checkpoints/shakespeare} RESULTS=${RESULTS:-results/shakespeare}
-LRS=${LRS:-1e-3 3e-3} DROPOUTS=${DROPOUTS:-0 0.1} # of the baselines, tried on the shortest rung, chosen on val
+LRS=${LRS:-1e-3 3e-3 6e-3} DROPOUTS=${DROPOUTS:-0 0.1} # of the baselines, chosen on val
 PASSES=${PASSES:-4 8 16 32 64 128}
 export OMP_NUM_THREADS=$THREADS
 mkdir -p "$RESULTS"
@@ -46,7 +46,7 @@ for minutes in $MINUTES; do
   for ngram in 0 3; do
     run=$WORK/$minutes/ngram$ngram
     [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$WORK/data/train" --output_dir "$run" --time_budget "${minutes}m" --ngram "$ngram" \
-      --model JiT-Ti/4 --img_size 16 "${ours[@]}" --batch_size 32 --lr 4e-3 --seed "$SEED" --val_samples 64
+      --model JiT-Ti/4 --img_size 16 "${ours[@]}" --ngram_start 0.5 --batch_size 16 --lr 4e-3 --seed "$SEED" --val_samples 64
     touch "$run/finished"
   done
   best() { # the run of a baseline with the lowest validation loss

@@ -336,6 +336,7 @@ def test_a_compiler_meets_one_kind_of_call(data):
     assert counter.frame_count <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not shutil.which("g++") and not shutil.which("clang++"), reason="torch.compile needs a C++ compiler"
 )

@@ -231,7 +231,7 @@ def test_a_loss_on_some_positions_is_that_of_all_on_average(data):
 
     def drawn(fraction, step):
         args = argparse.Namespace(seed=0, infill_prob=0.3, loss_fraction=fraction)
-        return train.draw(lengths, 16, TimeSampler("uniform"), step, args, runtime)
+        return train.draw(lengths, None, 16, TimeSampler("uniform"), step, args, runtime)
 
     def weight(fraction):  # of each sample in the loss, on average
         parts = (drawn(fraction, step) for step in range(400))
@@ -405,7 +405,7 @@ def test_a_chunk_is_trained_beside_counts_of_other_chunks(data):
     args, runtime = argparse.Namespace(infill_prob=0.0, loss_fraction=1.0, ngram=3, seed=0), device.start("cpu")
     for index in range(0, len(chunks), 41):
         (batch,) = batches(chunks, iter([[index]]), 16)
-        drawn = train.draw(batch["num_tokens"], 16, TimeSampler("uniform"), 0, args, runtime)
+        drawn = train.draw(batch["num_tokens"], None, 16, TimeSampler("uniform"), 0, args, runtime)
         (fold,) = train.sample_inputs(batch, drawn, slice(None), chunks, 1, args, runtime)["fold"].tolist()
         text = chunks[index].numpy()
         held = [[piece for tokens, first in part for piece in np.split(tokens, first[1:])] for part in folds]

@@ -46,7 +46,9 @@ NO_COMPILER = not shutil.which("g++") and not shutil.which("clang++")
         (False, False, False),
         (False, True, False),
         (True, True, False),
-        pytest.param(True, True, True, marks=pytest.mark.skipif(NO_COMPILER, reason="needs a C++ compiler")),
+        pytest.param(
+            True, True, True, marks=[pytest.mark.slow, pytest.mark.skipif(NO_COMPILER, reason="needs a C++ compiler")]
+        ),
     ],
 )
 def test_loss_and_gradients_are_those_of_all_logits(gated, with_prior, compiled, at_once, monkeypatch):

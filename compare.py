@@ -47,7 +47,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--masked", metavar="RUN", help="run of baselines.masked")
     parser.add_argument("--data_path", required=True, help="folder of the data builder that all were trained on")
     parser.add_argument("--output_dir", default="comparison", help="where to write")
-    parser.add_argument("--num_samples", type=int, default=128, help="test chunks, and texts generated in each row")
+    parser.add_argument("--num_samples", type=int, default=128, help="test chunks")
+    parser.add_argument("--num_texts", type=int, default=64, help="texts generated in each row")
     parser.add_argument("--likelihood_levels", type=int, default=32, help="forward passes for each bound")
     parser.add_argument("--passes", type=int, nargs="+", default=(4, 8, 16, 32, 64, 128), help="of generation")
     parser.add_argument("--sampler", default="euler", choices=sampling.SAMPLERS, help="of the checkpoints")
@@ -64,7 +65,7 @@ def parse_args() -> argparse.Namespace:
 @torch.no_grad()
 def main() -> None:
     args = parse_args()
-    for name in ("num_samples", "likelihood_levels", "batch_size", *["passes"] * (min(args.passes) < 1)):
+    for name in ("num_samples", "num_texts", "likelihood_levels", "batch_size", *["passes"] * (min(args.passes) < 1)):
         if name == "passes" or getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
     runtime = device.start(args.device, args.seed, args.precision)
@@ -164,7 +165,7 @@ class Setting:
 
     def generation(self, ours: dict[str, Pretrained], rivals: dict[str, nn.Module], judge: Judge) -> list[dict]:
         args, rows = self.args, []
-        blank = torch.zeros(args.num_samples, self.length, dtype=torch.long, device=self.runtime.device)
+        blank = torch.zeros(args.num_texts, self.length, dtype=torch.long, device=self.runtime.device)
 
         def add(name: str, passes: int | None, texts) -> None:
             texts = [text.cpu() for text in texts]
@@ -174,7 +175,7 @@ class Setting:
 
         count = len(args.passes) * (len(ours) + len(rivals) - 1) + 4
         with progress_bar(count, "generation", unit="row") as bar:
-            long = [chunk[: self.length] for chunk in self.chunks if len(chunk) >= self.length // 2]
+            long = [chunk[: self.length] for chunk in self.chunks if len(chunk) >= self.length // 2][: args.num_texts]
             add("test texts", None, long)
             generator = torch.Generator().manual_seed(args.seed)
             if self.first.ngram.order == 3:

@@ -10,6 +10,7 @@ which equals that of predicting in random order: (L / l) times the cost of l mas
 """
 
 import argparse
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,11 +25,18 @@ from kit import device, errors
 from kit.errors import UserError
 
 LEAST_TIME = 1e-3  # the loss divides by t
+WEIGHTINGS = ("bound", "even")
 SELECTION_LEVELS = 2  # with the same masks at each validation
 
 
 def parse_args() -> argparse.Namespace:
     parser = language_model.parser_of(__doc__)
+    parser.add_argument(
+        "--weighting",
+        default="even",
+        choices=WEIGHTINGS,
+        help="of the masked tokens in training: 1 / t as in the bound, or all alike, which is steadier in small batches",
+    )
     parser.add_argument("--levels", type=int, default=16, help="forward passes for the bound of each held-out text")
     return parser.parse_args()
 
@@ -38,7 +46,7 @@ def main() -> None:
     if args.levels < 1:
         raise UserError(f"--levels {args.levels}: need at least 1")
     language_model.run(
-        "masked diffusion", args, build, loss, lambda *given: nats_per_sequence(*given, SELECTION_LEVELS),
+        "masked diffusion", args, build, partial(loss, weighting=args.weighting), lambda *given: nats_per_sequence(*given, SELECTION_LEVELS),
         lambda *given: measure(*given, args.levels),
     )  # fmt: skip
 
@@ -63,8 +71,13 @@ def logits(model: nn.Module, tokens: torch.Tensor, real: torch.Tensor) -> torch.
     return model(input_ids=tokens, attention_mask=real.long()).logits[..., :-1].float()
 
 
-def loss(model: nn.Module, sequences: list[torch.Tensor], runtime: device.Runtime) -> torch.Tensor:
-    """The bound in nats per token, at one random time for each sequence; the times of a batch are spread evenly."""
+def loss(
+    model: nn.Module, sequences: list[torch.Tensor], runtime: device.Runtime, weighting: str = "bound"
+) -> torch.Tensor:
+    """The bound in nats per token, at one random time for each sequence; the times of a batch are spread evenly.
+
+    With `weighting` even, the mean cost of the masked tokens instead: another average over times of the same costs.
+    """
     tokens, real = padded(sequences, 0, runtime), padded([torch.ones_like(s) for s in sequences], 0, runtime).bool()
     count = len(tokens)
     t = (torch.rand(1) + torch.arange(count) / count) % 1 * (1 - LEAST_TIME) + LEAST_TIME
@@ -72,6 +85,8 @@ def loss(model: nn.Module, sequences: list[torch.Tensor], runtime: device.Runtim
     hidden = (torch.rand(tokens.shape, device=tokens.device) < t) & real
     found = logits(model, tokens.masked_fill(hidden, model.config.mask_token_id), real)
     cost = F.cross_entropy(found[hidden], tokens[hidden], reduction="none")
+    if weighting == "even":
+        return cost.sum() / max(1, len(cost))
     return (cost / t.expand_as(hidden)[hidden]).sum() / real.sum()
 
 

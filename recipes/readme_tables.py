@@ -8,6 +8,7 @@ A README without the JSON of one of its tables is refused.
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -224,10 +225,89 @@ def speed() -> str:
     return table(header, rows)
 
 
+RUNGS = ("3", "15", "60")  # minutes
+SYSTEMS = {
+    "bigrams": "bigrams, counted", "trigrams": "trigrams, counted", "autoregressive": "autoregressive transformer",
+    "masked diffusion": "masked diffusion (bound)", "network alone": "network alone (bound)",
+    "network with n-grams": "**network with n-grams** (bound)",
+}  # fmt: skip
+PUBLISHED = [["nanoGPT by characters, as published", "1.88", "", "1.47 (GPU)"]]
+
+
+def rungs() -> dict[str, dict]:
+    """The rungs of the ladder that were measured."""
+    files = {minutes: f"shakespeare/{minutes}.json" for minutes in RUNGS}
+    return {minutes: load(file) for minutes, file in files.items() if (RESULTS / file).is_file()}
+
+
+def ladder() -> str:
+    """Nats per character of the test text after so many minutes of training."""
+    found = rungs()
+
+    def cell(minutes: str, name: str) -> str:
+        if minutes not in found:
+            return "not yet measured"
+        row = found[minutes]["likelihood"][name]
+        low, high = (value * math.log(2) for value in row["bits_per_byte_ci"])
+        return f"{row['bits_per_byte'] * math.log(2):.3f} [{low:.3f}, {high:.3f}]"
+
+    rows = [[label, *(cell(minutes, name) for minutes in RUNGS)] for name, label in SYSTEMS.items()]
+    return table(["nats per character", *(f"{minutes} minutes" for minutes in RUNGS)], [*rows, *PUBLISHED])
+
+
+def gaps() -> str:
+    found = rungs()
+    names = list(dict.fromkeys(name for rung in found.values() for name in rung["gaps"]))
+    rows = []
+    for name in names:
+        cells = [percent(found[m]["gaps"][name]["accuracy"]) if m in found else "not yet measured" for m in RUNGS]
+        rows.append([name, *cells])
+    return table(["tokens in gaps found", *(f"{minutes} minutes" for minutes in RUNGS)], rows)
+
+
+def generation() -> str:
+    """Generated texts of the highest rung that was measured."""
+    rows = []
+    for row in list(rungs().values())[-1]["generation"]:
+        passes = "" if row["passes"] is None else str(row["passes"])
+        rows.append([
+            row["name"], passes, f"{row['gen_ppl']:.1f}", f"{row['entropy']:.2f}", *(percent(row[key]) for key in ("distinct", "seen", "words")),
+        ])  # fmt: skip
+    header = ["texts", "passes", "perplexity", "entropy, bits", "distinct 4-grams", "4-grams seen", "words that exist"]
+    return table(header, rows)
+
+
+def answers() -> str:
+    """Answers that are right, of each task."""
+    files = sorted((RESULTS / "answers").glob("*.json"))
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8"))["rows"] for path in files}
+    names = list(dict.fromkeys(row["name"] for rows in found.values() for row in rows))
+    right = {task: {row["name"]: row for row in rows} for task, rows in found.items()}
+    rows = [[name, *(percent(right[task][name]["exact"]) for task in found)] for name in names]
+    return table(["answers right", *found], rows)
+
+
+def released() -> str:
+    """What the released checkpoints recover of texts they have not seen."""
+    rows = []
+    for name in ("english", "chinese"):
+        if not (RESULTS / f"released/{name}.json").is_file():
+            rows.append([name, *["not yet measured"] * 6])
+            continue
+        found = load(f"released/{name}.json")
+        half, bound = found["at_nearest_50"], found["likelihood"]
+        cells = [f"{found['num_tokens']:,}", f"{half['sigma']:.3f}"]
+        cells += [percent(half[key]) for key in ("nearest", "bigram", "model")]
+        rows.append([name, *cells, f"{bound['bits_per_byte']:.2f}"])
+    header = ["checkpoint", "test tokens", "noise σ", "nearest color", "bigram forward-backward", "**recovered**"]
+    return table([*header, "bits per byte, at most"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
-    "speed": speed, "image_smoke": image_smoke, "image_codecs": image_codecs, "vit_rows": vit_rows,
+    "ladder": ladder, "gaps": gaps, "generation": generation, "answers": answers, "released": released, "speed": speed,
+    "image_smoke": image_smoke, "image_codecs": image_codecs, "vit_rows": vit_rows,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ TEXT=${TEXT:?a text file, a folder of them, or the name of a Hugging Face datase
 MINUTES=${MINUTES:-3 15 60} VOCAB_SIZE=${VOCAB_SIZE:-512} LENGTH=${LENGTH:-128} SEED=${SEED:-0} THREADS=${THREADS:-2}
 WORK=${WORK:-checkpoints/shakespeare} RESULTS=${RESULTS:-results/shakespeare}
 LRS=${LRS:-1e-3 3e-3 6e-3} DROPOUTS=${DROPOUTS:-0 0.1} # of the baselines, chosen on val
-PASSES=${PASSES:-4 8 16 32 64 128}
+PASSES=${PASSES:-4 8 16 32 64}
 export OMP_NUM_THREADS=$THREADS
 mkdir -p "$RESULTS"
 if [ ! -e "$WORK/data/stats.json" ]; then

@@ -96,18 +96,18 @@ def main() -> None:
 def read(loaded: Pretrained, chunks: list[torch.Tensor], damage, pixel_size: int, passes: int) -> dict:
     """Fractions of tokens read from the damaged pictures, by the nearest color and with the model."""
     diffusion, layout = loaded.diffusion, loaded.diffusion.layout
-    hits = {"nearest": [], "model": []}
-    for chunk in chunks:
-        batch = loaded.collate([chunk])
-        tokens, mask = batch["tokens"], batch["mask"]
-        clean = to_pixels(layout.to_image(diffusion.palette.encode(tokens))[0])
-        sent = damage(Image.fromarray(clean.repeat(pixel_size, 0).repeat(pixel_size, 1)))
-        image = average(torch.from_numpy(np.array(sent)).permute(2, 0, 1), layout.img_size) / 127.5 - 1
-        colors = layout.from_image(image[None])[:, : tokens.shape[1]].to(loaded.device)
-        t = 1 / (1 + estimate_sigma(loaded, colors[mask]))
-        found = diffusion.recover(colors * t, torch.full((1,), t, device=loaded.device), mask, passes=passes).tokens
-        hits["nearest"].append(int(((diffusion.palette.decode(colors) == tokens) & mask).sum()))
-        hits["model"].append(int(((found == tokens) & mask).sum()))
+    batch = loaded.collate(chunks)
+    tokens, mask = batch["tokens"], batch["mask"]
+    images = []
+    for picture in layout.to_image(diffusion.palette.encode(tokens)):
+        sent = damage(Image.fromarray(to_pixels(picture).repeat(pixel_size, 0).repeat(pixel_size, 1)))
+        images.append(average(torch.from_numpy(np.array(sent)).permute(2, 0, 1), layout.img_size) / 127.5 - 1)
+    colors = layout.from_image(torch.stack(images))[:, : tokens.shape[1]].to(loaded.device)
+    sigma = torch.tensor([estimate_sigma(loaded, c[m]) for c, m in zip(colors, mask)], device=loaded.device)
+    t = 1 / (1 + sigma)
+    found = diffusion.recover(colors * t[:, None, None], t, mask, passes=passes).tokens
+    guesses = {"nearest": diffusion.palette.decode(colors), "model": found}
+    hits = {name: ((guess == tokens) & mask).sum(1).tolist() for name, guess in guesses.items()}
     result, lengths = {}, np.array([len(chunk) for chunk in chunks])
     for name, right in hits.items():
         result[name], result[f"{name}_ci"] = ratio_with_interval(np.array(right), lengths)

@@ -156,7 +156,7 @@ class Setting:
             nats = masked.nats_per_sequence(rivals["masked diffusion"], chunks, self.runtime, levels)
             found["masked diffusion"] = {"kind": "upper bound", **per_byte(nats, chunks, tokenizer)}
         for name, loaded in ours.items():
-            bound = likelihood.measure(loaded, chunks, levels, 2, args.batch_size, args.seed)
+            bound = likelihood.measure(loaded, chunks, levels, 1, args.batch_size, args.seed)
             found[name] = {"kind": "upper bound", **bound}
         return found
 

@@ -63,7 +63,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--likelihood_levels",
         type=int,
-        default=32,
+        default=16,
         help="noise levels at which each chunk's likelihood is bounded; 0 = not",
     )
     parser.add_argument("--num_inference_steps", type=int, default=8, help="forward passes per full sampling")
@@ -183,7 +183,7 @@ class HeldOut:
         if self.loaded.diffusion.objective == "pixel" or not self.args.likelihood_levels:
             return None
         args = self.args
-        return likelihood.measure(self.loaded, self.chunks, args.likelihood_levels, 2, args.batch_size, args.seed)
+        return likelihood.measure(self.loaded, self.chunks, args.likelihood_levels, 1, args.batch_size, args.seed)
 
     def ngram_bits(self) -> dict:
         """Bits per token of the n-gram models alone, as language models."""

@@ -155,8 +155,9 @@ class LengthBuckets:
         rng = np.random.default_rng([self.seed % 2**63, epoch])
         order = rng.permutation(len(self.lengths))
         size, window = self.samples_per_step, self.WINDOW * self.samples_per_step
-        parts = [order[i : i + window] for i in range(0, len(order), window)]
-        order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in parts])
+        for low in range(0, len(order), window):
+            part = order[low : low + window]
+            order[low : low + window] = part[np.argsort(self.lengths[part], kind="stable")]
         for index in rng.permutation(self.steps_per_epoch)[start:]:
             yield order[index * size : (index + 1) * size]
 

@@ -19,10 +19,10 @@ if [ -e "$WORK/run/last.pth" ]; then resume=(--resume auto); fi
   --batch_size 16 --lr 2e-3 --time_budget "$BUDGET" --val_interval 500 --val_samples 64 --seed "$SEED" ${resume[@]+"${resume[@]}"}
 "$PYTHON" release.py --checkpoint "$WORK/run/best_model.pth" --output_file "checkpoints/$NAME.safetensors" --overwrite
 mkdir -p results/released
-"$PYTHON" evaluate.py --checkpoint "checkpoints/$NAME.safetensors" --data_path "$WORK/data" --output_dir "$WORK/report" --num_samples 128 \
-  --likelihood_levels 16 --passes 2
+"$PYTHON" evaluate.py --checkpoint "checkpoints/$NAME.safetensors" --data_path "$WORK/data" --output_dir "$WORK/report" --num_samples 48 \
+  --likelihood_levels 8 --passes 2
 cp "$WORK/report/report.json" "results/released/$NAME.json"
 cp "$WORK/report/recovery.png" "results/released/$NAME.png"
 if [ "$NAME" = english ]; then
-  "$PYTHON" -m recipes.robust_pictures --checkpoint "checkpoints/$NAME.safetensors" --data_path "$WORK/data"
+  "$PYTHON" -m recipes.robust_pictures --checkpoint "checkpoints/$NAME.safetensors" --data_path "$WORK/data" --num_samples 8 --passes 1
 fi

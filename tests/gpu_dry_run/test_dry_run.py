@@ -75,6 +75,19 @@ def test_a_step_of_tokcom_waits_for_nothing(data, tmp_path):
 def test_evaluation_and_sampling_run(data, checkpoint, tmp_path):
     options = ("--checkpoint", checkpoint, "--device", "cuda", "--num_inference_steps", 2, "--output_dir", tmp_path)
     sampled = dry_run("inference", *options, "--num_samples", 1)
-    evaluated = dry_run("evaluate", *options, "--data_path", data, "--num_samples", 4, "--t", 0.8, "--passes", 1)
+    evaluated = dry_run(
+        "evaluate",
+        *options,
+        "--data_path",
+        data,
+        "--num_samples",
+        4,
+        "--t",
+        0.8,
+        "--passes",
+        1,
+        "--likelihood_levels",
+        2,
+    )
     assert (tmp_path / "generate.json").exists() and (tmp_path / "report.json").exists()
     assert 0 < sampled["total"]["launches"] < evaluated["total"]["launches"]  # both computed on the device

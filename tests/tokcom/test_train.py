@@ -53,7 +53,11 @@ def uninterrupted(data, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("sign", "stage", "after"),
-    [(signal.SIGKILL, "vae", 12), (signal.SIGKILL, "diffusion", 12), (signal.SIGTERM, "diffusion", 20)],
+    [
+        (signal.SIGKILL, "vae", 12),
+        pytest.param(signal.SIGKILL, "diffusion", 12, marks=pytest.mark.slow),
+        (signal.SIGTERM, "diffusion", 20),
+    ],
 )
 def test_a_stage_that_was_stopped_goes_on_bit_for_bit(data, uninterrupted, tmp_path, sign, stage, after):
     command = [*MODULE, "--data_path", data, *SMALL, *OPTIONS, "--output_dir", tmp_path]

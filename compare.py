@@ -36,6 +36,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 GAP, PERIOD = 8, 32  # tokens missing of so many
+NGRAMS = {2: "bigrams", 3: "trigrams"}
 COLORS = ("#0b6e4f", "#2a9d8f", "#8c2f39", "#d1603d")
 LESS_MEMORY = "lower `batch_size`"
 
@@ -88,7 +89,8 @@ def main() -> None:
     longest = min(first.capacity, *(model.config.max_position_embeddings - 1 for model in rivals.values()))
     test.check(longest, vocab_size, "img_size")
     chunks = [test[i] for i in reported(test, args.num_samples)]
-    setting = Setting(args, runtime, first, chunks, min(longest, int(test.lengths.max())))
+    guide = Guide(load_pretrained(args.guide, runtime.device).diffusion, args.guidance) if args.guide else None
+    setting = Setting(args, runtime, first, chunks, min(longest, int(test.lengths.max())), guide)
 
     with runtime.autocast():
         report = {
@@ -135,6 +137,7 @@ class Setting:
     first: Pretrained
     chunks: list[torch.Tensor]
     length: int
+    guide: Guide | None
 
     # ------------------------------------------------------------------------------------------------------------------
     # Likelihood
@@ -142,14 +145,9 @@ class Setting:
     def likelihood(self, ours: dict[str, Pretrained], rivals: dict[str, nn.Module]) -> dict:
         args, chunks, tokenizer = self.args, self.chunks, self.first.tokenizer
         levels, found = args.likelihood_levels, {}
-        for order, name in ((2, "bigrams"), (3, "trigrams")):
-            nats = [
-                len(c) * np.log(2) * self.first.ngram.bits_per_token([c.numpy()], order)
-                for c in chunks
-                if order <= self.first.ngram.order
-            ]
-            if nats:
-                found[name] = {"kind": "exact", **per_byte(np.array(nats), chunks, tokenizer)}
+        for order in range(2, self.first.ngram.order + 1):
+            bits = [len(c) * self.first.ngram.bits_per_token([c.numpy()], order) for c in chunks]
+            found[NGRAMS[order]] = {"kind": "exact", **per_byte(np.log(2) * np.array(bits), chunks, tokenizer)}
         nats = autoregressive.nats_per_sequence(rivals["autoregressive"], chunks, self.runtime)
         found["autoregressive"] = {"kind": "exact", **per_byte(nats, chunks, tokenizer)}
         if "masked diffusion" in rivals:
@@ -198,15 +196,12 @@ class Setting:
         """Texts like `blank` (S, length) of a checkpoint, in that many forward passes (Heun: one less where that is odd)."""
         args, drawn = self.args, []
         grid = loaded.grid(passes if args.sampler != "heun" else passes // 2 + 1)
-        guide = None
-        if args.guide:
-            guide = Guide(load_pretrained(args.guide, self.runtime.device).diffusion, args.guidance)
         generator = torch.Generator(self.runtime.device).manual_seed(args.seed)
         for part in blank.split(args.batch_size):
             mask = loaded.collate(list(part.cpu()))["mask"]
             found = loaded.diffusion.sample(
                 mask, grid, args.sampler, temperature=args.temperature, generator=generator, churn=args.churn,
-                noise_scale=args.noise_scale, guide=guide,
+                noise_scale=args.noise_scale, guide=self.guide,
             )  # fmt: skip
             drawn.append(found[:, : self.length])
         return torch.cat(drawn)
@@ -225,8 +220,7 @@ class Setting:
             place = torch.arange(tokens.shape[1], device=tokens.device)
             begin = (PERIOD - GAP) // 2
             missing = mask & (place % PERIOD >= begin) & (place % PERIOD < begin + GAP)
-            ngrams = {2: "bigrams", 3: "trigrams"}[self.first.ngram.order]
-            guesses = {f"{ngrams}, both sides": self.fill_by_ngrams(tokens, mask, missing)}
+            guesses = {f"{NGRAMS[self.first.ngram.order]}, both sides": self.fill_by_ngrams(tokens, mask, missing)}
             guesses["autoregressive, left side"] = self.fill_from_left(rivals["autoregressive"], tokens, missing, mask)
             if "masked diffusion" in rivals:
                 guesses["masked diffusion"] = fill_by_confidence(rivals["masked diffusion"], tokens, mask, missing, GAP)

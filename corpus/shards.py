@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow
-import pyarrow.compute
 import torch
 from pyarrow import parquet
 from torch.utils.data import Dataset

@@ -38,12 +38,12 @@ def save_released(path: str | Path, state: dict) -> int:
             return [pack(each, f"{name}/{index}") for index, each in enumerate(value)]
         if not isinstance(value, torch.Tensor):
             return value
-        if value.numel() < KEPT or (not value.is_floating_point() and value.dim() != 1):
+        if value.numel() < KEPT or value.is_floating_point() == (
+            value.dim() == 1
+        ):  # float vectors, matrices of integers
             return {TENSOR: put(name, value)}
         if value.is_floating_point():
-            rows = value.detach().float().flatten(0, -2) if value.dim() > 1 else None
-            if rows is None:
-                return {TENSOR: put(name, value)}
+            rows = value.detach().float().flatten(0, -2)
             scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
             put(f"{name}:scale", scale)
             put(name, (rows / scale).round().to(torch.int8))

@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,13 +35,11 @@ from diffusion import Diffusion
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.errors import UserError
+from kit.figures import plt, save
 from kit.runlog import environment, write_json
 from kit.times import TimeSampler
 from model import build_jit_model
 from palette import Layout, build_palette
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 PARTS = ("train", "sample", "loader", "growth", "processes")
 LESS_MEMORY = "lower `batch_size` or `img_size`"
@@ -351,21 +348,18 @@ def plot_growth(found: dict, path: Path) -> None:
         "vocab_size": "tokens in the vocabulary",
         "batch_size": "texts in a step",
     }
-    figure, axes = plt.subplots(1, len(found), figsize=(9.6, 3.2), dpi=150, layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, len(found), figsize=(9.6, 3.2), sharey=True)
     for axis, (name, rows) in zip(axes, found.items()):
         values = [row["value"] for row in rows]
-        axis.plot(values, [row["tokens_per_second"] for row in rows], "o-", color="#0b6e4f", markersize=4)
+        axis.plot(values, [row["tokens_per_second"] for row in rows], "o-")
         axis.set_xscale("log", base=2)
         axis.set_xticks(values, [f"{value:,}" for value in values])
         axis.set_xlabel(labels[name])
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
     highest = max(row["tokens_per_second"] for rows in found.values() for row in rows)
     axes[0].set_ylim(0, 1.1 * highest)
     axes[0].set_ylabel("training, tokens a second")
     axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ All numbers are of the test split. Writes compare.json and frontier.png to --out
 import argparse
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 import torch
 from torch import nn
@@ -28,16 +27,13 @@ from diffusion import Guide
 from kit import device, errors, sampling
 from kit.arguments import add_common, program
 from kit.errors import UserError
+from kit.figures import COLORS, INK, plt, save
 from kit.intervals import ratio_with_interval
 from kit.runlog import environment, make_folder, progress_bar, write_json
 from pretrained import Pretrained, load_pretrained
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 GAP, PERIOD = 8, 32  # tokens missing of so many
 NGRAMS = {2: "bigrams", 3: "trigrams"}
-COLORS = ("#0b6e4f", "#2a9d8f", "#8c2f39", "#d1603d")
 LESS_MEMORY = "lower `batch_size`"
 
 
@@ -281,27 +277,22 @@ def fill_by_confidence(model, tokens, mask, missing, passes: int) -> torch.Tenso
 
 def plot_frontier(rows: list[dict], path) -> None:
     """Generative perplexity against entropy, a line through the numbers of passes of each kind of diffusion."""
-    figure, axis = plt.subplots(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.2, 4.2))
     names = list(dict.fromkeys(row["name"] for row in rows if row["passes"] is not None))
     for name, color in zip(names, COLORS):
         line = [row for row in rows if row["name"] == name]
-        axis.plot(
-            [r["entropy"] for r in line], [r["gen_ppl"] for r in line], "o-", color=color, label=name, markersize=4
-        )
+        axis.plot([r["entropy"] for r in line], [r["gen_ppl"] for r in line], "o-", color=color, label=name)
         for row in (line[0], line[-1]):
             axis.annotate(
                 str(row["passes"]), (row["entropy"], row["gen_ppl"]), (4, 4), textcoords="offset points", color=color
             )
     for row, marker in zip((r for r in rows if r["passes"] is None and r["name"] != "tokens by frequency"), "*sD"):
-        axis.plot(row["entropy"], row["gen_ppl"], marker, color="#444444", label=row["name"])
+        axis.plot(row["entropy"], row["gen_ppl"], marker, color=INK, label=row["name"])
     axis.set_yscale("log")
     axis.set_xlabel("entropy of a text's own tokens, bits (numbers: forward passes)")
     axis.set_ylabel("perplexity under the autoregressive model")
-    axis.grid(alpha=0.25, which="both")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
-    figure.savefig(path)
-    plt.close(figure)
+    axis.legend()
+    save(figure, path)
 
 
 if __name__ == "__main__":

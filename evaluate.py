@@ -13,7 +13,6 @@ import math
 import time
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
@@ -26,20 +25,16 @@ from diffusion import NGRAM_SEGMENT, SAMPLERS, Diffusion, Prediction
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.errors import UserError
+from kit.figures import BLUE, GRAY, GREEN, LINE, ORANGE, RED, blank, plt, save
 from kit.intervals import ratio_with_interval
 from kit.runlog import environment, make_folder, progress_bar, write_json
 from picture import to_pixels
 from pretrained import Pretrained, load_pretrained
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 SPACINGS = (0.28, 0.35, 0.455, 0.56, 0.7, 0.85, 1.225, 2.1, 3.5)  # noise levels, in units of the palette's spacing
 PASSES = (1, 2, 4)
 SHOWN = (0.9, 0.5, 0.2)  # nearest-color accuracies at which pixels.png is drawn
-COLORS = {
-    "model": "#0b6e4f", "trigram": "#8c2f39", "bigram": "#d1603d", "unigram": "#c8963e", "nearest": "#8d99ae",
-}  # fmt: skip
+COLORS = {"model": GREEN, "trigram": BLUE, "bigram": RED, "unigram": ORANGE, "nearest": GRAY}
 CLASSICAL = {2: "bigram", 3: "trigram"}  # decoders by the order of their n-grams
 TRIGRAM_CANDIDATES = (24,)
 LESS_MEMORY = "lower `batch_size`"
@@ -325,16 +320,16 @@ def plot_recovery(report: dict, path: Path) -> None:
         "model": network, "trigram": "trigram forward-backward", "bigram": "bigram forward-backward",
         "unigram": "unigram posterior", "nearest": "nearest color",
     }  # fmt: skip
-    figure, axis = plt.subplots(figsize=(7.2, 5.2), dpi=150, layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.2, 5.2))
     for name, label in labels.items():
         if rows[0][name] is None:
             continue
         low, high = zip(*(row[f"{name}_ci"] for row in rows))
         axis.fill_between(sigma, low, high, color=COLORS[name], alpha=0.18, linewidth=0)
-        axis.plot(sigma, [row[name] for row in rows], color=COLORS[name], marker="o", markersize=3.5, label=label)
+        axis.plot(sigma, [row[name] for row in rows], color=COLORS[name], marker="o", label=label)
     half = report["at_nearest_50"]
     note = f"nearest color gets half, {network} {half['model']:.1%}"
-    axis.axvline(half["sigma"], color="#bbbbbb", linewidth=0.8, linestyle="--", zorder=0, label=note)
+    axis.axvline(half["sigma"], color=LINE, linewidth=0.8, linestyle="--", zorder=0, label=note)
     axis.set_xscale("log")
     ticks = [s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0) if min(sigma) * 0.9 <= s <= max(sigma) * 1.1]
     axis.set_xticks(ticks, [f"{s:g}" for s in ticks])
@@ -342,16 +337,12 @@ def plot_recovery(report: dict, path: Path) -> None:
     axis.set_xlabel("noise on colors in [−1, 1], σ = (1 − t) / t")
     axis.set_ylabel("fraction of test tokens recovered")
     axis.set_ylim(0, 1.02)
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2)
     training = report["training"]
     axis.set_title(
-        f"{training['model']}, {training['objective']} objective, {report['vocab_size']} tokens, {report['num_tokens']:,} test tokens",
-        fontsize=10,
+        f"{training['model']}, {training['objective']} objective, {report['vocab_size']} tokens, {report['num_tokens']:,} test tokens"
     )
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def plot_pixels(held_out: HeldOut, path: Path) -> None:
@@ -361,7 +352,7 @@ def plot_pixels(held_out: HeldOut, path: Path) -> None:
     to_image = diffusion.layout.to_image
     mask = to_image(batch["mask"])[0].cpu().numpy()
     clean = to_image(diffusion.palette.colors[batch["tokens"]])[0]
-    figure, axes = plt.subplots(len(SHOWN), 4, figsize=(8.6, 7.0), dpi=150, layout="constrained")
+    figure, axes = plt.subplots(len(SHOWN), 4, figsize=(8.6, 7.0))
     for row, fraction in zip(axes, SHOWN):
         sigma = held_out.sigma_at(fraction)
         z, t = held_out.noisy(batch, sigma)
@@ -369,7 +360,7 @@ def plot_pixels(held_out: HeldOut, path: Path) -> None:
         recovered = to_image(diffusion.palette.colors[found])[0]
         right = to_image(found == batch["tokens"])[0].cpu().numpy()
         nearest = diffusion.palette.decode(z / t[0]) == batch["tokens"]
-        wrong = np.where(right[..., None], np.array([232, 236, 239]), np.array([200, 40, 40]))
+        wrong = np.where(right[..., None], np.array([232, 236, 239]), np.array([213, 94, 0]))
         kept = right[mask].mean()
         nearest_kept = nearest[batch["mask"]].float().mean().item()
         panels = (
@@ -381,12 +372,8 @@ def plot_pixels(held_out: HeldOut, path: Path) -> None:
         for axis, (pixels, title) in zip(row, panels):
             axis.imshow(np.where(mask[..., None], pixels, 255).astype(np.uint8), interpolation="nearest")
             axis.set_title(title, fontsize=8.5)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            for spine in axis.spines.values():
-                spine.set_color("#cccccc")
-    figure.savefig(path)
-    plt.close(figure)
+            blank(axis, frame=True)
+    save(figure, path)
 
 
 def typical_chunk(held_out: HeldOut) -> dict:

@@ -9,17 +9,13 @@ Writes gallery.png and the images themselves, one pixel for one pixel.
 import argparse
 from pydoc_data.topics import topics
 
-import matplotlib
-
 from image_context.augment import augment
 from image_context.codecs import build_codec
 from kit import errors
 from kit.arguments import add_common, program
+from kit.figures import plt, save
 from kit.runlog import clear_numbered, make_folder
 from kit.textfile import read_text
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 # (file name, title, codec, options, augmentation)
 SHOWN = (
@@ -50,7 +46,7 @@ def main() -> None:
     text = topics["assert"] + "\n" + topics["del"] if args.input_file is None else read_text(args.input_file)
     output = make_folder(args.output_dir)
     clear_numbered(output, "*.png", args.overwrite)
-    figure, axes = plt.subplots(2, 3, figsize=(12, 8.4), dpi=100, layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(12, 8.4), dpi=100)
     for axis, (file, title, name, options, level) in zip(axes.flat, SHOWN):
         codec = build_codec(name, **options, **({"fonts": tuple(args.fonts)} if name == "render" else {}))
         encoded = codec.encode(text)
@@ -61,11 +57,10 @@ def main() -> None:
         back = "" if name == "render" else ", reads back" if codec.decode(images) == text else ", DOES NOT READ BACK"
         axis.imshow(images[0], interpolation="nearest")
         pages = f", {len(images)} images" if len(images) > 1 else ""
-        axis.set_title(f"{title}\n{tokens} visual tokens{pages}, {size / tokens:.1f} bytes each{back}", fontsize=10)
+        axis.set_title(f"{title}\n{tokens} visual tokens{pages}, {size / tokens:.1f} bytes each{back}")
         axis.set_anchor("N")
         axis.axis("off")
-    figure.savefig(output / "gallery.png")
-    plt.close(figure)
+    save(figure, output / "gallery.png")
     print(f"wrote {output}/gallery.png and the images it shows")
 
 

@@ -11,24 +11,21 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
-import matplotlib
+from matplotlib.ticker import NullFormatter
 
 from image_context.augment import AUGMENTATIONS
 from image_context.run_exp import read_results
 from kit import errors
 from kit.arguments import program
 from kit.errors import UserError
+from kit.figures import COLORS, plt, save
 from kit.intervals import mean_interval
 from kit.runlog import make_folder, write_json
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 METRICS = {"json": "json_f1", "needle": "needle_hit", "random": "token_accuracy"}  # what a plot shows of each task
 LABELS = {
     "json": "JSON: F1 of typed leaves", "needle": "needle: exact hits", "random": "random tokens restored"
 }  # fmt: skip
-COLORS = ("#1f5fa8", "#d1602b", "#3c8a4c", "#8a4fa3", "#777777", "#b08a1e", "#20808d", "#b03060")
 MARKS = "osD^vPX*"
 LESS_MEMORY = "pass fewer results"
 
@@ -47,10 +44,8 @@ def main() -> None:
         raise UserError(f"{args.input} holds no results yet")
     output = make_folder(args.output)
     points = summarize(records)
-    plot_against(points, "total_tokens", "tokens the model reads for one question", output / "cost_accuracy.png")
-    plot_against(points, "ratio_context", "text tokens per token that carries them", output / "ratio_accuracy.png")
-    plot_robustness(points, output / "robustness.png")
-    plot_bits(points, output / "bits.png")
+    for name, draw in PLOTS.items():
+        draw(points, output / name)
     write_json(
         output / "summary.json",
         {"vlm": records[0]["vlm"], "config_hash": records[0]["config_hash"], "points": points},
@@ -61,7 +56,7 @@ def main() -> None:
             f"{point['codec']:12} {point['augmentation']:6} {point['task']:7} {point['length']:6} "
             f"ratio {point['ratio_context']:6.2f}  {point['metric']} {point['mean']:.3f} [{low:.3f}, {high:.3f}]"
         )
-    print(f"wrote {output}/cost_accuracy.png, ratio_accuracy.png, robustness.png, bits.png, summary.json")
+    print(f"wrote {output}/{', '.join(PLOTS)}, summary.json")
 
 
 def summarize(records: list[dict]) -> list[dict]:
@@ -97,6 +92,14 @@ def mean(values: list[float]) -> float:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Figures
+
+
+def plot_cost(points: list[dict], path: Path) -> None:
+    plot_against(points, "total_tokens", "tokens the model reads for one question", path)
+
+
+def plot_ratio(points: list[dict], path: Path) -> None:
+    plot_against(points, "ratio_context", "text tokens per token that carries them", path)
 
 
 def plot_against(points: list[dict], quantity: str, label: str, path: Path) -> None:
@@ -150,7 +153,7 @@ def plot_bits(points: list[dict], path: Path) -> None:
             for capacity in {p["capacity_bits"] for p in mine if p["capacity_bits"]}:
                 axis.axvline(capacity, color=color, linestyle=":", linewidth=1.2)
         axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+        axis.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
         axis.set_xlabel("bits per token that carries the text (dotted: capacity)")
     finish(figure, axes, path)
 
@@ -162,8 +165,6 @@ def panels(points: list[dict]):
         1,
         len(tasks),
         figsize=(max(5.2, 4.1 * len(tasks)), 3.9),
-        dpi=150,
-        layout="constrained",
         sharey=True,
         squeeze=False,
     )
@@ -187,8 +188,8 @@ def draw(axis, x: list[float], points: list[dict], name: str, color: str, mark: 
 
 def ticks(axis, values: list[float]) -> None:
     """Plain numbers on a logarithmic axis."""
-    axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-    axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axis.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     if len(values) and max(values) / min(values) < 10:
         shown = values[:1]
         for value in values:
@@ -200,20 +201,21 @@ def ticks(axis, values: list[float]) -> None:
 
 def finish(figure, axes, path: Path) -> None:
     for axis, task in axes:
-        axis.set_title(LABELS[task], fontsize=10)
+        axis.set_title(LABELS[task])
         axis.set_ylim(-0.03, 1.05)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("fraction right")
     handles = {}
     for axis, _ in axes:
         for handle, label in zip(*axis.get_legend_handles_labels()):
             handles.setdefault(label, handle)
     if handles:
-        figure.legend(handles.values(), handles, frameon=False, loc="outside right center", fontsize=9)
-    figure.savefig(path)
-    plt.close(figure)
+        figure.legend(handles.values(), handles, loc="outside right center")
+    save(figure, path)
 
+
+PLOTS = {
+    "cost_accuracy.png": plot_cost, "ratio_accuracy.png": plot_ratio, "robustness.png": plot_robustness, "bits.png": plot_bits,
+}  # fmt: skip
 
 if __name__ == "__main__":
     errors.run(main, LESS_MEMORY)

@@ -10,7 +10,6 @@ import io
 from functools import partial
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
@@ -19,13 +18,11 @@ from corpus.chunks import open_test, reported
 from inference import estimate_sigma
 from kit import device, errors
 from kit.arguments import add_common, program
+from kit.figures import COLORS, INK, plt, save
 from kit.intervals import ratio_with_interval
 from kit.runlog import environment, progress_bar, write_json
 from picture import average, to_pixels
 from pretrained import Pretrained, load_pretrained
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 OUTPUT = Path("results/robust")
 PIXEL_SIZES = (1, 2, 4, 8)
@@ -116,29 +113,26 @@ def read(loaded: Pretrained, chunks: list[torch.Tensor], damage, pixel_size: int
 
 def plot(rows: list[dict], path: Path) -> None:
     """A panel for each kind of damage: tokens read against its level, with the model and without."""
-    shades = dict(zip(PIXEL_SIZES, ("#c8963e", "#d1603d", "#8c2f39", "#0b6e4f")))
-    figure, axes = plt.subplots(1, len(DAMAGES), figsize=(12.6, 3.5), dpi=150, layout="constrained", sharey=True)
+    shades = dict(zip(PIXEL_SIZES, COLORS))
+    figure, axes = plt.subplots(1, len(DAMAGES), figsize=(12.6, 3.5), sharey=True)
     for axis, (name, (_, levels)) in zip(axes, DAMAGES.items()):
         for size in PIXEL_SIZES:
             found = [row for row in rows if row["damage"] == name and row["pixel_size"] == size]
             places = range(len(levels))
-            axis.plot(places, [row["model"] for row in found], "o-", color=shades[size], markersize=3.5)
+            axis.plot(places, [row["model"] for row in found], "o-", color=shades[size])
             axis.plot(places, [row["nearest"] for row in found], ":", color=shades[size])
         axis.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
         axis.set_xlabel(name)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("tokens read")
     axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes[0].set_ylim(0, 1.02)
     handles = [plt.Line2D([], [], color=shades[s], label=f"{s}×{s} pixels a token") for s in PIXEL_SIZES]
     handles += [
-        plt.Line2D([], [], color="#444444", marker="o", markersize=3.5, label="with the model"),
-        plt.Line2D([], [], color="#444444", linestyle=":", label="nearest color"),
+        plt.Line2D([], [], color=INK, marker="o", label="with the model"),
+        plt.Line2D([], [], color=INK, linestyle=":", label="nearest color"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
-    figure.savefig(path)
-    plt.close(figure)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    save(figure, path)
 
 
 if __name__ == "__main__":

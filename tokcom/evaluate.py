@@ -16,7 +16,6 @@ import argparse
 import time
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -29,6 +28,7 @@ from corpus.tokenizer import Tokenizer
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.errors import UserError
+from kit.figures import BLUE, GRAY, RED, SKY, blank, plt, save
 from kit.runlog import environment, make_folder, write_json
 from kit.textfile import read_text
 from kit.times import TimeSampler
@@ -36,9 +36,6 @@ from tokcom.dataset import chosen_batches
 from tokcom.flow import Flow, real_chunks
 from tokcom.inference import decode, encode, load_checkpoint, read_ids
 from tokcom.stages import by_chunk, to_device
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 LATENT_NOISES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 NOISE_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -277,50 +274,44 @@ class HeldOut:
 
 def plot_reconstruction(report: dict, path: Path) -> None:
     """Left: tokens recovered against noise on the latents. Right: against where the flow starts."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.9), dpi=150, layout="constrained", sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.9), sharey=True)
     noises = [0.0, *map(float, report["reconstruction_at_noise"])]
     left.plot(
         noises,
         [report["reconstruction"], *report["reconstruction_at_noise"].values()],
         "o-",
-        color="#1f5fa8",
-        markersize=4,
     )
     left.set_xlabel("noise on the latents, standard deviations")
     left.set_ylabel("fraction of held-out tokens recovered")
-    left.set_title(f"VAE alone, {report['chunk_size']} tokens in {report['latent_dim']} numbers", fontsize=10)
+    left.set_title(f"VAE alone, {report['chunk_size']} tokens in {report['latent_dim']} numbers")
     levels = [row["noise_level"] for row in report["denoise"]]
     for key, label, color in (
-        ("model", "denoised", "#1f5fa8"), ("no_context", "denoised without context", "#d1602b"), ("decoder_only", "decoder only", "#999999"),
+        ("model", "denoised", BLUE), ("no_context", "denoised without context", RED), ("decoder_only", "decoder only", GRAY),
     ):  # fmt: skip
-        right.plot(levels, [row[key] for row in report["denoise"]], "o-", color=color, markersize=4, label=label)
+        right.plot(levels, [row[key] for row in report["denoise"]], "o-", color=color, label=label)
     right.set_xlabel("noise_level (0 = pure noise, 1 = none)")
-    right.set_title("flow, one forward pass", fontsize=10)
-    right.legend(frameon=False, loc="lower right")
+    right.set_title("flow, one forward pass")
+    right.legend(loc="lower right")
     for axis in (left, right):
-        _tidy(axis)
         axis.set_ylim(0, 1.02)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def plot_nfe(report: dict, path: Path) -> None:
     """Quality against forward passes of the network."""
-    figure, axis = plt.subplots(figsize=(5.2, 3.9), dpi=150, layout="constrained")
+    figure, axis = plt.subplots(figsize=(5.2, 3.9))
     nfe = [row["nfe"] for row in report["by_nfe"]]
     for values, label, color in (
-        ([row["brier"][0] for row in report["by_nfe"]], "its first token (Brier)", "#999999"),
-        ([row["brier_lm"] for row in report["by_nfe"]], "all of it (BrierLM)", "#1f5fa8"),
+        ([row["brier"][0] for row in report["by_nfe"]], "its first token (Brier)", GRAY),
+        ([row["brier_lm"] for row in report["by_nfe"]], "all of it (BrierLM)", BLUE),
     ):
-        axis.plot(nfe, values, "o-", color=color, markersize=4, label=label)
-    axis.legend(frameon=False)
+        axis.plot(nfe, values, "o-", color=color, label=label)
+    axis.legend()
     axis.set_xscale("log", base=2)
     axis.set_xticks(nfe, nfe)
     axis.set_xlabel("forward passes (NFE) for a chunk")
     axis.set_ylabel("score of the chunk after a real prompt")
-    _tidy(axis)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def plot_schedule(times: TimeSampler, path: Path) -> None:
@@ -328,13 +319,13 @@ def plot_schedule(times: TimeSampler, path: Path) -> None:
 
     The adaptive schedule makes the latter straight: the loss rises evenly over the times drawn.
     """
-    figure, axes = plt.subplot_mosaic("AC;BC", figsize=(9.6, 4.8), dpi=150, layout="constrained")
+    figure, axes = plt.subplot_mosaic("AC;BC", figsize=(9.6, 4.8))
     above, below, over = (axes[name] for name in "ABC")
     sigma = ((times.edges[1:] + times.edges[:-1]) / 2).exp().numpy()
     curve = times.curve()
     if curve is not None:
-        above.plot(sigma, curve.numpy(), color="#1f5fa8")
-    for density, label, color in ((times.start, "initial", "#999999"), (times.density, "adaptive", "#1f5fa8")):
+        above.plot(sigma, curve.numpy(), color=BLUE)
+    for density, label, color in ((times.start, "initial", GRAY), (times.density, "adaptive", BLUE)):
         below.plot(sigma, density.numpy(), color=color, label=label)
         if curve is not None:
             over.plot((density.cumsum(0) - density / 2).numpy(), curve.numpy(), color=color, label=label)
@@ -342,15 +333,12 @@ def plot_schedule(times: TimeSampler, path: Path) -> None:
     above.tick_params(labelbottom=False)
     below.set_ylabel("probability of training times")
     below.set_xlabel("noise σ = (1 − t) / t")
-    below.legend(frameon=False)
+    below.legend()
     over.set_xlabel("times drawn, least noise first")
     over.set_ylabel("cross-entropy, nats per token")
     for axis in (above, below):
         axis.set_xscale("log")
-    for axis in axes.values():
-        _tidy(axis)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def plot_map(held_out: HeldOut, tokenizer: Tokenizer, path: Path) -> None:
@@ -362,8 +350,8 @@ def plot_map(held_out: HeldOut, tokenizer: Tokenizer, path: Path) -> None:
         texts += [tokenizer.decode(row[real]) for row, real in zip(tokens.cpu(), mask.cpu()) if real.any()]
     _, _, directions = torch.pca_lowrank(F.pad(latents, (0, 1)), q=2, niter=4)  # two directions even of a single number
     points = (F.pad(latents - latents.mean(0), (0, 1)) @ directions).numpy()
-    figure, axis = plt.subplots(figsize=(9, 7), dpi=150, layout="constrained")
-    axis.scatter(*points.T, s=3, color="#c9d6e6")
+    figure, axis = plt.subplots(figsize=(9, 7))
+    axis.scatter(*points.T, s=3, color=SKY, alpha=0.4)
     taken: list[np.ndarray] = []
     span = points.max(0) - points.min(0)
     for index in np.random.default_rng(0).permutation(len(points)):
@@ -371,18 +359,10 @@ def plot_map(held_out: HeldOut, tokenizer: Tokenizer, path: Path) -> None:
         text = texts[index].replace("\n", "⏎").replace("$", r"\$").strip()
         if text and all((np.abs(place - other) > 1).any() for other in taken):
             taken.append(place)
-            axis.annotate(text, points[index], fontsize=7, ha="center", va="center", color="#223")
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.spines[:].set_visible(False)
-    axis.set_title("held-out chunks along the two main directions of their vectors", fontsize=10)
-    figure.savefig(path)
-    plt.close(figure)
-
-
-def _tidy(axis) -> None:
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
+            axis.annotate(text, points[index], fontsize=7, ha="center", va="center")
+    blank(axis)
+    axis.set_title("held-out chunks along the two main directions of their vectors")
+    save(figure, path)
 
 
 if __name__ == "__main__":

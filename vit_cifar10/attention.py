@@ -9,17 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from kit.errors import UserError
+from kit.figures import blank, plt, save
 from vit_cifar10.model import VisionTransformer
 from vit_cifar10.pretrained import Pretrained
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 
 @contextmanager
@@ -84,22 +81,19 @@ def draw_attention(loaded: Pretrained, images: torch.Tensor, path: Path) -> None
     columns.append(("rollout", on_patches(model, rollout(maps))))
     confidence, guess = logits.softmax(1).max(1)
     width = 1 + len(columns)
-    figure, axes = plt.subplots(
-        len(images), width, figsize=(1.9 * width, 2.0 * len(images)), dpi=150, layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(len(images), width, figsize=(1.9 * width, 2.0 * len(images)), squeeze=False)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
     for (title, _), axis in zip([("image", None), *columns], axes[0]):
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title)
     for index, row in enumerate(axes):
         row[0].imshow(shown[index].numpy(), interpolation="bicubic")
         row[0].set_ylabel(f"{loaded.classes[guess[index]]}\n{confidence[index]:.0%}", fontsize=9)
         for axis, (_, heat) in zip(row[1:], columns):
             axis.imshow(overlay(shown[index], heat[index].cpu()), interpolation="bicubic")
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def draw_heads(loaded: Pretrained, image: torch.Tensor, path: Path) -> None:
@@ -108,20 +102,15 @@ def draw_heads(loaded: Pretrained, image: torch.Tensor, path: Path) -> None:
     maps, _ = attention_maps(model, preprocess(image[None].to(model.head.weight.device)))
     shown = preprocess.resize(image[None])[0].permute(1, 2, 0).cpu()
     depth, _, heads = maps.shape[:3]
-    figure, axes = plt.subplots(
-        depth, heads, figsize=(1.4 * heads, 1.4 * depth), dpi=150, layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(depth, heads, figsize=(1.4 * heads, 1.4 * depth), squeeze=False)
     for block, row in enumerate(axes):
         row[0].set_ylabel(f"block {block + 1}", fontsize=8)
         for head, axis in enumerate(row):
             axis.imshow(overlay(shown, on_patches(model, maps[block, :, head])[0].cpu()), interpolation="bicubic")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
+            blank(axis)
             if block == 0:
                 axis.set_title(f"head {head + 1}", fontsize=8)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def overlay(image: torch.Tensor, heat: torch.Tensor) -> np.ndarray:
@@ -129,7 +118,7 @@ def overlay(image: torch.Tensor, heat: torch.Tensor) -> np.ndarray:
     heat = F.interpolate(heat[None, None], image.shape[:2], mode="bicubic", align_corners=False)[0, 0]
     low, high = heat.quantile(0.02), heat.quantile(0.98)
     heat = ((heat - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)[..., None]
-    tint = torch.from_numpy(matplotlib.colormaps["inferno"](heat[..., 0].numpy())[..., :3]).float()
+    tint = torch.from_numpy(plt.colormaps["inferno"](heat[..., 0].numpy())[..., :3]).float()
     picture = image.float() / 255
     gray = picture.mean(-1, keepdim=True)
     return ((0.55 * tint + 0.45 * gray) * (0.35 + 0.65 * heat) + 0.25 * picture * heat).clamp(0, 1).numpy()

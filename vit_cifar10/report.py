@@ -2,21 +2,18 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib.colors import PowerNorm
 
 from kit.device import Runtime
+from kit.figures import BLUE, INK, LINE, SKY, plt, save
 from kit.intervals import wilson
 from kit.runlog import make_folder, write_json
 from vit_cifar10.attention import draw_attention
 from vit_cifar10.augment import Preprocess
 from vit_cifar10.dataset import Images
 from vit_cifar10.pretrained import Pretrained
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.colors import PowerNorm
 
 BATCH = 500
 BINS = 15  # of confidence, as usual for the expected calibration error
@@ -100,7 +97,7 @@ def plot_confusion(report: dict, path: Path) -> None:
     counts = np.array(report["confusion"], dtype=float)
     fraction = 100 * counts / counts.sum(1, keepdims=True).clip(1)
     side = max(4.5, 0.62 * len(classes) + 1.4)
-    figure, axis = plt.subplots(figsize=(side, side), dpi=150, layout="constrained")
+    figure, axis = plt.subplots(figsize=(side, side))
     axis.imshow(
         fraction, cmap="Blues", norm=PowerNorm(0.5, 0, 115)
     )  # the root shows small fractions beside the diagonal
@@ -115,40 +112,37 @@ def plot_confusion(report: dict, path: Path) -> None:
                     ha="center",
                     va="center",
                     fontsize=8.5,
-                    color="white" if dark else "#223",
+                    color="white" if dark else INK,
                 )
     axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=9)
     axis.set_yticks(range(len(classes)), classes, fontsize=9)
     axis.set_xlabel("called")
     axis.set_ylabel("is")
     axis.tick_params(length=0)
+    axis.grid(False)
     axis.spines[:].set_visible(False)
-    axis.set_title(f"{report['accuracy']:.2%} of {report['images']:,} images right; percent of each row", fontsize=10)
-    figure.savefig(path)
-    plt.close(figure)
+    axis.set_title(f"{report['accuracy']:.2%} of {report['images']:,} images right; percent of each row")
+    save(figure, path)
 
 
 def plot_calibration(report: dict, path: Path) -> None:
     """Accuracy against confidence; on the diagonal a model is as sure as it is right."""
     bins = report["calibration"]["bins"]
-    figure, (above, below) = plt.subplots(
-        2, 1, figsize=(4.8, 5.4), dpi=150, layout="constrained", sharex=True, height_ratios=(4, 1)
-    )
+    figure, (above, below) = plt.subplots(2, 1, figsize=(4.8, 5.4), sharex=True, height_ratios=(4, 1))
     confidence = [part["confidence"] for part in bins]
-    above.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1, linestyle="--")
-    above.plot(confidence, [part["accuracy"] for part in bins], color="#1f5fa8", marker="o", markersize=4)
+    above.plot([0, 1], [0, 1], color=LINE, linewidth=1, linestyle="--")
+    above.plot(confidence, [part["accuracy"] for part in bins], color=BLUE, marker="o")
     above.set_ylabel("fraction right")
     above.set_ylim(0, 1.02)
-    above.set_title(f"expected calibration error {report['calibration']['expected_error']:.3f}", fontsize=10)
-    below.bar(confidence, [part["images"] for part in bins], width=0.8 / BINS, color="#9bb8d8")
+    above.set_title(f"expected calibration error {report['calibration']['expected_error']:.3f}")
+    below.bar(confidence, [part["images"] for part in bins], width=0.8 / BINS, color=SKY)
     below.set_ylabel("images")
     below.set_xlabel("confidence of the answer")
     below.set_xlim(0, 1.02)
     for axis in (above, below):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def plot_mistakes(probabilities: torch.Tensor, data: Images, path: Path) -> None:
@@ -157,7 +151,7 @@ def plot_mistakes(probabilities: torch.Tensor, data: Images, path: Path) -> None
     wrong = (guess != data.labels).nonzero().flatten()
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)[:MISTAKES]]
     rows = max(1, -(-len(worst) // 8))  # of eight
-    figure, axes = plt.subplots(rows, 8, figsize=(11, 1.75 * rows), dpi=150, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(rows, 8, figsize=(11, 1.75 * rows), squeeze=False)
     figure.suptitle(f"{len(wrong):,} of {len(data):,} images wrong; the model was surest of these", fontsize=11)
     for axis in axes.flat:
         axis.axis("off")
@@ -166,5 +160,4 @@ def plot_mistakes(probabilities: torch.Tensor, data: Images, path: Path) -> None
         axis.set_title(
             f"{data.classes[guess[index]]} {confidence[index]:.0%}\nis {data.classes[data.labels[index]]}", fontsize=8
         )
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)

@@ -2,7 +2,7 @@
 
     python evaluate.py --checkpoint RUN/best_model.pth --data_path data --output_dir RUN/report
 
-Writes report.json, recovery.png (recovery against noise for all decoders) and pixels.png (clean, noisy, recovered and wrong
+Writes report.json and report.html, which holds all of it, recovery.png (recovery against noise for all decoders) and pixels.png (clean, noisy, recovered and wrong
 pixels side by side). The decoders see the same noise: nearest color; unigram posterior; bigram and trigram forward-backward
 (baselines/ngram.py, counted from the training text, no network); and the checkpoint's network. Intervals are 95 % ones over
 chunks: bootstrap, and Wilson's where a chunk counts as right or wrong.
@@ -27,6 +27,7 @@ from kit.arguments import add_common, program
 from kit.errors import UserError
 from kit.figures import BLUE, GRAY, GREEN, LINE, ORANGE, RED, blank, plt, save
 from kit.intervals import ratio_with_interval
+from kit.page import Section, write_report
 from kit.runlog import environment, make_folder, progress_bar, write_json
 from picture import to_pixels
 from pretrained import Pretrained, load_pretrained
@@ -124,6 +125,7 @@ def main() -> None:
     plot_recovery(report, output / "recovery.png")
     with torch.no_grad(), runtime.autocast():
         plot_pixels(held_out, output / "pixels.png")
+    write_page(report, held_out, output)
     names = [name for name in ("nearest", "unigram", *CLASSICAL.values(), "model") if at_half[name] is not None]
     print(f"{'sigma':>7} {'t':>6} " + " ".join(f"{name:>8}" for name in names) + "   model, bits/token")
     for row in [*recovery, at_half]:
@@ -145,7 +147,7 @@ def main() -> None:
             f"as a language model: at most {bound['bits_per_byte']:.3f} bits per byte ({low:.3f} to {high:.3f}), "
             f"{bound['nll']:.3f} nats per token"
         )
-    print(f"wrote {output}/report.json, recovery.png, pixels.png")
+    print(f"wrote {output}/report.json, report.html, recovery.png, pixels.png")
     runtime.finish()
 
 
@@ -212,7 +214,7 @@ class HeldOut:
             nll = {}
             for name, found in self.passes(z, t, batch).items():
                 guesses[f"passes {name}"], nll[f"passes {name}"] = found.tokens, found.nll
-            for name, context, seen in self.classical(z, t, mask):
+            for name, context, seen in classical(self.loaded, z, t, mask, self.runtime.dtype):
                 guesses[name] = context.best(seen)
                 if context.dense is not None:
                     nll[name] = -(context.dense + seen).gather(-1, tokens[..., None])[..., 0] * mask
@@ -253,18 +255,6 @@ class HeldOut:
                 result[number] = found
         return result
 
-    def classical(self, z, t, mask) -> list[tuple[str, Context, object]]:
-        """Contexts of the decoders that have no network, with the likelihoods they go with."""
-        diffusion, ngram = self.loaded.diffusion, self.loaded.ngram
-        with torch.autocast(z.device.type, enabled=False):
-            seen = diffusion.likelihoods(z, t[:, None].expand(mask.shape))
-            unigrams = unigram_context(seen, diffusion.log_unigram)
-            contexts = ngram.contexts(
-                seen, mask, candidates=TRIGRAM_CANDIDATES, segment=NGRAM_SEGMENT, dtype=self.runtime.dtype
-            )
-        counted = [(CLASSICAL[order], context, seen) for order, context in enumerate(contexts, 2)]
-        return [("unigram", unigrams, seen), *counted]
-
     def sampled(self, sigma: float, sampler: str) -> dict:
         """Full sampling from noise `sigma`: tokens right, chunks wholly right, character error rate."""
         found = []
@@ -291,6 +281,17 @@ class HeldOut:
             result[name], result[f"{name}_ci"] = ratio_with_interval(hits, out_of)
         return result
 
+    @torch.no_grad()
+    def sample(self, sigma: float) -> dict[str, str]:
+        """The first chunk, and what is read of it at noise `sigma`."""
+        batch = next(self.batches())
+        z, t = self.noisy(batch, sigma)
+        with self.runtime.autocast():
+            found = self.loaded.diffusion.recover(z, t, batch["mask"], passes=self.args.passes).tokens
+        nearest, real = self.loaded.diffusion.palette.decode(z / t[0]), batch["mask"][0]
+        read = {"original": batch["tokens"], "nearest color": nearest, "recovered": found}
+        return {name: self.loaded.tokenizer.decode(tokens[0][real].cpu()) for name, tokens in read.items()}
+
     def throughput(self) -> dict:
         """Tokens per second of one forward pass, over every batch once, after a warm-up; padding is not counted."""
         with torch.no_grad(), self.runtime.autocast():
@@ -307,8 +308,49 @@ class HeldOut:
         self.loaded.diffusion.denoise(z, t, batch["mask"]).tokens.sum().item()  # waits for the device
 
 
+def classical(loaded: Pretrained, z, t, mask, dtype=torch.float32) -> list[tuple[str, Context, object]]:
+    """Contexts of the decoders that have no network, with the likelihoods they go with, of z (B, N, 3) at times t (B,)."""
+    with torch.autocast(z.device.type, enabled=False):
+        seen = loaded.diffusion.likelihoods(z, t[:, None].expand(mask.shape))
+        unigrams = unigram_context(seen, loaded.diffusion.log_unigram)
+        contexts = loaded.ngram.contexts(seen, mask, candidates=TRIGRAM_CANDIDATES, segment=NGRAM_SEGMENT, dtype=dtype)
+    counted = [(CLASSICAL[order], context, seen) for order, context in enumerate(contexts, 2)]
+    return [("unigram", unigrams, seen), *counted]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
-# Figures
+# Figures and page
+
+
+def write_page(report: dict, held_out: HeldOut, output: Path) -> None:
+    """report.html: what there is to know of a checkpoint, in one file."""
+    half, bound, training = report["at_nearest_50"], report["likelihood"], report["training"]
+    names = [name for name in ("nearest", "unigram", *CLASSICAL.values(), "model") if half[name] is not None]
+    facts = {f"recovered where the nearest color gets half (σ = {half['sigma']:.3f})": f"{half['model']:.1%}"}
+    facts |= {f"{name} decoder there": f"{half[name]:.1%}" for name in names[1:-1]}
+    if bound:
+        facts["bits per byte, at most"] = f"{bound['bits_per_byte']:.2f}"
+    rows = [
+        {"noise σ": row["sigma"], **{name: f"{row[name]:.1%}" for name in names}, "bits per token": row["nll_bits"]}
+        for row in report["recovery"]
+    ]
+    sampled = [
+        {
+            "sampler": row["sampler"], "passes": row["num_inference_steps"], "tokens right": f"{row['accuracy']:.1%}",
+            "chunks wholly right": f"{row['exact_match']:.1%}", "character error rate": f"{row['char_error_rate']:.2%}",
+        }
+        for row in report["sampled"]
+    ]  # fmt: skip
+    settings = {"training": training, "evaluation": vars(held_out.args), "environment": report["environment"]}
+    tokens = f"{report['num_tokens']:,} test tokens in {report['num_chunks']:,} chunks, {report['passes']} passes"
+    sections = [
+        Section("Recovery from noise", f"Fraction of {tokens}.", rows, [output / "recovery.png"]),
+        Section("Clean, noisy, recovered and wrong pixels", pictures=[output / "pixels.png"]),
+        Section("Sampled from the noise at which the nearest color gets half", rows=sampled),
+        Section("A test text, and the same read from noise", texts=held_out.sample(half["sigma"])),
+    ]
+    title = f"{training['model']} on token colors, {report['vocab_size']} tokens, step {training['step']:,}"
+    write_report(output / "report.html", title, facts, sections, settings)
 
 
 def plot_recovery(report: dict, path: Path) -> None:

@@ -14,6 +14,7 @@ Pictures and texts go to --output_dir, with the settings and accuracies in MODE.
 import argparse
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +185,16 @@ def generate(loaded: Pretrained, args, output: Path) -> dict:
 
 def infill(loaded: Pretrained, args, output: Path) -> dict:
     """Text with gaps [[n]] of n tokens; without a gap, a prompt to continue up to --num_tokens."""
-    text = read_input(args)
+    tokens, cond_mask = with_gaps(loaded, read_input(args), args.num_tokens)
+    return write_samples(loaded, args, output, [tokens] * args.num_samples, [cond_mask] * args.num_samples)
+
+
+def with_gaps(loaded: Pretrained, text: str, num_tokens: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (N,) of a text whose gaps are written [[n]], and which of them are given (N,); without a gap, what is missing up to
+    `num_tokens` (default: all that a picture holds) follows it.
+
+    Raises UserError where nothing is missing, and for more than a picture holds.
+    """
     parts = GAP.split(text)
     given = loaded.tokenizer.encode_pieces(parts[::2], [index == 0 for index in range(len(parts[::2]))])
     tokens, cond_mask = [], []
@@ -193,7 +203,7 @@ def infill(loaded: Pretrained, args, output: Path) -> dict:
         tokens.append(ids)
         cond_mask.append(np.full(len(ids), index % 2 == 0))
     if len(tokens) == 1:
-        more = (args.num_tokens or loaded.capacity) - len(tokens[0])
+        more = (num_tokens or loaded.capacity) - len(tokens[0])
         if more < 1:
             raise UserError(
                 f"the prompt has {len(tokens[0])} tokens, which leaves nothing to fill: shorten it, or raise --num_tokens (at most {loaded.capacity})"
@@ -205,7 +215,7 @@ def infill(loaded: Pretrained, args, output: Path) -> dict:
         raise UserError(f"text and gaps have {len(tokens)} tokens; this checkpoint's picture holds {loaded.capacity}")
     if cond_mask.all():
         raise UserError("every gap is empty: write [[n]] with n of at least 1")
-    return write_samples(loaded, args, output, [tokens] * args.num_samples, [cond_mask] * args.num_samples)
+    return tokens, cond_mask
 
 
 def write_samples(loaded: Pretrained, args, output: Path, tokens: list, cond_masks: list) -> dict:
@@ -319,46 +329,23 @@ def encode(loaded: Pretrained, args, output: Path) -> dict:
 
 def decode(loaded: Pretrained, args, output: Path) -> dict:
     """Pictures to text. Padding is what is transparent; without transparency, all after the first end token."""
-    diffusion, all_ids, levels = loaded.diffusion, [], []
-    paths, unsigned = find_images(args.image), []
+    read, paths = [], find_images(args.image)
     with progress_bar(len(paths), "decode", unit="image") as bar:
         for path in paths:
-            picture, mask, fingerprint = load_image(path, diffusion.layout.img_size)
-            if not check_fingerprint(loaded, path, fingerprint):
-                unsigned.append(path)
-            colors = diffusion.layout.from_image(picture[None]).to(loaded.device)
-            mask = torch.ones(picture.shape[-2:], dtype=torch.bool) if mask is None else mask
-            mask = diffusion.layout.from_image(mask[None]).to(loaded.device)
-            opaque = bool(mask.all())
-            if opaque and args.num_tokens:
-                mask = torch.arange(loaded.capacity, device=mask.device)[None] < args.num_tokens
-            if not mask.any():
-                raise UserError(f"{path} is wholly transparent: it holds no tokens")
-            if args.denoise:
-                sigma = (
-                    estimate_sigma(loaded, colors[mask]) if args.t is None else float(sigma_of(torch.tensor(args.t)))
-                )
-                t = 1 / (1 + sigma)
-                grid = loaded.grid(args.num_inference_steps, t)
-                found = diffusion.sample(mask, grid, args.sampler, colors * t, temperature=args.temperature)
-                ids = found[mask].cpu().numpy()
-                levels.append(round(sigma, 4))
-            else:
-                ids = diffusion.palette.decode(colors)[mask].cpu().numpy()
-            if opaque and not args.num_tokens and loaded.tokenizer.end_id in ids:
-                ids = ids[: int(np.argmax(ids == loaded.tokenizer.end_id)) + 1]
-            all_ids.append(ids)
+            read.append(read_picture(loaded, path, args))
             bar.update()
+    unsigned = [path for path, found in zip(paths, read) if not found.signed]
     if unsigned:
         errors.note(
             f"{unsigned[0]}{f' and {len(unsigned) - 1} more' if unsigned[1:] else ''} does not say which tokenizer, palette and "
             "layout wrote it: decoded by this checkpoint's"
         )
-    ids = np.concatenate(all_ids)
+    ids = np.concatenate([found.ids for found in read])
     text = loaded.tokenizer.decode(ids)
     (output / "decode_000.txt").write_text(text, encoding="utf-8")
     np.save(output / "decode_000_tokens.npy", ids.astype(np.int32))
     print(text)
+    levels = [round(found.sigma, 4) for found in read if found.sigma is not None]
     return {"num_tokens": len(ids), "files": ["decode_000.txt", "decode_000_tokens.npy"], "sigma": levels}
 
 
@@ -373,6 +360,44 @@ def write_picture(
     layout, palette = loaded.diffusion.layout, loaded.diffusion.palette
     image, shown = layout.to_image(palette.encode(tokens)[None])[0], layout.to_image(mask[None])[0]
     save_png(path, image, shown, loaded.fingerprint, pixel_size)
+
+
+@dataclass
+class Read:
+    """What was read of a picture: token ids (n,), whether it says what wrote it, and the noise it was cleaned from."""
+
+    ids: np.ndarray
+    signed: bool
+    sigma: float | None
+
+
+def read_picture(loaded: Pretrained, path: str | Path, args) -> Read:
+    """Read a picture under the settings of `decode`: num_tokens, denoise, t, num_inference_steps, sampler, temperature.
+
+    Raises UserError for what is no picture of this checkpoint's.
+    """
+    diffusion, sigma = loaded.diffusion, None
+    picture, mask, fingerprint = load_image(path, diffusion.layout.img_size)
+    signed = check_fingerprint(loaded, path, fingerprint)
+    colors = diffusion.layout.from_image(picture[None]).to(loaded.device)
+    mask = torch.ones(picture.shape[-2:], dtype=torch.bool) if mask is None else mask
+    mask = diffusion.layout.from_image(mask[None]).to(loaded.device)
+    opaque = bool(mask.all())
+    if opaque and args.num_tokens:
+        mask = torch.arange(loaded.capacity, device=mask.device)[None] < args.num_tokens
+    if not mask.any():
+        raise UserError(f"{path} is wholly transparent: it holds no tokens")
+    if args.denoise:
+        sigma = estimate_sigma(loaded, colors[mask]) if args.t is None else float(sigma_of(torch.tensor(args.t)))
+        t = 1 / (1 + sigma)
+        grid = loaded.grid(args.num_inference_steps, t)
+        found = diffusion.sample(mask, grid, args.sampler, colors * t, temperature=args.temperature)
+    else:
+        found = diffusion.palette.decode(colors)
+    ids = found[mask].cpu().numpy()
+    if opaque and not args.num_tokens and loaded.tokenizer.end_id in ids:
+        ids = ids[: int(np.argmax(ids == loaded.tokenizer.end_id)) + 1]
+    return Read(ids, signed, sigma)
 
 
 def check_fingerprint(loaded: Pretrained, path: Path, fingerprint: str | None) -> bool:

@@ -20,6 +20,7 @@ from kit.arguments import program
 from kit.errors import UserError
 from kit.figures import COLORS, plt, save
 from kit.intervals import mean_interval
+from kit.page import Section, write_report
 from kit.runlog import make_folder, write_json
 
 METRICS = {"json": "json_f1", "needle": "needle_hit", "random": "token_accuracy"}  # what a plot shows of each task
@@ -50,13 +51,14 @@ def main() -> None:
         output / "summary.json",
         {"vlm": records[0]["vlm"], "config_hash": records[0]["config_hash"], "points": points},
     )
+    write_page(points, records[0]["vlm"], output)
     for point in points:
         low, high = point["interval"]
         print(
             f"{point['codec']:12} {point['augmentation']:6} {point['task']:7} {point['length']:6} "
             f"ratio {point['ratio_context']:6.2f}  {point['metric']} {point['mean']:.3f} [{low:.3f}, {high:.3f}]"
         )
-    print(f"wrote {output}/{', '.join(PLOTS)}, summary.json")
+    print(f"wrote {output}/{', '.join(PLOTS)}, summary.json, report.html")
 
 
 def summarize(records: list[dict]) -> list[dict]:
@@ -84,6 +86,23 @@ def summarize(records: list[dict]) -> list[dict]:
             "text_bits": mean([r["costs"]["ratio_context"] * r["token_bits"] for r in answered]),
         })  # fmt: skip
     return points
+
+
+def write_page(points: list[dict], vlm: str, output: Path) -> None:
+    """report.html: all points and figures in one file."""
+    rows = [
+        {
+            "codec": p["codec"], "image": p["augmentation"], "task": p["task"], "tokens": p["length"], "questions": p["questions"],
+            "ratio": p["ratio_context"], "right": f"{p['mean']:.1%}", "95 % interval": "{:.0%} to {:.0%}".format(*p["interval"]),
+        }
+        for p in points
+    ]  # fmt: skip
+    best = max(points, key=lambda p: (p["mean"], p["ratio_context"]))
+    facts = {f"right: {best['codec']}, {best['task']}, ratio {best['ratio_context']:.1f}": f"{best['mean']:.1%}"}
+    notes = ("Against tokens read", "Against compression", "After damage", "Against bits")
+    sections = [Section("Answers", "Fraction of each question that is right.", rows)]
+    sections += [Section(title, pictures=[output / name]) for title, name in zip(notes, PLOTS)]
+    write_report(output / "report.html", "Text carried by images", facts, sections, {"vlm": vlm})
 
 
 def mean(values: list[float]) -> float:

@@ -1,4 +1,4 @@
-"""Measure a trained TokCom on held-out text: report.json and figures.
+"""Measure a trained TokCom on held-out text: report.json, report.html and figures.
 
     python -m tokcom.evaluate --checkpoint RUN/best_diffusion.pt --data_path RUN/data --output_dir RUN/report
 
@@ -29,6 +29,7 @@ from kit import device, errors
 from kit.arguments import add_common, program
 from kit.errors import UserError
 from kit.figures import BLUE, GRAY, RED, SKY, blank, plt, save
+from kit.page import Section, write_report
 from kit.runlog import environment, make_folder, write_json
 from kit.textfile import read_text
 from kit.times import TimeSampler
@@ -104,6 +105,7 @@ def main() -> None:
     plot_nfe(report, output / "nfe.png")
     plot_schedule(denoiser.times, output / "schedule.png")
     plot_map(held_out, tokenizer, output / "map.png")
+    write_page(report, args, output)
     print(f"reconstruction {report['reconstruction']:.2%}, at noise 0.3 {recovery['0.3']:.2%}")
     half = denoise[NOISE_LEVELS.index(0.5)]
     print(
@@ -112,7 +114,7 @@ def main() -> None:
     print(
         f"{report['active_dims']} of {report['latent_dim']} dimensions active, bound {report['nll']:.3f} nats per token, BrierLM {report['brier_lm']:.4f}"
     )
-    print(f"wrote {output}/report.json, reconstruction.png, nfe.png, schedule.png, map.png")
+    print(f"wrote {output}/report.json, report.html, reconstruction.png, nfe.png, schedule.png, map.png")
 
 
 class HeldOut:
@@ -269,7 +271,37 @@ class HeldOut:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Figures
+# Figures and page
+
+
+def write_page(report: dict, args: argparse.Namespace, output: Path) -> None:
+    """report.html: what there is to know of a checkpoint, in one file."""
+    facts = {
+        "tokens reconstructed": f"{report['reconstruction']:.2%}",
+        "… with noise of 0.3 on the vectors": f"{report['reconstruction_at_noise']['0.3']:.2%}",
+        "nats per token, at most": f"{report['nll']:.2f}", "BrierLM": f"{report['brier_lm']:.3f}",
+        "dimensions in use": f"{report['active_dims']} of {report['latent_dim']}",
+    }  # fmt: skip
+    denoise = [
+        {
+            "noise level t": row["noise_level"],
+            **{name: f"{row[name]:.1%}" for name in ("decoder_only", "no_context", "model")},
+        }
+        for row in report["denoise"]
+    ]
+    passes = [{"forward passes": row["nfe"], "BrierLM": row["brier_lm"]} for row in report["by_nfe"]]
+    tokens = f"{report['num_tokens']:,} held-out tokens in {report['num_sequences']:,} sequences"
+    sections = [
+        Section(
+            "Tokens recovered from noisy vectors", f"Fraction of {tokens}.", denoise, [output / "reconstruction.png"]
+        ),
+        Section("Writing", "The chunk after a real prompt, against forward passes.", passes, [output / "nfe.png"]),
+        Section("Noise schedule", pictures=[output / "schedule.png"]),
+        Section("Map of the vectors", pictures=[output / "map.png"]),
+    ]
+    title = f"TokCom: {report['chunk_size']} tokens in a vector of {report['latent_dim']} numbers"
+    settings = {"evaluation": vars(args), "environment": report["environment"]}
+    write_report(output / "report.html", title, facts, sections, settings)
 
 
 def plot_reconstruction(report: dict, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Measure a checkpoint on the test set: report.json, confusion matrix, calibration, worst mistakes, attention.
+"""Measure a checkpoint on the test set: report.json, report.html, confusion matrix, calibration, worst mistakes, attention.
 
 python -m vit_cifar10.evaluate --checkpoint checkpoints/vit/last.pth
 python -m vit_cifar10.evaluate --checkpoint checkpoints/vit/last.pth --data_path folder/ --tta
@@ -40,7 +40,7 @@ def main() -> None:
     for name, fraction in report["per_class"].items():
         print(f"  {name:12} {fraction:.1%}")
     print(f"expected calibration error {report['calibration']['expected_error']:.3f}")
-    print(f"wrote {output}/report.json, {', '.join(report['figures'])}")
+    print(f"wrote {output}/report.json, report.html, {', '.join(report['figures'])}")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from matplotlib.colors import PowerNorm
 
+from kit import page
 from kit.device import Runtime
 from kit.figures import BLUE, INK, LINE, SKY, plt, save
 from kit.intervals import wilson
-from kit.runlog import make_folder, write_json
+from kit.runlog import environment, make_folder, write_json
 from vit_cifar10.attention import draw_attention
 from vit_cifar10.augment import Preprocess
 from vit_cifar10.dataset import Images
@@ -73,7 +74,7 @@ def measure(probabilities: torch.Tensor, labels: torch.Tensor, classes: list[str
 
 
 def write_report(loaded: Pretrained, data: Images, output_dir: Path, runtime: Runtime, tta: bool = False) -> dict:
-    """Measure `loaded` on `data`; write report.json and the figures to `output_dir`; return the report."""
+    """Measure `loaded` on `data`; write report.json, report.html and the figures to `output_dir`; return the report."""
     make_folder(output_dir)
     probabilities = predict_probabilities(loaded.model, loaded.preprocess, data.images, runtime, tta)
     report = {"checkpoint": str(loaded.path), "tta": tta, **measure(probabilities, data.labels, data.classes)}
@@ -84,7 +85,26 @@ def write_report(loaded: Pretrained, data: Images, output_dir: Path, runtime: Ru
     examples = [int((data.labels == label).nonzero()[0]) for label in data.labels.unique()[:EXAMPLES]]
     draw_attention(loaded, data.images[examples], output_dir / "attention.png")
     write_json(output_dir / "report.json", report)
+    write_page(report, loaded, output_dir, environment(runtime))
     return report
+
+
+def write_page(report: dict, loaded: Pretrained, output: Path, environment: dict) -> None:
+    """report.html: what there is to know of a checkpoint, in one file."""
+    low, high = report["accuracy_interval"]
+    facts = {
+        f"of {report['images']:,} images right": f"{report['accuracy']:.2%}", "95 % interval": f"{low:.1%} to {high:.1%}",
+        "expected calibration error": f"{report['calibration']['expected_error']:.3f}",
+    }  # fmt: skip
+    rows = [{"class": name, "right": f"{value:.1%}"} for name, value in report["per_class"].items()]
+    notes = {
+        "confusion.png": "What images are called", "calibration.png": "How sure, and how right",
+        "mistakes.png": "Mistakes it was surest of", "attention.png": "Where it looks",
+    }  # fmt: skip
+    sections = [page.Section("Accuracy of each class", rows=rows)]
+    sections += [page.Section(notes[name], pictures=[output / name]) for name in report["figures"]]
+    settings = {"tta": report["tta"], "environment": environment}
+    page.write_report(output / "report.html", f"ViT, {len(loaded.classes)} classes", facts, sections, settings)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -332,7 +332,8 @@ def decode(loaded: Pretrained, args, output: Path) -> dict:
     read, paths = [], find_images(args.image)
     with progress_bar(len(paths), "decode", unit="image") as bar:
         for path in paths:
-            read.append(read_picture(loaded, path, args))
+            steps = (args.num_inference_steps, args.sampler, args.temperature)
+            read.append(read_picture(loaded, path, args.num_tokens, args.denoise, args.t, *steps))
             bar.update()
     unsigned = [path for path, found in zip(paths, read) if not found.signed]
     if unsigned:
@@ -371,10 +372,20 @@ class Read:
     sigma: float | None
 
 
-def read_picture(loaded: Pretrained, path: str | Path, args) -> Read:
-    """Read a picture under the settings of `decode`: num_tokens, denoise, t, num_inference_steps, sampler, temperature.
+def read_picture(
+    loaded: Pretrained,
+    path: str | Path,
+    num_tokens: int | None = None,
+    denoise: bool = False,
+    t: float | None = None,
+    num_steps: int = 4,
+    sampler: str = "posterior",
+    temperature: float = 1.0,
+) -> Read:
+    """Read a picture file: its first `num_tokens` where nothing is transparent, or all up to an end token.
 
-    Raises UserError for what is no picture of this checkpoint's.
+    With `denoise` the model cleans it first, from time `t` (default: estimated) in `num_steps` passes. Raises UserError for what
+    is no picture of this checkpoint's.
     """
     diffusion, sigma = loaded.diffusion, None
     picture, mask, fingerprint = load_image(path, diffusion.layout.img_size)
@@ -383,19 +394,19 @@ def read_picture(loaded: Pretrained, path: str | Path, args) -> Read:
     mask = torch.ones(picture.shape[-2:], dtype=torch.bool) if mask is None else mask
     mask = diffusion.layout.from_image(mask[None]).to(loaded.device)
     opaque = bool(mask.all())
-    if opaque and args.num_tokens:
-        mask = torch.arange(loaded.capacity, device=mask.device)[None] < args.num_tokens
+    if opaque and num_tokens:
+        mask = torch.arange(loaded.capacity, device=mask.device)[None] < num_tokens
     if not mask.any():
         raise UserError(f"{path} is wholly transparent: it holds no tokens")
-    if args.denoise:
-        sigma = estimate_sigma(loaded, colors[mask]) if args.t is None else float(sigma_of(torch.tensor(args.t)))
+    if denoise:
+        sigma = estimate_sigma(loaded, colors[mask]) if t is None else float(sigma_of(torch.tensor(t)))
         t = 1 / (1 + sigma)
-        grid = loaded.grid(args.num_inference_steps, t)
-        found = diffusion.sample(mask, grid, args.sampler, colors * t, temperature=args.temperature)
+        grid = loaded.grid(num_steps, t)
+        found = diffusion.sample(mask, grid, sampler, colors * t, temperature=temperature)
     else:
         found = diffusion.palette.decode(colors)
     ids = found[mask].cpu().numpy()
-    if opaque and not args.num_tokens and loaded.tokenizer.end_id in ids:
+    if opaque and not num_tokens and loaded.tokenizer.end_id in ids:
         ids = ids[: int(np.argmax(ids == loaded.tokenizer.end_id)) + 1]
     return Read(ids, signed, sigma)
 

@@ -274,15 +274,19 @@ class JiT(nn.Module):
 
     @torch.no_grad()
     def start_from(self, state: dict, origin: str) -> None:
-        """Take the weights of another run, or of a network alone, which n-grams then join.
+        """Take the weights of another run, or of a network alone or beside n-grams of a lower order, which longer ones then join.
 
-        Raises UserError if the weights do not fit.
+        The longest n-grams take the weight of those that were longest. Raises UserError if the weights do not fit.
         """
         state = dict(state)
-        if self.ngram and "gate.bias" not in state and "soft_proj.weight" in state:
+        if self.ngram and "soft_proj.weight" in state and len(state.get("gate.bias", ())) < self.ngram:
             narrow = state["soft_proj.weight"]
             state["soft_proj.weight"] = F.pad(narrow, (0, self.soft_proj.in_features - narrow.shape[1]))
-            state |= {"gate.weight": self.gate.weight, "gate.bias": self.gate.bias}
+            for name, fresh in (("gate.weight", self.gate.weight), ("gate.bias", self.gate.bias)):
+                old = state.get(name)
+                state[name] = fresh.clone() if old is None else torch.zeros_like(fresh)
+                if old is not None:
+                    state[name][: len(old) - 1], state[name][-1] = old[:-1], old[-1]
         load_weights(self, state, origin)
 
     def fill_in(self, mask, cond_mask=None, soft=None, prev=None) -> tuple:

@@ -1,4 +1,4 @@
-"""Make a checkpoint small enough to ship: averaged weights in 8 bits, n-gram counts, tokenizer and palette in one safetensors file.
+"""Make a checkpoint small enough to ship: averaged weights in 7 bits, n-gram counts, tokenizer and palette in one safetensors file.
 
     python release.py --checkpoint RUN/best_model.pth --output_file checkpoints/english.safetensors
 

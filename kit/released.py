@@ -1,11 +1,12 @@
-"""Checkpoints small enough to ship: safetensors, with matrices in 8 bits and tables of integers compressed.
+"""Checkpoints small enough to ship: safetensors, with matrices in 7 bits and tables of integers compressed.
 
 A released file holds what it takes to use a model and nothing to go on from. Everything that is no tensor lies as JSON in the
-file's metadata. Matrices are rounded to 255 levels, symmetric and with a scale for each row; what has fewer dimensions stays float32.
+file's metadata. Matrices are rounded to 127 levels, symmetric and with a scale for each row; what has fewer dimensions stays float32.
+What has been rounded, and tables of integers, byte by byte of all their numbers, are compressed by LZMA.
 """
 
 import json
-import zlib
+import lzma
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from kit.errors import UserError
 
 SUFFIX = ".safetensors"
 TENSOR, SCALE, PACKED = "$tensor", "$scale", "$packed"  # keys that stand in the JSON for a tensor
+LEVELS = 63  # above zero, and as many below
 KEPT = 4096  # numbers below which a tensor is not worth compressing
+MEMORY = 1 << 28  # bytes that a decompressor may take
 
 
 def save_released(path: str | Path, state: dict) -> int:
@@ -44,13 +47,18 @@ def save_released(path: str | Path, state: dict) -> int:
             return {TENSOR: put(name, value)}
         if value.is_floating_point():
             rows = value.detach().float().flatten(0, -2)
-            scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+            scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / LEVELS
             put(f"{name}:scale", scale)
-            put(name, (rows / scale).round().to(torch.int8))
-            return {TENSOR: name, SCALE: f"{name}:scale", "shape": list(value.shape)}
-        raw = zlib.compress(value.cpu().numpy().tobytes(), 9)
+            levels = (rows / scale).round().to(torch.int8).flatten()
+            return squeeze(levels, name) | {SCALE: f"{name}:scale", "shape": list(value.shape)}
+        return squeeze(value, name)
+
+    def squeeze(values: torch.Tensor, name: str) -> dict:
+        flat = values.cpu().numpy()
+        planes = np.ascontiguousarray(flat.view(np.uint8).reshape(-1, flat.itemsize).T)  # like bytes together
+        raw = lzma.compress(planes.tobytes(), preset=9)
         put(name, torch.from_numpy(np.frombuffer(raw, np.uint8).copy()))
-        return {PACKED: name, "dtype": str(value.dtype).removeprefix("torch."), "count": value.numel()}
+        return {PACKED: name, "dtype": str(flat.dtype), "count": len(flat)}
 
     plain = json.dumps(pack(state, ""), ensure_ascii=False)
     save_file(tensors, str(path), metadata={"tokencolor": plain})
@@ -65,7 +73,7 @@ def load_released(path: str | Path) -> dict:
             if plain is None:
                 raise UserError(f"{path} is no checkpoint of this project")
             return _unpack(json.loads(plain), file)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, zlib.error, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, lzma.LZMAError, RuntimeError) as error:
         raise UserError(f"{path} is damaged or no checkpoint ({str(error).splitlines()[0][:200]})") from error
 
 
@@ -74,16 +82,20 @@ def _unpack(value, file):
         return [_unpack(each, file) for each in value]
     if not isinstance(value, dict):
         return value
-    if SCALE in value:
-        whole = file.get_tensor(value[TENSOR]).float() * file.get_tensor(value[SCALE])
-        return whole.view(value["shape"])
     if TENSOR in value:
         return file.get_tensor(value[TENSOR])
     if PACKED in value:
-        dtype = np.dtype(value["dtype"])
-        size = value["count"] * dtype.itemsize
-        raw = zlib.decompressobj().decompress(file.get_tensor(value[PACKED]).numpy().tobytes(), size + 1)
+        dtype, count = np.dtype(value["dtype"]), value["count"]
+        size = count * dtype.itemsize
+        raw = lzma.LZMADecompressor(memlimit=MEMORY).decompress(
+            file.get_tensor(value[PACKED]).numpy().tobytes(), size + 1
+        )
         if len(raw) != size:
             raise ValueError(f"a table of {size} bytes has another size")
-        return torch.from_numpy(np.frombuffer(raw, dtype).copy())
+        planes = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, count)
+        values = torch.from_numpy(np.ascontiguousarray(planes.T).reshape(-1).view(dtype))
+        if SCALE in value:
+            scale = file.get_tensor(value[SCALE])
+            return (values.view(len(scale), -1).float() * scale).view(value["shape"])
+        return values
     return {key: _unpack(each, file) for key, each in value.items()}

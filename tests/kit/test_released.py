@@ -1,6 +1,7 @@
 """What is released comes back, matrices nearly, and damage is told."""
 
 import json
+import lzma
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def test_everything_comes_back_and_matrices_nearly(tmp_path):
     for a, b in zip([*found["counts"], found["ids"]], [*state["counts"], state["ids"]]):
         assert torch.equal(a, b) and a.dtype == b.dtype
     for a, b in ((found["weights"]["a.weight"], state["weights"]["a.weight"]), (found["position"], state["position"])):
-        assert a.shape == b.shape and (a - b).abs().max() <= b.abs().max() / 254 + 1e-6
+        assert a.shape == b.shape and (a - b).abs().max() <= b.abs().max() / 126 + 1e-6
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):
@@ -47,9 +48,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
 
 
 def test_a_table_of_another_size_is_refused_before_it_fills_the_memory(tmp_path):
-    import zlib
-
-    bomb = torch.frombuffer(bytearray(zlib.compress(bytes(10_000_000))), dtype=torch.uint8)
+    bomb = torch.frombuffer(bytearray(lzma.compress(bytes(10_000_000))), dtype=torch.uint8)
     plain = {"counts": {"$packed": "counts", "dtype": "int64", "count": 5}}
     save_file({"counts": bomb}, str(tmp_path / "m.safetensors"), {"tokencolor": json.dumps(plain)})
     with pytest.raises(UserError, match="a table of 40 bytes has another size"):

@@ -14,6 +14,7 @@ from dataset import collate
 from diffusion import Diffusion
 from kit.checkpoint import load_checkpoint
 from kit.errors import UserError
+from kit.hub import HubModel
 from kit.released import SUFFIX
 from kit.times import TimeSampler
 from model import model_from_checkpoint
@@ -21,12 +22,26 @@ from palette import Layout, Palette
 
 RELEASED = Path(__file__).parent / "checkpoints"  # NAME.safetensors, which come with the repository
 DEFAULT = "english"
+PATHS = (
+    "data_path",
+    "val_path",
+    "output_dir",
+    "tokenizer_path",
+    "init_from",
+    "resume",
+    "wandb",
+)  # settings that name places
 NEEDED = ("model_state_dict", "ema_state_dict", "config", "palette", "tokenizer", "time_sampler", "ngram")
 
 
-@dataclass(frozen=True)
-class Pretrained:
+@dataclass(eq=False)
+class Pretrained(HubModel):
     """`diffusion` in evaluation mode, `times` for sampling grids, `ngram` counted from the training tokens."""
+
+    TITLE = "JiT on token colors"
+    ABOUT = "Each token of a text is one pixel of an image; a diffusion transformer removes noise from it, and colors decode into tokens."
+    USAGE = 'from pretrained import Pretrained\n\nloaded = Pretrained.from_pretrained("OWNER/NAME")  # or a folder'
+    TAGS = ("text-generation", "diffusion", "token-colors")
 
     diffusion: Diffusion
     tokenizer: Tokenizer
@@ -34,6 +49,29 @@ class Pretrained:
     ngram: NGram
     config: dict
     step: int
+
+    def state(self) -> dict:
+        """As in a checkpoint, without what only training needs, and without paths of the machine; n-grams as long as the network's."""
+        ngram, order = self.ngram.state(), max(2, self.config["ngram"])
+        return {
+            "ema_state_dict": self.diffusion.network.state_dict(),
+            "config": {name: value for name, value in self.config.items() if name not in PATHS},
+            "palette": self.diffusion.palette.state(), "tokenizer": self.tokenizer.to_json(), "time_sampler": self.times.state_dict(),
+            "ngram": ngram | {"order": order, "gaps": ngram["gaps"][:order], "counts": ngram["counts"][:order]},
+            "joined": self.diffusion.joined, "step": self.step,
+        }  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device) -> "Pretrained":
+        return load_pretrained(path, device)
+
+    def numbers(self, report: dict) -> str:
+        half, bound = report["at_nearest_50"], report["likelihood"]
+        lines = [
+            f"- where the nearest color gets {half['nearest']:.1%} of {report['num_tokens']:,} test tokens, {half['model']:.1%} are recovered"
+        ]
+        lines += [f"- at most {bound['bits_per_byte']:.3f} bits per byte"] if bound else []
+        return "\n".join(lines)
 
     @property
     def capacity(self) -> int:

@@ -7,23 +7,13 @@ Every program that takes a checkpoint takes the file, too; training does not go 
 
 from pathlib import Path
 
+import torch
+
 from kit import errors
 from kit.arguments import add_common, program
-from kit.checkpoint import load_checkpoint
 from kit.errors import UserError
 from kit.released import SUFFIX, save_released
-from pretrained import NEEDED
-
-KEPT = (*(key for key in NEEDED if key != "model_state_dict"), "joined", "step")
-LEFT_OUT = (
-    "data_path",
-    "val_path",
-    "output_dir",
-    "tokenizer_path",
-    "init_from",
-    "resume",
-    "wandb",
-)  # paths of a machine
+from pretrained import load_pretrained
 
 
 def main() -> None:
@@ -38,14 +28,7 @@ def main() -> None:
         raise UserError(f"--output_file {output}: its name has to end with {SUFFIX}")
     if output.exists() and not args.overwrite:
         raise UserError(f"{output} exists: pass --overwrite")
-    checkpoint = load_checkpoint(args.checkpoint, NEEDED)
-    state = {key: checkpoint[key] for key in KEPT if key in checkpoint}
-    ngram, order = (
-        state["ngram"],
-        max(2, state["config"]["ngram"]),
-    )  # counts of longer ones are the largest part, and unused
-    state["ngram"] = ngram | {"order": order, "gaps": ngram["gaps"][:order], "counts": ngram["counts"][:order]}
-    state["config"] = {name: value for name, value in state["config"].items() if name not in LEFT_OUT}
+    state = load_pretrained(args.checkpoint, torch.device("cpu")).state()
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     size = save_released(partial, state) / 1e6

@@ -13,6 +13,7 @@ from PIL import Image
 
 from kit.textfile import replace_text
 
+ABSOLUTE = re.compile(r"(?:(?<=^)|(?<=[\s='\"(:,]))(?:~|[A-Za-z]:)?[/\\](?:[\w.\-+]+[/\\])*(?=[\w.\-])")  # its folders
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5d6873; --line: #d9dee3; --back: #ffffff; --card: #f5f7f9; --good: #009e73; --bad: #d55e00 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --soft: #98a3ae; --line: #38414a; --back: #15191d; --card: #1e242a } }
@@ -102,9 +103,9 @@ def data_uri(content: bytes | Image.Image, kind: str = "png") -> str:
 
 
 def without_folders(value):
-    """The same value with every path in its strings cut to its last part."""
+    """The same value with every absolute path in its strings cut to its last part."""
     if isinstance(value, dict):
         return {key: without_folders(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [without_folders(each) for each in value]
-    return re.sub(r"(?:~|[A-Za-z]:)?(?:[\w.\-+]*[/\\])+(?=[\w.\-])", "", value) if isinstance(value, str) else value
+    return ABSOLUTE.sub("", value) if isinstance(value, str) else value

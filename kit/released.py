@@ -23,10 +23,10 @@ KEPT = 4096  # numbers below which a tensor is not worth compressing
 MEMORY = 1 << 28  # bytes that a decompressor may take
 
 
-def save_released(path: str | Path, state: dict) -> int:
+def save_released(path: str | Path, state: dict, rounded: bool = True) -> int:
     """Write nested dicts and lists of tensors and plain values; returns the bytes of the file.
 
-    Float matrices lose precision, nothing else does.
+    Float matrices lose precision if they are to be `rounded`, nothing else does.
     """
     tensors: dict[str, torch.Tensor] = {}
 
@@ -41,11 +41,13 @@ def save_released(path: str | Path, state: dict) -> int:
             return [pack(each, f"{name}/{index}") for index, each in enumerate(value)]
         if not isinstance(value, torch.Tensor):
             return value
-        if value.numel() < KEPT or value.is_floating_point() == (
-            value.dim() == 1
+        if (
+            value.numel() < KEPT or (value.dim() == 1) == value.is_floating_point()
         ):  # float vectors, matrices of integers
             return {TENSOR: put(name, value)}
         if value.is_floating_point():
+            if not rounded:
+                return {TENSOR: put(name, value)}
             rows = value.detach().float().flatten(0, -2)
             scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / LEVELS
             put(f"{name}:scale", scale)
@@ -93,7 +95,7 @@ def _unpack(value, file):
         if len(raw) != size:
             raise ValueError(f"a table of {size} bytes has another size")
         planes = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, count)
-        values = torch.from_numpy(np.ascontiguousarray(planes.T).reshape(-1).view(dtype))
+        values = torch.from_numpy(planes.T.copy().reshape(-1).view(dtype))
         if SCALE in value:
             scale = file.get_tensor(value[SCALE])
             return (values.view(len(scale), -1).float() * scale).view(value["shape"])

@@ -1,19 +1,15 @@
 """TokCom: text to vectors, noise on them, and back; continuation."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import gradio
 import numpy as np
 import torch
 
-from corpus.tokenizer import Tokenizer
 from kit.errors import UserError
 from kit.figures import plt
 from kit.page import escape
 from tabs import show
 from tokcom import inference
-from tokcom.model import DenoisedModel, TokComVAE
+from tokcom.pretrained import Pretrained
 
 EXAMPLE = (
     "The value of the expression is evaluated before the function is called, and the result is returned to the caller."
@@ -21,30 +17,8 @@ EXAMPLE = (
 LABELLED = 40  # chunks that the map names
 
 
-@dataclass
-class TokCom:
-    """A checkpoint of both stages, ready for use."""
-
-    vae: TokComVAE
-    denoiser: DenoisedModel
-    tokenizer: Tokenizer
-    noise_std: float
-
-    @property
-    def window(self) -> int:
-        return self.denoiser.args.max_length
-
-
-def load(path: str | Path, device: torch.device) -> TokCom:
-    """Raises UserError if the file is none of best_diffusion.pt."""
-    vae, denoiser, _, config = inference.load_checkpoint(path, device)
-    if denoiser is None:
-        raise UserError(f"{path} holds a VAE only: pass best_diffusion.pt")
-    return TokCom(vae, denoiser, Tokenizer.from_json(config["tokenizer"]), config["noise_std"])
-
-
 @torch.no_grad()
-def recover(loaded: TokCom, text: str, level: float, steps: int, seed: int) -> tuple[str, str, str]:
+def recover(loaded: Pretrained, text: str, level: float, steps: int, seed: int) -> tuple[str, str, str]:
     """The vectors of a text as an image, what is read of them after noise, and their map."""
     ids = inference.read_ids(show.checked(text), loaded.tokenizer)
     if len(ids) > loaded.window:
@@ -53,7 +27,7 @@ def recover(loaded: TokCom, text: str, level: float, steps: int, seed: int) -> t
     latents = inference.encode(loaded.vae, ids[None])
     plain = inference.decode(loaded.vae, latents)[0, : len(ids)].cpu()
     found = inference.denoise_reconstruct(
-        loaded.vae, loaded.denoiser, ids[None], level, loaded.noise_std, int(steps), generator=generator
+        loaded.vae, loaded.denoiser, ids[None], level, loaded.config["noise_std"], int(steps), generator=generator
     )[0].cpu()
     right = (found == ids).float()
     truth, read = ([loaded.tokenizer.decode([token]) for token in row.tolist()] for row in (ids, found))
@@ -70,13 +44,13 @@ def recover(loaded: TokCom, text: str, level: float, steps: int, seed: int) -> t
 
 
 @torch.no_grad()
-def continued(loaded: TokCom, prompt: str, chunks: int, steps: int, seed: int) -> str:
+def continued(loaded: Pretrained, prompt: str, chunks: int, steps: int, seed: int) -> str:
     """A prompt and what the model writes after it, shaded."""
     K = loaded.denoiser.args.chunk_size
     ids = inference.whole_chunks(loaded.tokenizer, show.checked(prompt), K)
     generator = torch.Generator().manual_seed(int(seed))
     found = inference.generate(
-        loaded.vae, loaded.denoiser, int(chunks), noise_std=loaded.noise_std, num_steps=int(steps), prompt_ids=ids, generator=generator
+        loaded.vae, loaded.denoiser, int(chunks), noise_std=loaded.config["noise_std"], num_steps=int(steps), prompt_ids=ids, generator=generator
     )[0]  # fmt: skip
     return show.plain_text(
         [(loaded.tokenizer.decode(found[: len(ids)]), False), (loaded.tokenizer.decode(found[len(ids) :]), True)]
@@ -92,7 +66,7 @@ def _heat(latents: torch.Tensor) -> str:
     )
 
 
-def _map(loaded: TokCom, latents: torch.Tensor, ids: torch.Tensor) -> str:
+def _map(loaded: Pretrained, latents: torch.Tensor, ids: torch.Tensor) -> str:
     """The two main directions of the vectors, each point with its chunk's text, as SVG."""
     if len(latents) < 3:
         return show.note("A map needs at least three vectors.")
@@ -122,7 +96,7 @@ def build(path: str | None, device: torch.device) -> None:
             "python demo.py --tokcom checkpoints/tokcom_cpu/best_diffusion.pt\n```"
         )
         return
-    loaded = load(path, device)
+    loaded = Pretrained.load(path, device)
     window = loaded.denoiser.args.max_chunks
     gradio.Markdown(
         f"A VAE turns {loaded.denoiser.args.chunk_size} tokens into one vector; flow matching writes the vectors."

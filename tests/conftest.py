@@ -1,11 +1,13 @@
-"""Small real data and a small trained run, made once and shared by the tests."""
+"""Small real data and small trained runs of all systems, made once and shared by the tests."""
 
+import json
 import os
 import random
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import train
 from corpus.builder import BuildSettings, build
@@ -121,3 +123,54 @@ def trained_alone(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("alone")
     run_main(train, "--data_path", data, *TINY, *ALONE, "--output_dir", output)
     return output
+
+
+READER = {
+    "output_dir": "unused",
+    "model": {"name": "tiny", "vocab_size": 504},
+    "data": {
+        "tasks": ["random"], "lengths": [12],
+        "codecs": {"codebook": {"codec": "codebook", "options": {
+            "payload": "tokens", "tokenizer": "model", "colors": 8, "module": 7, "symbols_per_block": 3, "frame": "none",
+        }}},
+    },
+    "generation": {"num_samples_per_codec": 8},
+    "training": {"max_steps": 2, "batch_size": 4, "gradient_accumulation_steps": 1},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tokcom_checkpoint(data, tmp_path_factory):
+    from tests.tokcom.conftest import SMALL
+    from tokcom import train as tokcom_train
+
+    output = tmp_path_factory.mktemp("tokcom")
+    short = ("--vae_epochs", "1", "--diffusion_epochs", "1", "--output_dir", output)
+    run_main(tokcom_train, "--data_path", data, *SMALL, *short)
+    return output / "best_diffusion.pt"
+
+
+@pytest.fixture(scope="session")
+def vit_checkpoint(tmp_path_factory):
+    from tests.vit_cifar10.conftest import SHORT, drawn, write_npz
+    from vit_cifar10 import train as vit_train
+
+    images, output = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("vit")
+    for split, count, seed in (("train", 200, 1), ("test", 100, 2)):
+        write_npz(images, split, *drawn(count, seed))
+    torch.manual_seed(0)
+    run_main(vit_train, "--data_path", images, *SHORT, "--epochs", "1", "--output_dir", output)
+    return output / "last.pth"
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory):
+    """A run of train_lora whose model has hardly begun to learn."""
+    from image_context import generate_train_data, train_lora
+
+    folder = tmp_path_factory.mktemp("reader")
+    config = folder / "train.yaml"
+    config.write_text(json.dumps(READER), encoding="utf-8")
+    run_main(generate_train_data, "--config", config, "--output_dir", folder)
+    run_main(train_lora, "--config", config, "--output_dir", folder, "--device", "cpu")
+    return folder

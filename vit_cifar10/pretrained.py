@@ -8,6 +8,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from kit.checkpoint import load_checkpoint, load_weights
 from kit.errors import UserError
+from kit.hub import HubModel
 from vit_cifar10.augment import Preprocess
 from vit_cifar10.dataset import read_image
 from vit_cifar10.model import VisionTransformer
@@ -23,17 +24,39 @@ ARCHITECTURE = (
     "dropout",
     "drop_path",
 )
+PATHS = ("data_path", "output_dir", "resume", "weights", "wandb")  # settings that name places
 NEEDED = ("model_state_dict", "ema_state_dict", "config", "classes", "mean", "std")
 
 
-@dataclass
-class Pretrained:
+@dataclass(eq=False)
+class Pretrained(HubModel):
     """`model` in evaluation mode on its device; `preprocess` makes its input; `classes` names its outputs."""
+
+    TITLE = "A vision transformer from scratch"
+    ABOUT = "A plain ViT for small images."
+    USAGE = 'from vit_cifar10.pretrained import Pretrained\n\nloaded = Pretrained.from_pretrained("OWNER/NAME")  # or a folder'
+    TAGS = ("image-classification", "vit")
 
     model: VisionTransformer
     preprocess: Preprocess
     classes: list[str]
+    config: dict
     path: Path
+
+    def state(self) -> dict:
+        config = {name: value for name, value in self.config.items() if name not in PATHS}
+        return {
+            "ema_state_dict": self.model.state_dict(), "config": config, "classes": self.classes,
+            "mean": list(self.preprocess.mean), "std": list(self.preprocess.std),
+        }  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device) -> "Pretrained":
+        return load_pretrained(path, device)
+
+    def numbers(self, report: dict) -> str:
+        low, high = report["accuracy_interval"]
+        return f"- {report['accuracy']:.2%} of {report['images']:,} test images right (95 % interval {low:.1%} to {high:.1%})"
 
     def read(self, paths: list[Path]) -> torch.Tensor:
         """Image files of any size as uint8 squares (N, 3, img_size, img_size). Raises UserError for what is no image."""
@@ -54,4 +77,4 @@ def load_pretrained(path: str | Path, device: torch.device, ema: bool = True) ->
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is no checkpoint of vit_cifar10.train: its config lacks {error}") from error
     load_weights(model, saved["ema_state_dict"] if ema else saved["model_state_dict"], path)
-    return Pretrained(model.to(device).eval(), preprocess, list(saved["classes"]), Path(path))
+    return Pretrained(model.to(device).eval(), preprocess, list(saved["classes"]), saved["config"], Path(path))

@@ -52,11 +52,11 @@ def recover(loaded: Pretrained, text: str, sigma: float, passes: int, seed: int)
     pictures, files, texts = [], [], []
     for index in range(len(chunks)):
         real = mask[index]
-        truth, read = (_parts(loaded, ids[index][real]) for ids in (tokens, found))
+        truth, read = (parts(loaded, ids[index][real]) for ids in (tokens, found))
         texts.append(show.marked_text(read, sure[index][real].tolist(), truth))
         shown = (
             ("clean: each pixel is a token, rest the pointer on one", diffusion.palette.colors[tokens[index]], truth),
-            (f"with noise σ = {sigma:.2f}", noisy[index], _parts(loaded, guesses["nearest"][index][real])),
+            (f"with noise σ = {sigma:.2f}", noisy[index], parts(loaded, guesses["nearest"][index][real])),
             ("recovered", diffusion.palette.colors[found[index]], read),
         )
         pictures.append(show.row(_grid(loaded, colors, real, hints, caption) for caption, colors, hints in shown))
@@ -149,7 +149,7 @@ def read(loaded: Pretrained, path: str | None, denoise: bool) -> str:
 # Pieces
 
 
-def _parts(loaded: Pretrained, ids) -> list[str]:
+def parts(loaded: Pretrained, ids) -> list[str]:
     """The text of each token; of a character that several tokens share, the last of them carries it."""
     ids = ids.tolist()
     found, done = [], ""

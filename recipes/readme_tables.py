@@ -16,10 +16,12 @@ from pathlib import Path
 
 from kit.arguments import program
 from kit.errors import UserError, run
+from recipes import chinese
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
-READMES = ("README.md", "tokcom/README.md", "image_context/README.md", "vit_cifar10/README.md")
+FOLDERS = ("", "tokcom/", "image_context/", "vit_cifar10/")
+READMES = [f"{folder}README{language}.md" for folder in FOLDERS for language in ("", ".zh-CN")]
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DECODERS = {
     "nearest": "nearest color", "unigram": "unigram posterior", "bigram": "bigram forward-backward",
@@ -56,7 +58,8 @@ def main() -> None:
 def up_to_date(path: Path, write: bool) -> bool:
     """Whether the tables of a README are those of results/; writes them if `write`."""
     text = path.read_text(encoding="utf-8")
-    new = BLOCK.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+    in_words = chinese.translate if path.name.endswith(".zh-CN.md") else str
+    new = BLOCK.sub(lambda match: match[1] + in_words(TABLES[match[2]]()) + match[3], text)
     if write and new != text:
         path.write_text(new, encoding="utf-8")
     return new == text
@@ -295,14 +298,25 @@ def released() -> str:
     rows = []
     for name in ("english", "chinese"):
         if not (RESULTS / f"released/{name}.json").is_file():
-            rows.append([name, *["not yet measured"] * 6])
+            rows.append([name, *["not yet measured"] * 7])
             continue
         found = load(f"released/{name}.json")
         half, bound = found["at_nearest_50"], found["likelihood"]
         cells = [f"{found['num_tokens']:,}", f"{half['sigma']:.3f}"]
-        cells += [percent(half[key]) for key in ("nearest", "bigram", "model")]
+        cells += [
+            percent(half[key]) if half[key] is not None else "not yet measured"
+            for key in ("nearest", "bigram", "trigram", "model")
+        ]
         rows.append([name, *cells, f"{bound['bits_per_byte']:.2f}"])
-    header = ["checkpoint", "test tokens", "noise σ", "nearest color", "bigram forward-backward", "**recovered**"]
+    header = [
+        "checkpoint",
+        "test tokens",
+        "noise σ",
+        "nearest color",
+        "bigram forward-backward",
+        "trigram forward-backward",
+        "**recovered**",
+    ]
     return table([*header, "bits per byte, at most"], rows)
 
 

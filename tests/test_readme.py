@@ -37,3 +37,23 @@ def test_what_a_readme_names_exists(name):
     assert not [
         target for target in missing if "NAME" not in target and not target.startswith(("checkpoints/", "outputs/"))
     ]
+
+
+CHINESE = [name for name in readme_tables.READMES if name.endswith(".zh-CN.md")]
+NAMES = r"JiT|GPT|CPU|QR|MSE|MFLOPs|BrierLM|nanoGPT|Transformer|pool|truncate|digits|raster|nats|exact|pt|px|M\b"
+
+
+@pytest.mark.parametrize("name", CHINESE)
+def test_no_word_of_a_table_is_left_in_english(name):
+    for table in readme_tables.BLOCK.finditer((ROOT / name).read_text(encoding="utf-8")):
+        for cell in re.split(r"[|\n]", table[0][len(table[1]) : -len(table[3])]):
+            assert not re.search("[a-z]{3}", re.sub(rf"`[^`]*`|{NAMES}", "", cell)), cell
+
+
+@pytest.mark.parametrize("name", CHINESE)
+def test_the_chinese_text_has_the_numbers_of_the_english(name):
+    def numbers(path) -> set[str]:
+        text = readme_tables.BLOCK.sub("", path.read_text(encoding="utf-8"))
+        return set(re.findall(r"\d[\d,.]*\d|\d", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)))
+
+    assert numbers(ROOT / name) <= numbers(ROOT / name.replace(".zh-CN", ""))

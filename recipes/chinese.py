@@ -1,0 +1,66 @@
+"""The words of the tables in Chinese, for the READMEs that end with .zh-CN.md; numbers stay as they are."""
+
+import re
+
+WORDS = {
+    "noise σ": "噪声 σ", "nearest color": "最近颜色", "unigram posterior": "一元后验", "bigram forward-backward": "二元前向后向",
+    "trigram forward-backward": "三元前向后向", "network alone": "单独的网络", "**network with n-grams**": "**网络加 n 元模型**",
+    "network with n-grams": "网络加 n 元模型", "**network**": "**网络**", "training": "训练方式", "steps": "步数", "rate": "学习率",
+    "nearest color gets half": "最近颜色读对一半处", "reference recipe: pixel MSE, uniform t, digits, raster": "参考做法：像素 MSE、均匀 t、digits、raster",
+    "network alone, digits palette": "单独的网络，digits 调色板", "network alone, raster layout": "单独的网络，raster 排布",
+    "network alone, reads colors only": "单独的网络，只读颜色", "network alone, no blocks between tokens": "单独的网络，无词元间模块",
+    "network alone, no self-conditioning": "单独的网络，无自条件",
+    "network with trigrams for the last quarter (default)": "网络，最后四分之一加三元（默认）",
+    "preset": "预设", "parameters": "参数量", "MFLOPs a token": "每词元 MFLOPs", "trunk": "主干", "token path": "词元通路", "vocabulary": "词表",
+    "not yet measured": "尚未测量", "test tokens": "测试词元", "checkpoint": "检查点", "**recovered**": "**恢复**",
+    "bits per byte, at most": "每字节比特数上界", "english": "英文", "chinese": "中文",
+    "nats per character": "每字符 nats", "3 minutes": "3 分钟", "15 minutes": "15 分钟", "60 minutes": "60 分钟",
+    "bigrams, counted": "二元计数", "trigrams, counted": "三元计数", "autoregressive transformer": "自回归 Transformer",
+    "masked diffusion (bound)": "掩码扩散（上界）", "network alone (bound)": "单独的网络（上界）",
+    "**network with n-grams** (bound)": "**网络加 n 元模型**（上界）", "nanoGPT by characters, as published": "nanoGPT，按字符，公开数字",
+    "tokens in gaps found": "空缺中找回的词元", "trigrams, both sides": "三元，两侧已知", "autoregressive, left side": "自回归，仅左侧",
+    "masked diffusion": "掩码扩散", "texts": "文本", "passes": "前向次数", "perplexity": "困惑度", "entropy, bits": "熵，比特",
+    "distinct 4-grams": "不同的四元", "4-grams seen": "训练中出现过的四元", "words that exist": "真实存在的词", "test texts": "测试文本",
+    "trigrams": "三元", "bigrams": "二元", "tokens by frequency": "按词频抽样", "autoregressive": "自回归",
+    "answers right": "答对的比例", "addition": "加法", "sorting": "排序", "lookup": "查字典",
+    "network": "网络", "where": "在哪里", "tokens/s of training": "训练，词元/秒", "fraction of the matmul rate": "占矩阵乘速率的比例",
+    "against the same network on whole pictures": "相比整图的同一网络", "against JiT's layout": "相比 JiT 的排布",
+    "one full picture sampled": "采样一整幅图", "against GPT-2 with a cache": "相比带缓存的 GPT-2", "two CPU cores": "两个 CPU 核", "one GPU": "一块 GPU",
+    "held-out tokens reconstructed": "留出词元的重建率", "… with noise of 0.3 standard deviations on the vectors": "……向量加 0.3 倍标准差的噪声",
+    "dimensions in use": "使用中的维数", "variational bound of the whole model": "整个模型的变分上界", "encoding, decoding it": "编码、解码速度",
+    "noise level t": "噪声水平 t", "decoder only": "只用解码器", "network, each chunk without context": "网络，每块无上下文",
+    "32 random tokens as": "32 个随机词元的载体", "visual tokens": "视觉词元", "ratio": "压缩比", "clean": "无损", "light": "轻度", "heavy": "重度",
+    "**codebook**: 3 tokens to a block, 8 colors, 7 px": "**色码**：每块 3 个词元，8 色，7 像素", "text (plain tokens)": "文本（普通词元）",
+    "pool: means of 3 embeddings": "pool：3 个嵌入的平均", "truncate: the first third": "truncate：前三分之一",
+    "rendered page, not trained on": "渲染页面，未训练", "QR, not trained on": "QR，未训练", "codec": "编码方式",
+    "bytes per visual token: long clean text": "每视觉词元字节数：长文本，无损", "… with parity and finder patterns, 1,000 characters": "……带校验与定位图，1,000 字符",
+    "documents read back after `light`": "`light` 之后读回的文档", "… after `heavy`": "……`heavy` 之后", "rendered page, 9 pt": "渲染页面，9 pt",
+    "row": "行", "test accuracy": "测试准确率", "images seen": "看过的图像", "images/s": "图像/秒", "": "",
+}  # fmt: skip
+PATTERNS = (
+    (r"([\d,.]+%) of ([\d,]+)", r"\1（共 \2）"), (r"([\d.]+) times as fast", r"\1 倍"), (r"(\d+) of (\d+)", r"\1 / \2"),
+    (r"([\d,]+) tokens, (\d+) passes: ([\d.]+) s", r"\1 词元，\2 次前向：\3 秒"), (r"([\d.]+) nats per token", r"每词元 \1 nats"),
+    (r"([\d,]+) and ([\d,]+) tokens/s", r"\1 与 \2 词元/秒"), (r"([\d.]+%) of tokens; to the letter with `--exact`", r"\1 的词元；加 `--exact` 一字不差"),
+    (r"\*Jane Eyre\* \(([\d,]+) tokens\) through vectors and back", r"《简·爱》（\1 词元）经向量往返"),
+    (r"BrierLM of the next chunk, (\d+) forward passes", r"下一块的 BrierLM，\1 次前向"), (r"codebook, (\d+) colors, (\d+) px", r"色码，\1 色，\2 像素"),
+    (r"(QR v\d+-[LMQH]), (\d+) px", r"\1，\2 像素"), (r"(JiT-\w+/\d+), ([\d×]+), ([\d,]+) tokens, batch (\d+)", r"\1，\2，\3 词元，批 \4"),
+    (r"`(\w+)`, ten minutes (\(`[^`]+`\))", r"`\1`，十分钟 \2"), (r"`(\w+)`, (\d+) epochs (\(`[^`]+`\))", r"`\1`，\2 轮 \3"),
+)  # fmt: skip
+
+
+def translate(table: str) -> str:
+    """A Markdown table with its words in Chinese."""
+    lines = []
+    for line in table.split("\n"):
+        cells = [_cell(cell.strip()) for cell in line.strip().strip("|").split("|")] if line.startswith("|") else None
+        lines.append(line if cells is None or set(line) <= set("|-") else "| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(cell: str) -> str:
+    if cell in WORDS:
+        return WORDS[cell]
+    for pattern, replacement in PATTERNS:
+        if re.fullmatch(pattern, cell):
+            return re.sub(pattern, replacement, cell)
+    return cell

@@ -29,6 +29,7 @@ OBJECTIVES = ("token", "pixel")
 SAMPLERS = ("posterior", *sampling.SAMPLERS)
 V_LOSS_EPS = 0.05  # JiT's floor under 1 - t
 NGRAM_CANDIDATES, NGRAM_SEGMENT = (8, 24), 64  # of the n-gram model beside the network, see NGram.contexts
+GAP_CANDIDATES = (64,)  # where gaps are filled: there nothing is seen, and many tokens are likely
 SPARSE_CANDIDATES = 32  # of each position, for vocabularies above DENSE_VOCAB
 
 
@@ -131,6 +132,7 @@ class Diffusion(nn.Module):
         if self.objective == "pixel":
             return observation
         dtype = autocast_dtype(z.device)
+        candidates = self.ngram_candidates if cond_mask is None or self.training else GAP_CANDIDATES
         if not self.joined and self.palette.vocab_size <= DENSE_VOCAB:
             observation.soft = self._unigram_embedding(z, t, dtype)
             return observation
@@ -138,7 +140,7 @@ class Diffusion(nn.Module):
             seen = self.likelihoods(z, t)
             if self.joined:
                 observation.contexts = tuple(self.ngram.contexts(
-                    seen, mask, fold, self.network.ngram, self.ngram_candidates, NGRAM_SEGMENT, dtype
+                    seen, mask, fold, self.network.ngram, candidates, NGRAM_SEGMENT, dtype
                 ))  # fmt: skip
             contexts = (unigram_context(seen, self.log_unigram), *observation.contexts)
             posteriors = [context.posterior(seen) for context in contexts]
@@ -302,7 +304,10 @@ class Diffusion(nn.Module):
 
         `callback(x_pred)` is called after each pass.
         """
-        observation, found = self.observe(z, t, mask, cond_mask), None
+        observation, found = (
+            self.observe(z, t, mask, cond_mask),
+            None,
+        )
         for _ in range(passes):
             found = self.predict(observation, t, mask, cond_mask, tokens, found and found.prev)
             if callback:

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# One text, so many minutes of training each: the network with n-grams and alone, an autoregressive transformer, masked diffusion; one
+# table and one figure for each rung, RESULTS/MINUTES.json and .png. recipes/shakespeare.sh is the first ladder; further ones:
+#   TEXT=books/ VOCAB_SIZE=1024 RESULTS=results/books ./recipes/ladder.sh
+#   TEXT=novels/ VOCAB_SIZE=2048 RESULTS=results/novels ./recipes/ladder.sh
+#   TEXT=Salesforce/wikitext CONFIG=wikitext-2-raw-v1 VOCAB_SIZE=1024 RESULTS=results/wikitext2 ./recipes/ladder.sh
+# On a GPU the same with larger networks, such as
+#   TEXT=books/ VOCAB_SIZE=4096 LENGTH=1024 MINUTES=60 MODEL=JiT-B/4 IMG_SIZE=64 BATCH_SIZE=32 LR=3e-4 LRS="3e-4 1e-3" \
+#   SIZE="--hidden_size 768 --num_hidden_layers 12 --intermediate_size 2048" RESULTS=results/books_gpu ./recipes/ladder.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source kit/environment.sh
+TEXT=${TEXT:?a text file, a folder of them, or the name of a Hugging Face dataset} CONFIG=${CONFIG:-}
+MINUTES=${MINUTES:-3 15 60} VOCAB_SIZE=${VOCAB_SIZE:-512} LENGTH=${LENGTH:-128} SEED=${SEED:-0} THREADS=${THREADS:-2}
+RESULTS=${RESULTS:?where to write}
+WORK=${WORK:-checkpoints/ladder/$(basename "$RESULTS")}
+MODEL=${MODEL:-JiT-Ti/4} IMG_SIZE=${IMG_SIZE:-16} BATCH_SIZE=${BATCH_SIZE:-16} LR=${LR:-4e-3} # of the network
+SIZE=${SIZE:-} LRS=${LRS:-1e-3 3e-3 6e-3} DROPOUTS=${DROPOUTS:-0 0.1} # of the baselines, rate and dropout chosen on val
+PASSES=${PASSES:-4 8 16 32 64}
+export OMP_NUM_THREADS=$THREADS
+mkdir -p "$RESULTS"
+if [ ! -e "$WORK/data/stats.json" ]; then
+  if [ -e "$TEXT" ]; then from=(--input "$TEXT"); else from=(--dataset_name "$TEXT" ${CONFIG:+--dataset_config "$CONFIG"}); fi
+  "$PYTHON" build_pretrain_data.py "${from[@]}" --vocab_size "$VOCAB_SIZE" --min_tokens "$LENGTH" --max_tokens "$LENGTH" \
+    --val_fraction 0.05 --test_fraction 0.05 --seed "$SEED" --output_dir "$WORK/data"
+fi
+
+# baseline NAME MINUTES FOLDER SIZE... : trains unless it has
+baseline() {
+  name=$1 minutes=$2 folder=$3
+  shift 3
+  [ -e "$folder/report.json" ] || "$PYTHON" -m "baselines.$name" --data_path "$WORK/data" --output_dir "$folder" \
+    --time_budget "${minutes}m" --max_length "$LENGTH" --seed "$SEED" "$@"
+}
+
+for minutes in $MINUTES; do
+  # the longer the run, the larger the networks, where nothing else is said
+  if [ "$minutes" -lt 10 ]; then
+    size=(--hidden_size 128 --num_hidden_layers 4 --intermediate_size 384) ours=(--token_dim 64)
+  elif [ "$minutes" -lt 40 ]; then
+    size=(--hidden_size 192 --num_hidden_layers 6 --intermediate_size 512) ours=(--token_dim 96)
+  else
+    size=(--hidden_size 256 --num_hidden_layers 6 --intermediate_size 704) ours=(--token_dim 128)
+  fi
+  if [ -n "$SIZE" ]; then read -r -a size <<<"$SIZE"; ours=(); fi
+  for name in autoregressive masked; do
+    for lr in $LRS; do
+      for dropout in $DROPOUTS; do
+        baseline "$name" "$minutes" "$WORK/$minutes/$name-$lr-$dropout" "${size[@]}" --lr "$lr" --dropout "$dropout"
+      done
+    done
+  done
+  for ngram in 0 3; do
+    run=$WORK/$minutes/ngram$ngram
+    [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$WORK/data/train" --output_dir "$run" --time_budget "${minutes}m" --ngram "$ngram" \
+      --model "$MODEL" --img_size "$IMG_SIZE" ${ours[@]+"${ours[@]}"} --ngram_start 0.5 --batch_size "$BATCH_SIZE" --lr "$LR" --seed "$SEED" --val_samples 64
+    touch "$run/finished"
+  done
+  best() { # the run of a baseline with the lowest validation loss
+    "$PYTHON" - "$WORK/$minutes" "$1" <<'EOF'
+import json, sys
+from pathlib import Path
+def loss(run):
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return min(row["val_loss"] for row in rows if "val_loss" in row)
+print(min(Path(sys.argv[1]).glob(f"{sys.argv[2]}-*"), key=loss))
+EOF
+  }
+  "$PYTHON" compare.py --checkpoint "network with n-grams=$WORK/$minutes/ngram3/best_model.pth" "network alone=$WORK/$minutes/ngram0/best_model.pth" \
+    --autoregressive "$(best autoregressive)" --masked "$(best masked)" --data_path "$WORK/data" --passes $PASSES \
+    --output_dir "$WORK/$minutes/comparison" --seed "$SEED"
+  cp "$WORK/$minutes/comparison/compare.json" "$RESULTS/$minutes.json"
+  cp "$WORK/$minutes/comparison/frontier.png" "$RESULTS/$minutes.png"
+done

@@ -140,12 +140,11 @@ def tokcom() -> str:
         ["encoding, decoding it", f"{trip['encode_tokens_per_second']:,.0f} and {trip['decode_tokens_per_second']:,.0f} tokens/s"],
     ])  # fmt: skip
     levels = [row for row in denoise if 0.15 < row["noise_level"] < 0.75]
-    names = (
-        ("decoder_only", "decoder only"),
-        ("no_context", "network, each chunk without context"),
-        ("model", "**network**"),
-    )
-    rows = [[label, *(percent(row[name]) for row in levels)] for name, label in names]
+    names = {
+        "decoder_only": "decoder only", "decoder_bigrams": "decoder and bigrams", "decoder_trigrams": "decoder and trigrams",
+        "no_context": "network, each chunk without context", "model": "**network**", "model_trigrams": "**network and trigrams**",
+    }  # fmt: skip
+    rows = [[label, *(percent(row[name]) for row in levels)] for name, label in names.items() if name in levels[0]]
     return facts + "\n" + table(["noise level t", *(str(row["noise_level"]) for row in levels)], rows)
 
 

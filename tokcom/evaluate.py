@@ -7,8 +7,9 @@ Padding and prompts count nowhere. Accuracies are fractions of held-out tokens. 
 in nats per token (Kingma et al., arXiv 2107.00630): the cross-entropy of one forward pass at the least noise, plus half the squared error of
 the denoiser integrated over the signal-to-noise ratio, for the least noise that makes the sum smallest. `brier_lm` is CALM's
 (arXiv 2510.27688): two independent continuations of real prompts, n-grams of one chunk against the true one, geometric mean over
-n = 1 to 4. `no_context` is the network on each chunk without its neighbors, `decoder_only` the VAE's decoder without the network.
-`nfe` counts forward passes of the network; `flops_per_token_and_pass` is of a pass over whole sequences, divided by their
+n = 1 to 4. `no_context` is the network on each chunk without its neighbors, `decoder_only` the VAE's decoder without the network,
+`decoder_bigrams` and `decoder_trigrams` what n-grams of the training text make of its posteriors (tokcom/ngram_decoder.py), `model_trigrams` what they make of
+the network's. `nfe` counts forward passes of the network; `flops_per_token_and_pass` is of a pass over whole sequences, divided by their
 tokens; to write one chunk every pass includes its prompt.
 """
 
@@ -22,13 +23,13 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from corpus.brier import brier_lm
-from corpus.chunks import open_test, reported
+from corpus.chunks import is_built, open_built, open_test, reported
 from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.errors import UserError
-from kit.figures import BLUE, GRAY, RED, SKY, blank, plt, save
+from kit.figures import BLUE, GRAY, GREEN, ORANGE, RED, SKY, blank, plt, save
 from kit.page import Section, write_report
 from kit.runlog import environment, make_folder, write_json
 from kit.textfile import read_text
@@ -36,6 +37,7 @@ from kit.times import TimeSampler
 from tokcom.dataset import chosen_batches
 from tokcom.flow import Flow, real_chunks
 from tokcom.inference import decode, encode, load_checkpoint, read_ids
+from tokcom.ngram_decoder import NGramDecoder
 from tokcom.stages import by_chunk, to_device
 
 LATENT_NOISES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -44,6 +46,11 @@ NFE = (1, 2, 4, 8, 16, 32, 64)
 ACTIVE_VARIANCE = 0.01  # of a dimension's posterior mean (Burda et al., arXiv 1509.00519)
 MIN_SIGMA, MAX_SIGMA, NLL_LEVELS = 0.1, 20.0, 24  # of the bound's integral
 MAP_CHUNKS = 3000
+TUNED = 32  # training sequences on which the weights of the n-grams are tuned
+DENOISED = {
+    "decoder_only": "decoder only", "decoder_bigrams": "decoder and bigrams", "decoder_trigrams": "decoder and trigrams",
+    "no_context": "network, each chunk alone", "model": "network", "model_trigrams": "network and trigrams",
+}  # fmt: skip
 LESS_MEMORY = "lower `num_samples` and `num_prompts`"
 
 
@@ -80,7 +87,9 @@ def main() -> None:
     )  # fmt: skip
     chunks.check(model_args.max_length, tokenizer.vocab_size, "max_length")
     flow = Flow(vae, denoiser, config["noise_std"])
-    held_out = HeldOut(flow, denoiser.times, chunks, args, runtime)
+    split = Path(args.data_path) / "train"
+    ngrams = NGramDecoder(open_built(split), tokenizer.vocab_size, runtime.device) if is_built(split) else None
+    held_out = HeldOut(flow, denoiser.times, chunks, args, runtime, ngrams)
 
     with torch.no_grad(), runtime.autocast():
         recovery = {str(noise): held_out.reconstruction(noise) for noise in LATENT_NOISES}
@@ -121,9 +130,16 @@ class HeldOut:
     """Held-out sequences and everything measured on them; noise depends only on the seed and on what is measured."""
 
     def __init__(
-        self, flow: Flow, times: TimeSampler, chunks: Chunks, args: argparse.Namespace, runtime: device.Runtime
+        self,
+        flow: Flow,
+        times: TimeSampler,
+        chunks: Chunks,
+        args: argparse.Namespace,
+        runtime: device.Runtime,
+        ngrams: NGramDecoder | None = None,
     ):
         self.flow, self.vae, self.times, self.args, self.runtime = flow, flow.vae, times, args, runtime
+        self.ngrams = ngrams
         self.K = self.vae.args.chunk_size
         chosen = reported(chunks, args.num_samples)
         self.count = len(chosen)
@@ -165,9 +181,11 @@ class HeldOut:
             latents = self.vae.encode(batch["tokens"], batch["mask"])
             return self.flow.add_noise(latents, t, self.noise(latents.shape, number))
 
+        def one_pass(number, batch):
+            return self.flow.sample(real_chunks(batch["mask"], self.K), t, z=noisy(number, batch))
+
         def model(number, batch):
-            mask = real_chunks(batch["mask"], self.K)
-            return self.flow.sample(mask, t, z=noisy(number, batch)).tokens()
+            return one_pass(number, batch).tokens()
 
         def no_context(number, batch):
             chunks = noisy(number, batch).flatten(0, 1)[:, None]
@@ -178,7 +196,34 @@ class HeldOut:
             return decode(self.vae, noisy(number, batch) / level)
 
         guesses = {"model": model, "no_context": no_context, "decoder_only": decoder_only}
-        return {"noise_level": level, **{name: self.accuracy(guess) for name, guess in guesses.items()}}
+        found = {"noise_level": level, **{name: self.accuracy(guess) for name, guess in guesses.items()}}
+        posteriors = {
+            "decoder": lambda number, batch: self.vae.decode(noisy(number, batch) / level),
+            "model": lambda number, batch: one_pass(number, batch).logits,
+        }
+        for name, logits in posteriors.items():
+            found |= self.by_ngrams(name, lambda *given, logits=logits: logits(*given).float().log_softmax(-1))
+        return found
+
+    def by_ngrams(self, name: str, log_q) -> dict[str, float]:
+        """Tokens recovered by n-grams from the posteriors log_q(number, batch) -> (B, N, V), with weights tuned on training text."""
+        if self.ngrams is None:
+            return {}
+        train = self.ngrams.train
+        chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(train))[:TUNED])
+        batches = chosen_batches(train, chosen.tolist(), 16, self.K)
+        tuned = []
+        for number, (index, batch) in enumerate(zip(chosen.split(16), batches)):
+            batch = to_device(batch, self.runtime)
+            tuned.append((self.runtime.to(index), log_q(1000 + number, batch), batch["tokens"], batch["mask"]))
+        weights = self.ngrams.tune(tuned)
+        right: dict[str, int] = {}
+        for number, batch in enumerate(self.batches):
+            for order, guess in self.ngrams.read(log_q(number, batch), batch["mask"], weights).items():
+                hits = int(((guess == batch["tokens"]) & batch["mask"]).sum())
+                right[order] = right.get(order, 0) + hits
+        found = {f"{name}_{order}": hits / self.num_tokens for order, hits in right.items()}
+        return found | {f"{name}_weights": list(weights)}
 
     def bound(self) -> dict:
         """The variational bound in nats per token and its parts, for the least noise that makes it tightest.
@@ -285,7 +330,7 @@ def write_page(report: dict, args: argparse.Namespace, output: Path) -> None:
     denoise = [
         {
             "noise level t": row["noise_level"],
-            **{name: f"{row[name]:.1%}" for name in ("decoder_only", "no_context", "model")},
+            **{name: f"{row[name]:.1%}" for name in DENOISED if name in row},
         }
         for row in report["denoise"]
     ]
@@ -317,9 +362,9 @@ def plot_reconstruction(report: dict, path: Path) -> None:
     left.set_ylabel("fraction of held-out tokens recovered")
     left.set_title(f"VAE alone, {report['chunk_size']} tokens in {report['latent_dim']} numbers")
     levels = [row["noise_level"] for row in report["denoise"]]
-    for key, label, color in (
-        ("model", "denoised", BLUE), ("no_context", "denoised without context", RED), ("decoder_only", "decoder only", GRAY),
-    ):  # fmt: skip
+    for (key, label), color in zip(DENOISED.items(), (GRAY, ORANGE, SKY, RED, BLUE, GREEN)):
+        if key not in report["denoise"][0]:
+            continue
         right.plot(levels, [row[key] for row in report["denoise"]], "o-", color=color, label=label)
     right.set_xlabel("noise_level (0 = pure noise, 1 = none)")
     right.set_title("flow, one forward pass")

@@ -166,6 +166,7 @@ def test_a_report_has_every_number_and_figure(call, refused, data, trained, tmp_
     assert all(0 <= row["no_context"] <= 1 for row in report["denoise"])
     half = report["denoise"][4]
     assert half["model"] > half["decoder_only"] + 0.05
+    assert half["decoder_bigrams"] > half["decoder_only"] and half["model_trigrams"] > half["model"] - 0.02
     assert [row["nfe"] for row in report["by_nfe"]] == [1, 2, 4, 8, 16, 32, 64]
     assert 0 < report["active_dims"] <= report["latent_dim"] == 24
     assert report["nll"] == pytest.approx(sum(report["bound"][part] for part in ("reading", "flow", "prior")))

@@ -73,6 +73,8 @@ def _with_confidence(loaded: Pretrained, z, t, mask, passes: int) -> tuple[torch
     for _ in range(passes - 1):
         prev = diffusion.predict(observation, t, mask, prev=prev).prev
     found = diffusion.predict(observation, t, mask, prev=prev).tokens
+    if diffusion.objective == "pixel":  # which gives no probabilities
+        return found, torch.ones(found.shape)
     return found, (-diffusion.predict(observation, t, mask, tokens=found, prev=prev).nll).exp()
 
 
@@ -115,7 +117,7 @@ def write(
 
     generator = torch.Generator(loaded.device).manual_seed(int(seed))
     found = diffusion.sample(
-        batch["mask"], loaded.grid(total), "stochastic", cond_mask=cond_mask, cond_tokens=batch["tokens"],
+        batch["mask"], loaded.grid(total), "stochastic", cond_mask=cond_mask if given.any() else None, cond_tokens=batch["tokens"],
         temperature=temperature, generator=generator, callback=callback,
     )[0][: len(tokens)]  # fmt: skip
     pieces, start = [], 0

@@ -66,6 +66,8 @@ def build(args: argparse.Namespace, runtime: device.Runtime) -> gradio.Blocks:
     """The page. Checkpoints given are loaded at once, so that a wrong one is told before the page opens."""
     names = [path.stem for path in sorted(RELEASED.glob("*.safetensors"), reverse=True)]
     own = {f"{Path(path).parent.name}/{Path(path).name}": path for path in args.checkpoint}
+    if len(own) < len(args.checkpoint):
+        raise UserError("--checkpoint: two of them have the same folder and name, which the page could not tell apart")
 
     @cache
     def load(name: str) -> Pretrained:

@@ -196,6 +196,10 @@ def with_gaps(loaded: Pretrained, text: str, num_tokens: int | None = None) -> t
     Raises UserError where nothing is missing, and for more than a picture holds.
     """
     parts = GAP.split(text)
+    if (asked := sum(map(int, parts[1::2]))) > loaded.capacity:
+        raise UserError(f"the gaps have {asked} tokens; this checkpoint's picture holds {loaded.capacity}")
+    if num_tokens is not None and num_tokens > loaded.capacity:
+        raise UserError(f"--num_tokens {num_tokens}: this checkpoint's picture holds {loaded.capacity}")
     given = loaded.tokenizer.encode_pieces(parts[::2], [index == 0 for index in range(len(parts[::2]))])
     tokens, cond_mask = [], []
     for index, part in enumerate(parts):
@@ -390,9 +394,9 @@ def read_picture(
     diffusion, sigma = loaded.diffusion, None
     picture, mask, fingerprint = load_image(path, diffusion.layout.img_size)
     signed = check_fingerprint(loaded, path, fingerprint)
-    colors = diffusion.layout.from_image(picture[None]).to(loaded.device)
+    colors = diffusion.layout.from_image(picture[None].to(loaded.device))
     mask = torch.ones(picture.shape[-2:], dtype=torch.bool) if mask is None else mask
-    mask = diffusion.layout.from_image(mask[None]).to(loaded.device)
+    mask = diffusion.layout.from_image(mask[None].to(loaded.device))
     opaque = bool(mask.all())
     if opaque and num_tokens:
         mask = torch.arange(loaded.capacity, device=mask.device)[None] < num_tokens

@@ -25,7 +25,7 @@ DATA_PATH=${DATA_PATH:-} # raw text, or a folder that build_pretrain_data.py wro
 OUTPUT_DIR=${OUTPUT_DIR:-checkpoints/jit}
 DATA_DIR=${DATA_DIR:-$OUTPUT_DIR/data}
 SEED=${SEED:-0} EVAL_SAMPLES=${EVAL_SAMPLES:-256}
-WANDB=${WANDB:-}
+WANDB=${WANDB:-} DEVICE=${DEVICE:-auto}
 TOKENS_PER_STEP=${TOKENS_PER_STEP:-} # on all devices together; empty = BATCH_SIZE texts on each
 
 # paths are the caller's, whatever folder the script lies in
@@ -37,7 +37,7 @@ for name in DATA_PATH OUTPUT_DIR DATA_DIR TOKENIZER_PATH; do
 done
 
 for name in MODEL IMG_SIZE NGRAM OBJECTIVE PALETTE SCAN DATA_PATH DATA_DIR TOKENIZER_PATH VOCAB_SIZE MIN_TOKENS MAX_TOKENS \
-  BATCH_SIZE TOKENS_PER_STEP EPOCHS MAX_STEPS LR WARMUP_EPOCHS OUTPUT_DIR NUM_GPUS NUM_WORKERS EVAL_SAMPLES SEED WANDB; do
+  BATCH_SIZE TOKENS_PER_STEP EPOCHS MAX_STEPS LR WARMUP_EPOCHS OUTPUT_DIR NUM_GPUS NUM_WORKERS EVAL_SAMPLES SEED DEVICE WANDB; do
   printf '%-16s %s\n' "$name" "${!name:--}"
 done
 
@@ -61,7 +61,6 @@ else
   "$PYTHON" build_pretrain_data.py "${build[@]}"
 fi
 
-DEVICE=${DEVICE:-auto}
 if [ "$NUM_GPUS" -eq 0 ] && [ "$DEVICE" = auto ]; then DEVICE=cpu; fi
 launch=("$PYTHON")
 if [ "$NUM_GPUS" -gt 1 ]; then launch=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$NUM_GPUS"); fi
@@ -90,7 +89,8 @@ trap - INT TERM
 
 echo
 echo "model     $OUTPUT_DIR/best_model.pth"
-echo "report    $OUTPUT_DIR/report/report.json"
+echo "report    $OUTPUT_DIR/report/report.html"
+echo "numbers   $OUTPUT_DIR/report/report.json"
 echo "pictures  $OUTPUT_DIR/report/recovery.png"
 echo "          $OUTPUT_DIR/report/pixels.png"
 echo "samples   $OUTPUT_DIR/samples/"

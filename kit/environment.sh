@@ -1,3 +1,5 @@
+trap 'exit 130' INT TERM # programs save and leave at a signal; their script goes no further
+
 # Sourced by the scripts: leaves in $PYTHON an interpreter that has what $REQUIREMENTS names (default: requirements.txt).
 # The active environment is used if it has every package, else .venv is created here and filled.
 REQUIREMENTS=${REQUIREMENTS:-requirements.txt}

@@ -3,11 +3,13 @@
 Import `plt` from here, so that the look is set and no screen is needed.
 """
 
+import os
 from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")
+if "MPLBACKEND" not in os.environ:  # a notebook has its own
+    matplotlib.use("Agg")
 
 from matplotlib import cycler
 from matplotlib import pyplot as plt

@@ -71,7 +71,9 @@ class HubModel(ModelHubMixin):
             ) from error
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        state = self.state()
+        state, card = self.state(), save_directory / "README.md"
+        if card.exists() and "library_name: tokencolor" in card.read_text(encoding="utf-8"):
+            card.unlink()  # of an earlier call
         save_released(save_directory / WEIGHTS, state, rounded=False)
         (save_directory / CONFIG).write_text(
             json.dumps(state["config"], indent=2, default=str) + "\n", encoding="utf-8"

@@ -13,7 +13,9 @@ from PIL import Image
 
 from kit.textfile import replace_text
 
-ABSOLUTE = re.compile(r"(?:(?<=^)|(?<=[\s='\"(:,]))(?:~|[A-Za-z]:)?[/\\](?:[\w.\-+]+[/\\])*(?=[\w.\-])")  # its folders
+ABSOLUTE = re.compile(
+    r"(?:(?<=^)|(?<=[\s='\"(,\[`<]))(?:file:/*|~|[A-Za-z]:)?[/\\]+(?:[\w.\-+]+[/\\]+)*(?=[\w.\-])"
+)  # its folders
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5d6873; --line: #d9dee3; --back: #ffffff; --card: #f5f7f9; --good: #009e73; --bad: #d55e00 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --soft: #98a3ae; --line: #38414a; --back: #15191d; --card: #1e242a } }
@@ -108,4 +110,11 @@ def without_folders(value):
         return {key: without_folders(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [without_folders(each) for each in value]
-    return ABSOLUTE.sub("", value) if isinstance(value, str) else value
+    if isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute()):
+        return Path(value).name
+    return text_without_folders(value) if isinstance(value, str) else value
+
+
+def text_without_folders(text: str) -> str:
+    """A message with the absolute paths in it cut to their last parts."""
+    return ABSOLUTE.sub("", text)

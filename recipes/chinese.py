@@ -30,11 +30,11 @@ WORDS = {
     "dimensions in use": "使用中的维数", "variational bound of the whole model": "整个模型的变分上界", "encoding, decoding it": "编码、解码速度",
     "noise level t": "噪声水平 t", "decoder only": "只用解码器", "decoder and bigrams": "解码器加二元",
     "decoder and trigrams": "解码器加三元", "**network and trigrams**": "**网络加三元**", "network, each chunk without context": "网络，每块无上下文",
-    "32 random tokens as": "32 个随机词元的载体", "visual tokens": "视觉词元", "ratio": "压缩比", "clean": "无损", "light": "轻度", "heavy": "重度",
+    "32 random tokens as": "32 个随机词元的载体", "visual tokens": "视觉词元", "ratio": "压缩比", "clean": "未受损", "light": "轻度", "heavy": "重度",
     "**codebook**: 3 tokens to a block, 8 colors, 7 px": "**色码**：每块 3 个词元，8 色，7 像素", "text (plain tokens)": "文本（普通词元）",
     "pool: means of 3 embeddings": "pool：3 个嵌入的平均", "truncate: the first third": "truncate：前三分之一",
     "rendered page, not trained on": "渲染页面，未训练", "QR, not trained on": "QR，未训练", "codec": "编码方式",
-    "bytes per visual token: long clean text": "每视觉词元字节数：长文本，无损", "… with parity and finder patterns, 1,000 characters": "……带校验与定位图，1,000 字符",
+    "bytes per visual token: long clean text": "每视觉词元字节数：长文本，未受损", "… with parity and finder patterns, 1,000 characters": "……带校验与定位图，1,000 字符",
     "documents read back after `light`": "`light` 之后读回的文档", "… after `heavy`": "……`heavy` 之后", "rendered page, 9 pt": "渲染页面，9 pt",
     "row": "行", "test accuracy": "测试准确率", "images seen": "看过的图像", "images/s": "图像/秒", "": "",
 }  # fmt: skip

@@ -17,7 +17,8 @@ from kit.errors import run
 from kit.runlog import environment, write_json
 from picture import to_pixels
 from pretrained import DEFAULT, load_pretrained
-from tabs.token_picture import EXAMPLES, parts
+from tabs.show import parts
+from tabs.token_picture import EXAMPLES
 
 RESULTS = Path(__file__).parent.parent / "results"
 SIGMA = 0.14
@@ -97,7 +98,7 @@ class Scene:
         draw = ImageDraw.Draw(image)
         read = [
             (character if character.isprintable() else " ", right)
-            for part, right in zip(parts(self.loaded, found), (found == self.tokens).tolist()) for character in part
+            for part, right in zip(parts(self.loaded.tokenizer, found), (found == self.tokens).tolist()) for character in part
         ]  # fmt: skip
         column, line, width = 0, 0, self.font.getlength("m")
         for index, (character, right) in enumerate(read):

@@ -52,8 +52,10 @@ for minutes in $MINUTES; do
   done
   for ngram in 0 3; do
     run=$WORK/$minutes/ngram$ngram
+    resume=()
+    if [ -e "$run/last.pth" ]; then resume=(--resume auto); fi
     [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$WORK/data/train" --output_dir "$run" --time_budget "${minutes}m" --ngram "$ngram" \
-      --model "$MODEL" --img_size "$IMG_SIZE" ${ours[@]+"${ours[@]}"} --ngram_start 0.5 --batch_size "$BATCH_SIZE" --lr "$LR" --seed "$SEED" --val_samples 64
+      --model "$MODEL" --img_size "$IMG_SIZE" ${ours[@]+"${ours[@]}"} --ngram_start 0.5 --batch_size "$BATCH_SIZE" --lr "$LR" --seed "$SEED" --val_samples 64 ${resume[@]+"${resume[@]}"}
     touch "$run/finished"
   done
   best() { # the run of a baseline with the lowest validation loss

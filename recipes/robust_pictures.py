@@ -99,7 +99,7 @@ def read(loaded: Pretrained, chunks: list[torch.Tensor], damage, pixel_size: int
     for picture in layout.to_image(diffusion.palette.encode(tokens)):
         sent = damage(Image.fromarray(to_pixels(picture).repeat(pixel_size, 0).repeat(pixel_size, 1)))
         images.append(average(torch.from_numpy(np.array(sent)).permute(2, 0, 1), layout.img_size) / 127.5 - 1)
-    colors = layout.from_image(torch.stack(images))[:, : tokens.shape[1]].to(loaded.device)
+    colors = layout.from_image(torch.stack(images).to(loaded.device))[:, : tokens.shape[1]]
     sigma = torch.tensor([estimate_sigma(loaded, c[m]) for c, m in zip(colors, mask)], device=loaded.device)
     t = 1 / (1 + sigma)
     found = diffusion.recover(colors * t[:, None, None], t, mask, passes=passes).tokens

@@ -38,7 +38,7 @@ def carry(text: str, name: str, damage: str, seed: int, tokenizer: Tokenizer) ->
     codec_name, options = CODECS[name]
     codec = build_codec(codec_name, **options)
     encoded = codec.encode(text)
-    arrived = [augment(image, damage, int(seed) + page) for page, image in enumerate(encoded.images)]
+    arrived = [augment(image, damage, int(seed or 0) + page) for page, image in enumerate(encoded.images)]
     visual, size, tokens = codec.visual_tokens(encoded), len(text.encode()), len(tokenizer.encode(text))
     costs = {
         "visual tokens": f"{visual:,}", "bytes per visual token": f"{size / visual:.1f}",
@@ -103,7 +103,7 @@ def ask(reader: Reader, name: str, text: str, damage: str, seed: int) -> tuple[s
         raise UserError(f"{len(ids)} tokens: this page has the model restore {READ_TOKENS}; shorten the text")
     codec = reader.codecs[name]
     encoded = codec.encode(text)
-    encoded.images = [augment(image, damage, int(seed)) for image in encoded.images]
+    encoded.images = [augment(image, damage, int(seed or 0)) for image in encoded.images]
     inputs = prepare(reader.vlm, [encoded], [QUESTION])
     with reader.runtime.autocast():
         batch = {key: value.to(reader.runtime.device) for key, value in inputs.items()}
@@ -112,9 +112,8 @@ def ask(reader: Reader, name: str, text: str, damage: str, seed: int) -> tuple[s
         show.picture(i, f"{i.width}×{i.height}, {codec.visual_tokens(encoded)} visual tokens") for i in encoded.images
     )
     share = token_accuracy(vocabulary.encode(found).tolist(), ids)
-    return shown or show.note("This codec sends no image."), show.bars(
-        {"tokens restored": share}, "tokens restored"
-    ) + show.plain_text([(found, False)])
+    result = show.bars({"tokens restored": share}, "tokens restored") + show.plain_text([(found, False)])
+    return shown if encoded.images else show.note("This codec sends no image."), result
 
 
 def build(path: str | None, runtime: Runtime, tokenizer: Tokenizer) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import gradio
 import numpy as np
+import torch
 from PIL import Image
 
+from corpus.tokenizer import Tokenizer
 from kit.errors import UserError, as_flags
-from kit.page import data_uri, escape, without_folders
+from kit.page import data_uri, escape, text_without_folders
 
 MAX_CHARACTERS = 4000  # of a text that a tab takes
 CSS = """
@@ -37,7 +39,7 @@ def guarded(handler: Callable) -> Callable:
         try:
             return handler(*arguments)
         except UserError as error:
-            message = without_folders(as_flags(str(error)).replace("--", ""))
+            message = text_without_folders(as_flags(str(error)).replace("--", ""))
             raise gradio.Error(message, title="Not like this", print_exception=False) from None
         except (MemoryError, RuntimeError, ValueError, OSError) as error:
             traceback.print_exc()
@@ -61,15 +63,25 @@ def note(text: str) -> str:
     return f"<p class='tc-note'>{escape(text)}</p>"
 
 
-def marked_text(parts: Iterable[str], confidence: Sequence[float], truth: Sequence[str] | None = None) -> str:
-    """Tokens' texts, the greener the surer; those that differ from `truth` are marked, and say it where the pointer rests."""
+def parts(tokenizer: Tokenizer, ids: torch.Tensor) -> list[str]:
+    """The text of each token (N,); of a character that several tokens share, the last of them carries it."""
+    ids, found, done = ids.tolist(), [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end]).rstrip("�")
+        found.append(text[len(done) :])
+        done = text
+    return found
+
+
+def marked_text(texts: Iterable[str], confidence: Iterable[float], truth: Iterable[str], wrong: Iterable[bool]) -> str:
+    """Tokens' texts, the greener the surer; those that are wrong are marked, and say what was there where the pointer rests."""
     spans = []
-    for index, (part, sure) in enumerate(zip(parts, confidence)):
+    for text, sure, was, mark in zip(texts, confidence, truth, wrong):
         hint, style = f"{sure:.0%} sure", f"background:rgba(0,158,115,{0.32 * max(0.0, sure - 0.2) / 0.8:.2f})"
-        if truth is not None and truth[index] != part:
-            spans.append(f"<span class='wrong' title='{hint}; was “{escape(truth[index])}”'>{escape(part)}</span>")
+        if mark:
+            spans.append(f"<span class='wrong' title='{hint}; was “{escape(was)}”'>{escape(text or '·')}</span>")
         else:
-            spans.append(f"<span style='{style}' title='{hint}'>{escape(part)}</span>")
+            spans.append(f"<span style='{style}' title='{hint}'>{escape(text)}</span>")
     return f"<div class='tc-text'>{''.join(spans)}</div>"
 
 

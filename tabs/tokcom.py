@@ -18,21 +18,21 @@ LABELLED = 40  # chunks that the map names
 
 
 @torch.no_grad()
-def recover(loaded: Pretrained, text: str, level: float, steps: int, seed: int) -> tuple[str, str, str]:
+def recover(loaded: Pretrained, text: str, level: float, seed: int) -> tuple[str, str, str]:
     """The vectors of a text as an image, what is read of them after noise, and their map."""
     ids = inference.read_ids(show.checked(text), loaded.tokenizer)
     if len(ids) > loaded.window:
         raise UserError(f"{len(ids)} tokens: this model's window holds {loaded.window}; shorten the text")
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(int(seed or 0))
     latents = inference.encode(loaded.vae, ids[None])
     plain = inference.decode(loaded.vae, latents)[0, : len(ids)].cpu()
     found = inference.denoise_reconstruct(
-        loaded.vae, loaded.denoiser, ids[None], level, loaded.config["noise_std"], int(steps), generator=generator
+        loaded.vae, loaded.denoiser, ids[None], level, loaded.config["noise_std"], generator=generator
     )[0].cpu()
     right = (found == ids).float()
-    truth, read = ([loaded.tokenizer.decode([token]) for token in row.tolist()] for row in (ids, found))
+    truth, read = (show.parts(loaded.tokenizer, row) for row in (ids, found))
     shares = {"vectors alone": float((plain == ids).float().mean()), "after the noise": float(right.mean())}
-    marked = show.marked_text(read, [1.0] * len(read), truth)
+    marked = show.marked_text(read, [1.0] * len(read), truth, (found != ids).tolist())
     told = show.note(
         f"{len(ids)} tokens in {latents.shape[1]} vectors of {latents.shape[2]} numbers; what is underlined is wrong."
     )
@@ -48,7 +48,7 @@ def continued(loaded: Pretrained, prompt: str, chunks: int, steps: int, seed: in
     """A prompt and what the model writes after it, shaded."""
     K = loaded.denoiser.args.chunk_size
     ids = inference.whole_chunks(loaded.tokenizer, show.checked(prompt), K)
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(int(seed or 0))
     found = inference.generate(
         loaded.vae, loaded.denoiser, int(chunks), noise_std=loaded.config["noise_std"], num_steps=int(steps), prompt_ids=ids, generator=generator
     )[0]  # fmt: skip
@@ -104,12 +104,12 @@ def build(path: str | None, device: torch.device) -> None:
     text = gradio.Textbox(EXAMPLE, label="Text", lines=3)
     with gradio.Row():
         level = gradio.Slider(0.05, 1.0, 0.5, step=0.05, label="Noise level: 0 = pure noise, 1 = none")
-        steps = gradio.Slider(1, 64, 16, step=1, label="Passes of the network")
         seed = gradio.Number(0, precision=0, label="Seed")
     go = gradio.Button("Encode, add noise, read back", variant="primary")
     result, vectors, chart = gradio.HTML(elem_id="tokcom_read"), gradio.HTML(), gradio.HTML()
     prompt = gradio.Textbox(EXAMPLE[:60], label="Prompt to continue", lines=2)
     chunks = gradio.Slider(1, max(1, window - 1), min(16, max(1, window // 2)), step=1, label="Vectors to write")
+    steps = gradio.Slider(1, 64, 16, step=1, label="Passes of the network")
     more = gradio.Button("Continue")
     written = gradio.HTML(elem_id="tokcom_written")
 
@@ -121,5 +121,5 @@ def build(path: str | None, device: torch.device) -> None:
     def on_continue(*values):
         return continued(loaded, *values)
 
-    go.click(on_recover, [text, level, steps, seed], [vectors, result, chart])
+    go.click(on_recover, [text, level, seed], [vectors, result, chart])
     more.click(on_continue, [prompt, chunks, steps, seed], written)

@@ -41,7 +41,7 @@ def recover(loaded: Pretrained, text: str, sigma: float, passes: int, seed: int)
     batch = loaded.collate(chunks)
     tokens, mask = batch["tokens"], batch["mask"]
     t = torch.full((len(tokens),), 1 / (1 + sigma), device=loaded.device)
-    noise = torch.randn(*tokens.shape, 3, generator=torch.Generator().manual_seed(int(seed))).to(loaded.device)
+    noise = torch.randn(*tokens.shape, 3, generator=torch.Generator().manual_seed(int(seed or 0))).to(loaded.device)
     z = diffusion.add_noise(tokens, t, noise)
     noisy = z / t[:, None, None]
     found, sure = _with_confidence(loaded, z, t, mask, int(passes))
@@ -52,11 +52,16 @@ def recover(loaded: Pretrained, text: str, sigma: float, passes: int, seed: int)
     pictures, files, texts = [], [], []
     for index in range(len(chunks)):
         real = mask[index]
-        truth, read = (parts(loaded, ids[index][real]) for ids in (tokens, found))
-        texts.append(show.marked_text(read, sure[index][real].tolist(), truth))
+        truth, read = (show.parts(loaded.tokenizer, ids[index][real]) for ids in (tokens, found))
+        wrong = (found[index] != tokens[index])[real].tolist()
+        texts.append(show.marked_text(read, sure[index][real].tolist(), truth, wrong))
         shown = (
             ("clean: each pixel is a token, rest the pointer on one", diffusion.palette.colors[tokens[index]], truth),
-            (f"with noise σ = {sigma:.2f}", noisy[index], parts(loaded, guesses["nearest"][index][real])),
+            (
+                f"with noise σ = {sigma:.2f}",
+                noisy[index],
+                show.parts(loaded.tokenizer, guesses["nearest"][index][real]),
+            ),
             ("recovered", diffusion.palette.colors[found[index]], read),
         )
         pictures.append(show.row(_grid(loaded, colors, real, hints, caption) for caption, colors, hints in shown))
@@ -74,7 +79,7 @@ def _with_confidence(loaded: Pretrained, z, t, mask, passes: int) -> tuple[torch
         prev = diffusion.predict(observation, t, mask, prev=prev).prev
     found = diffusion.predict(observation, t, mask, prev=prev).tokens
     if diffusion.objective == "pixel":  # which gives no probabilities
-        return found, torch.ones(found.shape)
+        return found, torch.ones_like(found, dtype=torch.float)
     return found, (-diffusion.predict(observation, t, mask, tokens=found, prev=prev).nll).exp()
 
 
@@ -82,7 +87,7 @@ def _with_confidence(loaded: Pretrained, z, t, mask, passes: int) -> tuple[torch
 def animate(loaded: Pretrained, text: str, sigma: float, seed: int) -> str:
     """The first picture of a text, its noise, and what the network makes of it on the way back, as an animation."""
     chunk = loaded.chunk(loaded.tokenizer.encode(show.checked(text)))[0]
-    batch, generator = loaded.collate([chunk]), torch.Generator(loaded.device).manual_seed(int(seed))
+    batch, generator = loaded.collate([chunk]), torch.Generator(loaded.device).manual_seed(int(seed or 0))
     diffusion, to_image = loaded.diffusion, loaded.diffusion.layout.to_image
     t = 1 / (1 + sigma)
     clean = diffusion.palette.colors[batch["tokens"]]
@@ -104,6 +109,8 @@ def write(
     if (text or "").strip():
         tokens, given = with_gaps(loaded, show.checked(text), int(num_tokens))
     else:
+        if num_tokens > loaded.capacity:
+            raise UserError(f"{int(num_tokens)} tokens: this checkpoint's picture holds {loaded.capacity}")
         tokens = torch.zeros(int(num_tokens), dtype=torch.long)
         given = torch.zeros(len(tokens), dtype=torch.bool)
     batch, diffusion, frames = loaded.collate([tokens]), loaded.diffusion, []
@@ -115,7 +122,7 @@ def write(
         frames.append(diffusion.layout.to_image(x_pred)[0])
         progress((len(frames), total), unit="passes")
 
-    generator = torch.Generator(loaded.device).manual_seed(int(seed))
+    generator = torch.Generator(loaded.device).manual_seed(int(seed or 0))
     found = diffusion.sample(
         batch["mask"], loaded.grid(total), "stochastic", cond_mask=cond_mask if given.any() else None, cond_tokens=batch["tokens"],
         temperature=temperature, generator=generator, callback=callback,
@@ -151,22 +158,11 @@ def read(loaded: Pretrained, path: str | None, denoise: bool) -> str:
 # Pieces
 
 
-def parts(loaded: Pretrained, ids) -> list[str]:
-    """The text of each token; of a character that several tokens share, the last of them carries it."""
-    ids = ids.tolist()
-    found, done = [], ""
-    for end in range(1, len(ids) + 1):
-        text = loaded.tokenizer.decode(ids[:end]).rstrip("�")
-        found.append(text[len(done) :])
-        done = text
-    return found
-
-
 def _grid(loaded: Pretrained, colors, mask, hints: list[str], caption: str) -> str:
     to_image = loaded.diffusion.layout.to_image
     image, shown = to_image(colors[None])[0], to_image(mask[None])[0].cpu().numpy()
     used = 1 + int(shown.any(1).nonzero()[0].max())  # rows
-    place = to_image(torch.arange(len(mask))[None])[0][:used].flatten().tolist()
+    place = to_image(torch.arange(len(mask), device=mask.device)[None])[0][:used].flatten().tolist()
     said = [
         show.visible(hints[i]) or "part of a character" if real else ""
         for i, real in zip(place, shown[:used].flatten().tolist())

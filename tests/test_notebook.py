@@ -26,4 +26,6 @@ def test_the_tour_runs_in_minutes():
     said = "".join(
         output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
     )
+    shown = [kind for cell in notebook.cells for output in cell.get("outputs", ()) for kind in output.get("data", ())]
+    assert shown.count("image/png") == 4
     assert "read back to the letter: True" in said and "test accuracy" in said

@@ -12,6 +12,9 @@ from tokcom.config import to_saved
 from tokcom.inference import load_checkpoint
 from tokcom.model import DenoisedModel, TokComVAE
 
+PLACES = ("data_path", "output_dir", "tokenizer_path", "vae_checkpoint", "resume", "wandb")  # of a machine
+KNOWN_OTHERWISE = ("tokenizer", "stage", *PLACES)
+
 
 @dataclass(eq=False)
 class Pretrained(HubModel):
@@ -48,7 +51,7 @@ class Pretrained(HubModel):
         if denoiser is None:
             raise UserError(f"{path} holds a VAE only: pass best_diffusion.pt")
         tokenizer = Tokenizer.from_json(config["tokenizer"])
-        config = {name: value for name, value in config.items() if name not in ("tokenizer", "stage")}
+        config = {name: value for name, value in config.items() if name not in KNOWN_OTHERWISE}
         return cls(vae, denoiser, tokenizer, config)
 
     def numbers(self, report: dict) -> str:

@@ -119,11 +119,11 @@ def test_a_trained_reader_answers(reader):
 
 def test_tokcom_reads_back_what_has_no_noise_and_continues(tokcom_checkpoint):
     opened = tokcom.Pretrained.load(tokcom_checkpoint, CPU)
-    vectors, result, chart = tokcom.recover(opened, SENTENCE[:50], 1.0, 1, 0)
+    vectors, result, chart = tokcom.recover(opened, SENTENCE[:50], 1.0, 0)
     assert set(bars(result)) == {"vectors alone", "after the noise"} and "data:image/png" in vectors and "<svg" in chart
     assert "class='new'" in tokcom.continued(opened, SENTENCE[:40], 2, 2, 0)
     with pytest.raises(UserError, match="window holds"):
-        tokcom.recover(opened, SENTENCE * 5, 0.5, 1, 0)
+        tokcom.recover(opened, SENTENCE * 5, 0.5, 0)
     with pytest.raises(UserError, match="holds a VAE only"):
         tokcom.Pretrained.load(tokcom_checkpoint.parent / "best_vae.pt", CPU)
 

@@ -47,6 +47,8 @@ def test_tokcom_and_vit_come_back_bit_for_bit(tokcom_checkpoint, vit_checkpoint,
         loaded = kind.load(path, cpu)
         card = saved(loaded, tmp_path / path.stem)
         assert "Not measured yet" in card
+        written = (tmp_path / path.stem / "model.safetensors").read_bytes()[:100_000].decode("latin-1")
+        assert str(path.parent) not in card + written + (tmp_path / path.stem / "config.json").read_text()
         again = kind.from_pretrained(tmp_path / path.stem)
         for part in parts:
             assert same_tensors(getattr(again, part).state_dict(), getattr(loaded, part).state_dict())

@@ -22,6 +22,8 @@ WORDS = {
     "masked diffusion": "掩码扩散", "texts": "文本", "passes": "前向次数", "perplexity": "困惑度", "entropy, bits": "熵，比特",
     "distinct 4-grams": "不同的四元", "4-grams seen": "训练中出现过的四元", "words that exist": "真实存在的词", "test texts": "测试文本",
     "trigrams": "三元", "bigrams": "二元", "tokens by frequency": "按词频抽样", "autoregressive": "自回归",
+    "1 passes of posterior": "posterior，1 次前向", "4 passes of posterior": "posterior，4 次前向", "8 passes of euler": "Euler，8 次前向",
+    "32 passes of euler": "Euler，32 次前向", "32 passes of stochastic": "stochastic，32 次前向", "autoregressive, greedy": "自回归，贪心",
     "answers right": "答对的比例", "addition": "加法", "sorting": "排序", "lookup": "查字典",
     "network": "网络", "where": "在哪里", "tokens/s of training": "训练，词元/秒", "fraction of the matmul rate": "占矩阵乘速率的比例",
     "against the same network on whole pictures": "相比整图的同一网络", "against JiT's layout": "相比 JiT 的排布",

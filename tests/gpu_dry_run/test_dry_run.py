@@ -13,7 +13,10 @@ from tests.runs import ROOT
 from tests.tokcom.conftest import SMALL
 from tokcom import train as tokcom_train
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the stub of a GPU's guard needs g++")
+pytestmark = [
+    pytest.mark.dry_run,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="the stub of a GPU's guard needs g++"),
+]
 
 
 def dry_run(program, *arguments):

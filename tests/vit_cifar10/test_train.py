@@ -30,7 +30,7 @@ def test_a_run_ends_with_one_look_at_the_test_set(trained):
     names = {path.name for path in trained.iterdir()}
     assert {"best_model.pth", "last.pth", "config.json", "env.json", "log.jsonl", "report"} <= names
     assert {p.name for p in (trained / "report").iterdir()} == {
-        "report.json", "confusion.png", "calibration.png", "mistakes.png", "attention.png",
+        "report.json", "report.html", "confusion.png", "calibration.png", "mistakes.png", "attention.png",
     }  # fmt: skip
     best = load(trained / "best_model.pth")
     accuracy = rows(trained, "val_accuracy")

@@ -289,7 +289,10 @@ def answers() -> str:
     names = list(dict.fromkeys(row["name"] for rows in found.values() for row in rows))
     right = {task: {row["name"]: row for row in rows} for task, rows in found.items()}
     tasks = ("addition", "sorting", "lookup")
-    rows = [[name, *(percent(right[t][name]["exact"]) if t in found else "not yet measured" for t in tasks)] for name in names]
+    rows = [
+        [name, *(percent(right[t][name]["exact"]) if t in found else "not yet measured" for t in tasks)]
+        for name in names
+    ]
     return table(["answers right", *tasks], rows)
 
 

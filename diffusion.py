@@ -29,7 +29,7 @@ OBJECTIVES = ("token", "pixel")
 SAMPLERS = ("posterior", *sampling.SAMPLERS)
 V_LOSS_EPS = 0.05  # JiT's floor under 1 - t
 NGRAM_CANDIDATES, NGRAM_SEGMENT = (8, 24), 64  # of the n-gram model beside the network, see NGram.contexts
-GAP_CANDIDATES = (64,)  # where gaps are filled: there nothing is seen, and many tokens are likely
+GAP_CANDIDATES = (64,)  # where gaps get their likeliest tokens: there nothing is seen, and many are likely
 SPARSE_CANDIDATES = 32  # of each position, for vocabularies above DENSE_VOCAB
 
 
@@ -123,8 +123,8 @@ class Diffusion(nn.Module):
         with torch.autocast(z.device.type, enabled=False):  # differences of large numbers: bf16 would lose them
             return F.linear(query, self.keys, bias)
 
-    def observe(self, z, t, mask, cond_mask=None, fold=None) -> Observation:
-        """Likelihoods, n-gram contexts and mean embeddings of z (B, N, 3) at times t (B,); fold (B,) as in NGram."""
+    def observe(self, z, t, mask, cond_mask=None, fold=None, candidates=None) -> Observation:
+        """Likelihoods, n-gram contexts and mean embeddings of z (B, N, 3) at times t (B,); fold (B,) and candidates as in NGram."""
         t = t[:, None].expand(mask.shape)
         if cond_mask is not None:  # what is given clean counts as seen at almost no noise
             t = torch.where(cond_mask, 1 / (1 + self.palette.spacing / 8), t)
@@ -132,7 +132,6 @@ class Diffusion(nn.Module):
         if self.objective == "pixel":
             return observation
         dtype = autocast_dtype(z.device)
-        candidates = self.ngram_candidates if cond_mask is None or self.training else GAP_CANDIDATES
         if not self.joined and self.palette.vocab_size <= DENSE_VOCAB:
             observation.soft = self._unigram_embedding(z, t, dtype)
             return observation
@@ -140,7 +139,7 @@ class Diffusion(nn.Module):
             seen = self.likelihoods(z, t)
             if self.joined:
                 observation.contexts = tuple(self.ngram.contexts(
-                    seen, mask, fold, self.network.ngram, candidates, NGRAM_SEGMENT, dtype
+                    seen, mask, fold, self.network.ngram, candidates or self.ngram_candidates, NGRAM_SEGMENT, dtype
                 ))  # fmt: skip
             contexts = (unigram_context(seen, self.log_unigram), *observation.contexts)
             posteriors = [context.posterior(seen) for context in contexts]
@@ -297,17 +296,16 @@ class Diffusion(nn.Module):
         mask (B, N), cond_mask (B, N) or None (there z is clean). With the truth `tokens` (B, N) the prediction carries their
         negative log-likelihood.
         """
-        return self.predict(self.observe(z, t, mask, cond_mask), t, mask, cond_mask, tokens, prev, temperature)
+        observation = self.observe(z, t, mask, cond_mask, candidates=None if cond_mask is None else GAP_CANDIDATES)
+        return self.predict(observation, t, mask, cond_mask, tokens, prev, temperature)
 
     def recover(self, z, t, mask, cond_mask=None, tokens=None, passes: int = 1, callback=None) -> Prediction:
         """The likeliest token of each position: `passes` forward passes at the same noise, each given the one before.
 
         `callback(x_pred)` is called after each pass.
         """
-        observation, found = (
-            self.observe(z, t, mask, cond_mask),
-            None,
-        )
+        candidates = None if cond_mask is None else GAP_CANDIDATES
+        observation, found = self.observe(z, t, mask, cond_mask, candidates=candidates), None
         for _ in range(passes):
             found = self.predict(observation, t, mask, cond_mask, tokens, found and found.prev)
             if callback:

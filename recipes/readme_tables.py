@@ -282,6 +282,16 @@ def generation() -> str:
     return table(header, rows)
 
 
+def levers() -> str:
+    """What moves the texts of one checkpoint."""
+    found = load("generation.json")
+    rows = [
+        [row["name"], f"{row['gen_ppl']:.1f}", f"{row['entropy']:.2f}", percent(row["seen"]), percent(row["words"])]
+        for row in found["rows"]
+    ]
+    return table([f"{found['passes']} passes", "perplexity", "entropy, bits", "4-grams seen", "words that exist"], rows)
+
+
 def answers() -> str:
     """Answers that are right, of each task."""
     files = sorted((RESULTS / "answers").glob("*.json"))
@@ -326,7 +336,7 @@ def released() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
-    "ladder": ladder, "gaps": gaps, "generation": generation, "answers": answers, "released": released, "speed": speed,
+    "ladder": ladder, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "released": released, "speed": speed,
     "image_smoke": image_smoke, "image_codecs": image_codecs, "vit_rows": vit_rows,
 }  # fmt: skip
 

@@ -198,7 +198,7 @@ def with_gaps(loaded: Pretrained, text: str, num_tokens: int | None = None) -> t
     parts = GAP.split(text)
     if (asked := sum(map(int, parts[1::2]))) > loaded.capacity:
         raise UserError(f"the gaps have {asked} tokens; this checkpoint's picture holds {loaded.capacity}")
-    if num_tokens is not None and num_tokens > loaded.capacity:
+    if len(parts) == 1 and num_tokens is not None and num_tokens > loaded.capacity:
         raise UserError(f"--num_tokens {num_tokens}: this checkpoint's picture holds {loaded.capacity}")
     given = loaded.tokenizer.encode_pieces(parts[::2], [index == 0 for index in range(len(parts[::2]))])
     tokens, cond_mask = [], []

@@ -1,6 +1,6 @@
-"""One look for every figure: fonts, a quiet frame, colors that people with color blindness tell apart (Okabe and Ito, 2008).
+"""One style for every figure: fonts, frame, colors that people with color blindness tell apart (Okabe and Ito, 2008).
 
-Import `plt` from here, so that the look is set and no screen is needed.
+Import `plt` from here, so that the style is set and no screen is needed.
 """
 
 import os

@@ -5,6 +5,7 @@ README.md, the card. Folders work without a network.
 """
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
@@ -36,20 +37,20 @@ CARD = """---
 """
 
 
-class HubModel(ModelHubMixin):
+class HubModel(ModelHubMixin, ABC):
     """A model that its subclass can write as nested dicts of tensors and plain values (`state`), read back (`load`), and describe."""
 
     TITLE, ABOUT, USAGE = "", "", ""  # of the card
     TAGS: tuple[str, ...] = ()
 
+    @abstractmethod
     def state(self) -> dict:
         """What it takes to use the model, with the settings of its training under "config"."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def load(cls, path: str | Path, device: torch.device) -> "HubModel":
         """The model of a checkpoint file."""
-        raise NotImplementedError
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu", **options) -> "HubModel":
@@ -117,6 +118,6 @@ class HubModel(ModelHubMixin):
             numbers="## Numbers\n\n" + numbers,
         ))  # fmt: skip
 
+    @abstractmethod
     def numbers(self, report: dict) -> str:
         """The main results of a report.json, as Markdown."""
-        raise NotImplementedError

@@ -105,7 +105,7 @@ def fill(page, label: str, value: str) -> None:
 
 def press(page, name: str, answer: str):
     page.get_by_role("button", name=name, exact=True).click()
-    return page.wait_for_selector(answer)
+    return page.wait_for_selector(answer).inner_text()
 
 
 def test_a_sentence_is_read_back_out_of_a_noisy_picture(page, tmp_path):
@@ -134,7 +134,9 @@ def test_a_sentence_is_read_back_out_of_a_noisy_picture(page, tmp_path):
 def test_gaps_are_filled(page):
     tab(page, "Write")
     fill(page, "Prompt, or text with gaps", "the color of a [[3]] is a point in space")
-    press(page, "Write", "#written .tc-text .new")
+    assert press(page, "Write", "#written .tc-text .new")
+    written = page.locator("#written").inner_text()
+    assert written.startswith("the color of a") and "is a point in space" in written
 
 
 def test_mistakes_are_told_and_nothing_breaks(page):
@@ -148,15 +150,17 @@ def test_mistakes_are_told_and_nothing_breaks(page):
 def test_tokcom_reads_back_and_continues(page):
     tab(page, "TokCom")
     page.get_by_label("Text", exact=True).locator("visible=true").fill(SENTENCE[:50])
-    press(page, "Encode, add noise, read back", "#tokcom_read .tc-bars")
+    shares = press(page, "Encode, add noise, read back", "#tokcom_read .tc-bars")
+    assert "vectors alone" in shares and shares.count("%") == 2
     page.get_by_label("Prompt to continue").fill(SENTENCE[:40])
-    press(page, "Continue", "#tokcom_written .tc-text .new")
+    assert press(page, "Continue", "#tokcom_written .tc-text .new").strip()
 
 
 def test_text_travels_as_an_image(page):
     tab(page, "Image context")
-    press(page, "Encode, send, read back", "#carried .tc-table")
-    press(page, "Let the model read", "#restored .tc-bars")
+    assert "visual tokens" in press(page, "Encode, send, read back", "#carried .tc-table")
+    assert "Read back to the letter" in page.locator("#carried").inner_text()
+    assert "tokens restored" in press(page, "Let the model read", "#restored .tc-bars")
 
 
 def test_an_image_is_classified(page, tmp_path):
@@ -165,3 +169,4 @@ def test_an_image_is_classified(page, tmp_path):
     page.locator("input[type=file]").last.set_input_files(tmp_path / "noise.png")
     page.wait_for_timeout(1000)
     press(page, "Classify", "#looked img")
+    assert page.locator("#looked img").count() == 2 and "attention rollout" in page.locator("#looked").inner_text()

@@ -20,9 +20,9 @@ from torch import nn
 import likelihood
 from baselines import autoregressive, masked
 from baselines.judge import Judge, draw_trigrams, draw_unigrams, load_baseline
-from baselines.ngram import DENSE_VOCAB
 from corpus.bits import per_byte
 from corpus.chunks import open_chunks, open_test, reported
+from corpus.ngram import DENSE_VOCAB
 from diffusion import Guide
 from kit import device, errors, sampling
 from kit.arguments import add_common, program

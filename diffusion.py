@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from baselines.ngram import DENSE_VOCAB, Context, NGram, unigram_context
+from corpus.ngram import DENSE_VOCAB, Context, NGram, unigram_context
 from kit import sampling
 from kit.cross_entropy import cross_entropy, row_slices, rows_at_once
 from kit.device import autocast_dtype

@@ -4,7 +4,7 @@
 
 Writes report.json and report.html, which holds all of it, recovery.png (recovery against noise for all decoders) and pixels.png (clean, noisy, recovered and wrong
 pixels side by side). The decoders see the same noise: nearest color; unigram posterior; bigram and trigram forward-backward
-(baselines/ngram.py, counted from the training text, no network); and the checkpoint's network. Intervals are 95 % ones over
+(corpus/ngram.py, counted from the training text, no network); and the checkpoint's network. Intervals are 95 % ones over
 chunks: bootstrap, and Wilson's where a chunk counts as right or wrong.
 """
 
@@ -18,8 +18,8 @@ import torch
 from rapidfuzz.distance import Levenshtein
 
 import likelihood
-from baselines.ngram import Context, unigram_context
 from corpus.chunks import open_test, reported
+from corpus.ngram import Context, unigram_context
 from corpus.shards import Chunks
 from diffusion import NGRAM_SEGMENT, SAMPLERS, Diffusion, Prediction
 from kit import device, errors

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from baselines.ngram import ALL, NGram
+from corpus.ngram import ALL, NGram
 from corpus.tokenizer import Tokenizer
 from dataset import collate
 from diffusion import Diffusion

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from baselines.ngram import ALL, ORDERS, NGram
 from corpus.chunks import LengthBuckets, open_built, open_chunks
+from corpus.ngram import ALL, ORDERS, NGram
 from corpus.pairs import open_pairs
 from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer

@@ -17,7 +17,8 @@ from torch import nn
 from transformers import AutoConfig, EuroBertForMaskedLM, LlamaForCausalLM
 
 from baselines.autoregressive import nats_per_sequence
-from baselines.ngram import ALL, NGram, count_ngrams
+from corpus.ngram import ALL, NGram
+from corpus.ngram_tables import count_ngrams
 from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
 from kit import device

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-import baselines.ngram
+import corpus.ngram_tables
 import diffusion as method
 import kit.cross_entropy
-from baselines.ngram import ALL, NGram, unigram_context
+from corpus.ngram import ALL, NGram, unigram_context
 from diffusion import SAMPLERS, Diffusion, Guide
 from kit.errors import UserError
 from kit.sampling import num_passes
@@ -383,7 +383,7 @@ def test_weights_of_another_run_are_taken_as_they_are_and_those_that_do_not_fit_
 @pytest.fixture
 def large_tables(monkeypatch):
     """Tables of few n-grams over a large vocabulary are hashed, as those of many are."""
-    monkeypatch.setattr(baselines.ngram, "DENSE_TABLE", 1 << 16)
+    monkeypatch.setattr(corpus.ngram_tables, "DENSE_TABLE", 1 << 16)
 
 
 @pytest.mark.parametrize("order", [0, 2, 3])

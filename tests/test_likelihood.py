@@ -8,8 +8,8 @@ import torch
 
 import evaluate
 import likelihood
-from baselines.ngram import ALL, NGram, unigram_context
 from corpus.bits import per_byte
+from corpus.ngram import ALL, NGram, unigram_context
 from dataset import collate
 from diffusion import Diffusion
 from model import build_jit_model

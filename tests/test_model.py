@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from baselines.ngram import NGram
 from corpus.chunks import open_built
+from corpus.ngram import NGram
 from dataset import collate
 from diffusion import Diffusion
 from kit.errors import UserError

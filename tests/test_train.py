@@ -14,8 +14,8 @@ import torch
 from rapidfuzz.distance import Levenshtein
 
 import train
-from baselines.ngram import ALL, NGram
 from corpus.chunks import open_built
+from corpus.ngram import ALL, NGram
 from dataset import batches
 from diffusion import Diffusion
 from kit import device

@@ -2,14 +2,14 @@
 
 The decoder's posterior q(token | vector) stands where a hidden Markov model has its likelihood, as a pseudo-likelihood
 a log q(token | vector) - b log p(token): dividing by the unigram (b = 1) would make a likelihood of an exact posterior, and the decoder's is
-not exact. The two weights are tuned on training text under n-grams that have not counted it. Then forward-backward (baselines/ngram.py).
+not exact. The two weights are tuned on training text under n-grams that have not counted it. Then forward-backward (corpus/ngram.py).
 """
 
 from collections.abc import Iterable
 
 import torch
 
-from baselines.ngram import DENSE_VOCAB, NGram
+from corpus.ngram import DENSE_VOCAB, NGram
 from corpus.shards import Chunks
 
 FOLDS = 4  # of the training text, so that n-grams can be counted without what the weights are tuned on

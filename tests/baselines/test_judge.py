@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from baselines import autoregressive, judge
-from baselines.ngram import NGram
 from corpus.chunks import open_built
+from corpus.ngram import NGram
 from corpus.tokenizer import load_tokenizer
 from kit import device
 from kit.errors import UserError

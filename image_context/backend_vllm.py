@@ -28,9 +28,9 @@ class VLLM:
             raise UserError(
                 "evaluation.backend vllm needs vLLM: pip install vllm, or set it to transformers"
             ) from error
-        if any(codec.codec == "pool" for codec in config.data.codecs.values()):
+        if any(codec.codec in ("pool", "conv") for codec in config.data.codecs.values()):
             raise UserError(
-                "means of embeddings cannot be handed to vLLM: use evaluation.backend transformers for pool"
+                "embeddings cannot be handed to vLLM: use evaluation.backend transformers for pool and conv"
             )
         if config.model.qlora:
             raise UserError("evaluation.backend vllm knows no model.qlora: use transformers")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from image_context.augment import AUGMENTATIONS
 from image_context.codecs import CODECS, build_codec
+from image_context.codecs.baselines import ConvCodec
 from image_context.tasks import TASKS
 from kit.errors import UserError
 
@@ -103,12 +104,19 @@ class Config(Section):
         text = json.dumps(self.model_dump(exclude={"output_dir": True, "evaluation": {"batch_size"}}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    @property
+    def compressors(self) -> list[int]:
+        """Ratios of the learned convolutions that the model needs."""
+        return sorted(
+            {int(c.options.get("ratio", ConvCodec.ratio)) for c in self.data.codecs.values() if c.codec == "conv"}
+        )
+
     def codecs(self, vocabulary) -> dict:
         """The codecs by the names they have in the file. `vocabulary`: the model's tokenizer, a kit Tokenizer."""
         built = {}
         for name, codec in self.data.codecs.items():
             options = dict(codec.options)
-            if options.get("tokenizer") == "model" or codec.codec in ("truncate", "pool"):
+            if options.get("tokenizer") == "model" or codec.codec in ("truncate", "pool", "conv"):
                 options["tokenizer"] = vocabulary
             built[name] = build_codec(codec.codec, **options)
         return built

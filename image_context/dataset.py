@@ -26,6 +26,7 @@ class Record:
     images: list
     text: str = ""
     pool: int = 0
+    learned: bool = False
 
 
 def write_record(file, record: Record) -> None:
@@ -60,7 +61,7 @@ def open_images(record: Record, folder: Path) -> list[Image.Image]:
 
 
 def messages(encoded: Encoded, question: str) -> list[dict]:
-    """The conversation: images, text or a place for means of embeddings, then the question."""
+    """The conversation: images, text or a place for vectors made of embeddings, then the question."""
     content = [{"type": "image"} for _ in encoded.images]
     if encoded.pool or encoded.text:
         content.append({"type": "text", "text": (POOLED if encoded.pool else encoded.text) + "\n"})
@@ -78,18 +79,19 @@ def prepare(vlm: VLM, encoded: list[Encoded], questions: list[str], answers: lis
     """A batch of tensors. With `answers` padded at the right and labeled, for training; without, at the left, to generate.
 
     input_ids, attention_mask, mm_token_type_ids (B, N); pixel_values and image_grid_thw where there are images; labels (B, N),
-    -100 everywhere but on the answer and the end of the turn; pool_ids (P, k), -1 = none, for the places of means. Nothing is ever
-    cut off: a sequence that is too long for the model is the model's error to raise.
+    -100 everywhere but on the answer and the end of the turn; pool_ids (P, k), -1 = none, for the places of vectors
+    made of embeddings, and pool_learned (P,), the ratio of the convolution that makes them or 0 for means. Nothing is ever cut off: a sequence that is too long for the model is the model's error to raise.
     """
     processor, tokenizer = vlm.processor, vlm.tokenizer
     prompts = [prompt_text(vlm, e, question) for e, question in zip(encoded, questions)]
-    pools = []
+    pools, learned = [], []
     for i, e in enumerate(encoded):
         if e.pool:
             ids = torch.tensor(tokenizer(e.text, add_special_tokens=False)["input_ids"])
             groups = torch.full((-(-len(ids) // e.pool) * e.pool,), -1)
             groups[: len(ids)] = ids
             pools.append(groups.view(-1, e.pool))
+            learned.append(torch.full((len(pools[-1]),), e.pool if e.learned else 0))
             prompts[i] = prompts[i].replace(POOLED, POOLED * len(pools[-1]), 1)
     images = [image for e in encoded for image in e.images]
     batch = dict(processor(text=prompts, images=images or None, padding=False, return_mm_token_type_ids=True))
@@ -118,6 +120,7 @@ def prepare(vlm: VLM, encoded: list[Encoded], questions: list[str], answers: lis
     if pools:
         width = max(p.shape[1] for p in pools)
         batch["pool_ids"] = torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[1]), value=-1) for p in pools])
+        batch["pool_learned"] = torch.cat(learned)
     return batch
 
 
@@ -125,7 +128,7 @@ def batches(records: list[Record], folder: Path, vlm: VLM, batch_size: int, orde
     """Training batches of `records` in `order`, the last one shorter."""
     for at in range(0, len(order), batch_size):
         chosen = [records[i] for i in order[at : at + batch_size]]
-        encoded = [Encoded(open_images(r, folder), r.text, r.pool) for r in chosen]
+        encoded = [Encoded(open_images(r, folder), r.text, r.pool, r.learned) for r in chosen]
         yield prepare(vlm, encoded, [r.sample.question for r in chosen], [r.sample.answer for r in chosen])
 
 

@@ -75,7 +75,8 @@ def write_data(config: Config, vlm, folder: Path, count: int) -> None:
                 for page, image in enumerate(encoded.images):
                     paths.append(f"images/{name}_{index}_{page}.png")
                     augment(image, level, seed, data.geometry).save(partial / paths[-1], compress_level=1)
-                write_record(file, Record(f"{name}_{index}", name, level, sample, paths, encoded.text, encoded.pool))
+                carried = encoded.text, encoded.pool, encoded.learned
+                write_record(file, Record(f"{name}_{index}", name, level, sample, paths, *carried))
                 bar.update()
     bar.close()
     write_json(partial / "config.json", {"hash": config.hash, **config.model_dump()})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
@@ -31,7 +32,8 @@ from kit.errors import UserError
 
 MAX_PIXELS = 4096 * BLOCK**2  # of an image, as the codecs lay out pages
 IGNORED = -100  # label of what carries no loss
-POOLED = "<|vision_pad|>"  # stands where a mean of embeddings goes
+POOLED = "<|vision_pad|>"  # stands where a vector made of embeddings goes
+COMPRESSORS = "compressors.safetensors"
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
@@ -93,9 +95,14 @@ class VLM:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def save(self, folder: str | Path) -> None:
-        """Weights (an adapter's alone, with its base's name, where there is one), processor and tokenizer."""
+        """Weights (an adapter's alone, with its base's name, where there is one), learned convolutions, processor and tokenizer."""
+        base = unwrapped(self.model)
+        compressors = base._modules.pop("compressors", None)  # transformers would not load them again
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        if compressors is not None:
+            base.compressors = compressors
+            save_file(compressors.state_dict(), Path(folder) / COMPRESSORS)
 
 
 def build_vlm(name: str, tokenizer: Tokenizer, max_pixels: int = MAX_PIXELS) -> VLM:
@@ -173,6 +180,8 @@ def load_vlm(
             f"cannot load the VLM {name_or_path}{f' on its base {base}' if adapter else ''}: {reason}"
         ) from error
     quicken(unwrapped(model)).config.pooled_token_id = processor.tokenizer.convert_tokens_to_ids(POOLED)
+    if (folder / COMPRESSORS).is_file():
+        load_compressors(model, folder / COMPRESSORS)
     if not qlora:
         model.to(device)
     return VLM(model, processor, str(name_or_path))
@@ -233,6 +242,31 @@ def add_lora(vlm: VLM, r: int, alpha: int, dropout: float, qlora: bool = False) 
     vlm.model = get_peft_model(model, config)
 
 
+def add_compressors(model: nn.Module, ratios: list[int]) -> None:
+    """Give a model one convolution over token embeddings for each ratio, kernel and stride alike; it starts as the mean."""
+    base = unwrapped(model)
+    if not ratios:
+        return
+    weight = base.get_input_embeddings().weight
+    width = weight.shape[1]
+    base.compressors = nn.ModuleDict()
+    for ratio in ratios:
+        conv = nn.Linear(ratio * width, width, bias=False, device=weight.device, dtype=torch.float32)
+        with torch.no_grad():
+            conv.weight.copy_(torch.eye(width).repeat(1, ratio) / ratio)
+        base.compressors[str(ratio)] = conv
+
+
+def load_compressors(model: nn.Module, path: Path) -> None:
+    """The convolutions that `VLM.save` wrote. Raises UserError for a file that is none of these, or another model's."""
+    try:
+        weights = load_file(path)
+        add_compressors(model, [int(name.removesuffix(".weight")) for name in weights])
+        unwrapped(model).compressors.load_state_dict(weights)
+    except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
+        raise UserError(f"{path} holds no convolutions of this model: train again") from error
+
+
 class AnswerLoss(nn.Module):
     """Mean cross-entropy in nats per answer token, so that DDP can wrap it. Logits are made where labels are, nowhere else."""
 
@@ -258,13 +292,27 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def embed_pools(model: nn.Module, batch: dict) -> dict:
-    """The batch with the means of embeddings where their places are."""
+    """The batch with means of embeddings, or learned convolutions of them, where their places are.
+
+    Raises UserError for a convolution of a ratio that the model was not trained with.
+    """
     if "pool_ids" not in batch:
         return batch
     batch = dict(batch)
     pools, ids, table = batch.pop("pool_ids"), batch.pop("input_ids"), model.get_input_embeddings()
     given = (pools >= 0).unsqueeze(-1)
-    means = (table(pools.clamp_min(0)) * given).sum(1) / given.sum(1)
+    vectors = table(pools.clamp_min(0)) * given
+    means = vectors.sum(1) / given.sum(1)
+    learned = batch.pop("pool_learned")
+    for ratio in learned.unique().tolist():
+        if ratio == 0:
+            continue
+        compressors = getattr(unwrapped(model), "compressors", {})
+        if str(ratio) not in compressors:
+            raise UserError(f"the model has no learned convolution of ratio {ratio}: train it on codec conv first")
+        rows = learned == ratio
+        made = compressors[str(ratio)](vectors[rows, :ratio].flatten(1))
+        means = means.masked_scatter(rows.unsqueeze(-1), made.to(means.dtype))
     places = ids == unwrapped(model).config.pooled_token_id
     kinds = batch.pop("mm_token_type_ids")
     if "image_grid_thw" in batch:  # rows with images beside rows with means: positions come from the ids

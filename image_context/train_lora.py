@@ -22,7 +22,7 @@ from torch import nn
 
 from image_context.config import Config, load_config
 from image_context.dataset import ahead, batches, read_records
-from image_context.model import BUILT, AnswerLoss, add_lora, trainable_fraction
+from image_context.model import BUILT, AnswerLoss, add_compressors, add_lora, trainable_fraction
 from image_context.vlm import open_vlm
 from kit import device, errors
 from kit.arguments import add_common, program
@@ -78,6 +78,7 @@ def main() -> None:
     vlm = open_vlm(config.model, runtime, output)
     if not built:
         add_lora(vlm, config.lora.r, config.lora.alpha, config.lora.dropout, config.model.qlora)
+    add_compressors(vlm.model, config.compressors)
     model = vlm.model
     trained = nn.ParameterDict({name.replace(".", "/"): p for name, p in model.named_parameters() if p.requires_grad})
     if runtime.is_main:

@@ -181,49 +181,46 @@ class HeldOut:
             latents = self.vae.encode(batch["tokens"], batch["mask"])
             return self.flow.add_noise(latents, t, self.noise(latents.shape, number))
 
-        def one_pass(number, batch):
-            return self.flow.sample(real_chunks(batch["mask"], self.K), t, z=noisy(number, batch))
-
-        def model(number, batch):
-            return one_pass(number, batch).tokens()
-
-        def no_context(number, batch):
-            chunks = noisy(number, batch).flatten(0, 1)[:, None]
+        def no_context(z):
+            chunks = z.flatten(0, 1)[:, None]
             mask = torch.ones(len(chunks), 1, dtype=torch.bool, device=chunks.device)
-            return self.flow.sample(mask, t, z=chunks).tokens().view(batch["tokens"].shape)
+            return self.flow.sample(mask, t, z=chunks).tokens()
 
-        def decoder_only(number, batch):
-            return decode(self.vae, noisy(number, batch) / level)
-
-        guesses = {"model": model, "no_context": no_context, "decoder_only": decoder_only}
-        found = {"noise_level": level, **{name: self.accuracy(guess) for name, guess in guesses.items()}}
-        posteriors = {
-            "decoder": lambda number, batch: self.vae.decode(noisy(number, batch) / level),
-            "model": lambda number, batch: one_pass(number, batch).logits,
+        readers = {
+            "decoder": lambda z, mask: self.vae.decode(z / level),
+            "model": lambda z, mask: self.flow.sample(real_chunks(mask, self.K), t, z=z).logits,
         }
-        for name, logits in posteriors.items():
-            found |= self.by_ngrams(name, lambda *given, logits=logits: logits(*given).float().log_softmax(-1))
-        return found
-
-    def by_ngrams(self, name: str, log_q) -> dict[str, float]:
-        """Tokens recovered by n-grams from the posteriors log_q(number, batch) -> (B, N, V), with weights tuned on training text."""
-        if self.ngrams is None:
-            return {}
-        train = self.ngrams.train
-        chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(train))[:TUNED])
-        batches = chosen_batches(train, chosen.tolist(), 16, self.K)
-        tuned = []
-        for number, (index, batch) in enumerate(zip(chosen.split(16), batches)):
-            batch = to_device(batch, self.runtime)
-            tuned.append((self.runtime.to(index), log_q(1000 + number, batch), batch["tokens"], batch["mask"]))
-        weights = self.ngrams.tune(tuned)
+        weights = {}
+        if self.ngrams is not None:
+            weights = {name: self.tuned(noisy, logits) for name, logits in readers.items()}
         right: dict[str, int] = {}
         for number, batch in enumerate(self.batches):
-            for order, guess in self.ngrams.read(log_q(number, batch), batch["mask"], weights).items():
-                hits = int(((guess == batch["tokens"]) & batch["mask"]).sum())
-                right[order] = right.get(order, 0) + hits
-        found = {f"{name}_{order}": hits / self.num_tokens for order, hits in right.items()}
-        return found | {f"{name}_weights": list(weights)}
+            tokens, mask, z = batch["tokens"], batch["mask"], noisy(number, batch)
+            guesses = {"no_context": no_context(z).view(tokens.shape)}
+            for name, logits in readers.items():
+                log_q = logits(z, mask).float().log_softmax(-1)
+                guesses["decoder_only" if name == "decoder" else name] = log_q.argmax(-1)
+                if name in weights:
+                    ordered = self.ngrams.read(log_q, mask, weights[name])
+                    guesses |= {f"{name}_{order}": guess for order, guess in ordered.items()}
+            for name, guess in guesses.items():
+                right[name] = right.get(name, 0) + int(((guess == tokens) & mask).sum())
+        found = {name: hits / self.num_tokens for name, hits in right.items()}
+        return {"noise_level": level, **found, "ngram_weights": {name: list(pair) for name, pair in weights.items()}}
+
+    def tuned(self, noisy, logits) -> tuple[float, float]:
+        """Weights of the posteriors logits(z, mask) under which n-grams recover most tokens of training text from noisy(number, batch)."""
+        train = self.ngrams.train
+        chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(train))[:TUNED])
+
+        def texts():
+            batches = chosen_batches(train, chosen.tolist(), 16, self.K)
+            for number, (index, batch) in enumerate(zip(chosen.split(16), batches)):
+                batch = to_device(batch, self.runtime)
+                log_q = logits(noisy(1000 + number, batch), batch["mask"]).float().log_softmax(-1)
+                yield self.runtime.to(index), log_q, batch["tokens"], batch["mask"]
+
+        return self.ngrams.tune(texts)
 
     def bound(self) -> dict:
         """The variational bound in nats per token and its parts, for the least noise that makes it tightest.

@@ -5,7 +5,7 @@ a log q(token | vector) - b log p(token): dividing by the unigram (b = 1) would 
 not exact. The two weights are tuned on training text under n-grams that have not counted it. Then forward-backward (corpus/ngram.py).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -26,21 +26,23 @@ class NGramDecoder:
         self.ngram = NGram(train.folds(FOLDS), vocab_size, 3).to(device)
 
     def tune(
-        self, texts: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
+        self, texts: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]]
     ) -> tuple[float, float]:
-        """The weights (a, b) under which bigrams recover most. `texts`: indices (B,) of training chunks, log q (B, N, V), tokens
-        (B, N) and mask (B, N).
+        """The weights (a, b) under which bigrams recover most. `texts()`, called twice so that no posteriors need be kept: indices
+        (B,) of training chunks, log q (B, N, V), tokens (B, N) and mask (B, N).
         """
-        texts = [(1 + self.train.fold_of(index, FOLDS), *rest) for index, *rest in texts]
 
-        def right(a: float, b: float) -> int:
-            return sum(
-                int(((self._read(log_q, mask, a, b, 2, fold)[2] == tokens) & mask).sum())
-                for fold, log_q, tokens, mask in texts
-            )
+        def best(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+            right = dict.fromkeys(pairs, 0)
+            for index, log_q, tokens, mask in texts():
+                fold = 1 + self.train.fold_of(index, FOLDS)
+                for pair in pairs:
+                    found = self._read(log_q, mask, *pair, 2, fold)[2]
+                    right[pair] += int(((found == tokens) & mask).sum())
+            return max(right, key=right.__getitem__)
 
-        b = max(WEIGHTS_B, key=lambda b: right(1.0, b))
-        return max(WEIGHTS_A, key=lambda a: right(a, b)), b
+        _, b = best([(1.0, b) for b in WEIGHTS_B])
+        return best([(a, b) for a in WEIGHTS_A])
 
     def read(self, log_q: torch.Tensor, mask: torch.Tensor, weights: tuple[float, float]) -> dict[str, torch.Tensor]:
         """Tokens (B, N) by bigrams and by trigrams, from log q (B, N, V) and mask (B, N)."""

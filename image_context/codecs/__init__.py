@@ -1,4 +1,4 @@
-"""Four ways to carry a text: `text`, `render`, `codebook`, `qr`, and two baselines, `truncate` and `pool`.
+"""Four ways to carry a text: `text`, `render`, `codebook`, `qr`, and three baselines, `truncate`, `pool` and `conv`.
 
 Each `encode`s a text, `decode`s images and counts `visual_tokens`.
 """
@@ -8,7 +8,7 @@ from typing import get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from image_context.codecs.baselines import PoolCodec, TruncateCodec
+from image_context.codecs.baselines import ConvCodec, PoolCodec, TruncateCodec
 from image_context.codecs.codebook import CodebookCodec
 from image_context.codecs.encoded import DamagedCode, Encoded
 from image_context.codecs.qr import QRCodec
@@ -16,7 +16,9 @@ from image_context.codecs.render import RenderCodec
 from image_context.codecs.text import TextCodec
 from kit.errors import UserError
 
-CODECS = {codec.name: codec for codec in (TextCodec, RenderCodec, CodebookCodec, QRCodec, TruncateCodec, PoolCodec)}
+CODECS = {
+    codec.name: codec for codec in (TextCodec, RenderCodec, CodebookCodec, QRCodec, TruncateCodec, PoolCodec, ConvCodec)
+}
 
 __all__ = ["CODECS", "DamagedCode", "Encoded", "build_codec"]
 

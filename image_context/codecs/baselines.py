@@ -1,7 +1,8 @@
 """What critics of reading by sight ask to see beside it: the same budget of tokens spent without any picture.
 
 `truncate` keeps a text's first tokens. `pool` gives the language model means of token embeddings, `ratio` tokens to a vector
-(arXiv 2512.03643). Both know the model's tokenizer.
+(arXiv 2512.03643), and `conv` what a convolution trained with the model makes of them: kernel and stride are `ratio` tokens long. All
+know the model's tokenizer.
 """
 
 from dataclasses import dataclass
@@ -44,20 +45,28 @@ class PoolCodec:
     tokenizer: Tokenizer | None = None
 
     name = "pool"
+    learned = False
 
     def __post_init__(self):
         check(self)
         if self.ratio != int(self.ratio):
-            raise UserError(f"pool ratio {self.ratio}: need a whole number of tokens to a vector")
+            raise UserError(f"{self.name} ratio {self.ratio}: need a whole number of tokens to a vector")
 
     def encode(self, text: str) -> Encoded:
-        return Encoded([], text, pool=int(self.ratio))
+        return Encoded([], text, pool=int(self.ratio), learned=self.learned)
 
     def decode(self, images: list[Image.Image], text: str = "") -> str:
-        raise UserError("codec pool has no decoder: a mean of embeddings is read by a model, not by an algorithm")
+        raise UserError(f"codec {self.name} has no decoder: its vectors are read by a model, not by an algorithm")
 
     def visual_tokens(self, encoded: Encoded) -> int:
         return -(-len(self.tokenizer.encode(encoded.text)) // encoded.pool)
+
+
+class ConvCodec(PoolCodec):
+    """The whole text, to be handed over as a learned convolution of `ratio` embeddings."""
+
+    name = "conv"
+    learned = True
 
 
 def check(codec) -> None:

@@ -14,12 +14,14 @@ MAX_SIDE = 64  # blocks on a side of a page that a codec lays out by itself
 class Encoded:
     """A text ready for a model: `images` in reading order, and `text`, what travels beside them as text.
 
-    `pool`: tokens of `text` whose embeddings are averaged into one vector, 0 = the text goes as it is.
+    `pool`: tokens of `text` whose embeddings make one vector, 0 = the text goes as it is; `learned`: by weights of the model's own
+    instead of a mean.
     """
 
     images: list[Image.Image] = field(default_factory=list)
     text: str = ""
     pool: int = 0
+    learned: bool = False
 
 
 class DamagedCode(UserError):

@@ -11,6 +11,7 @@ from image_context.model import (
     IGNORED,
     POOLED,
     AnswerLoss,
+    add_compressors,
     add_lora,
     answer,
     build_vlm,
@@ -108,6 +109,48 @@ def test_pooled_embeddings_are_means_of_their_groups(vlm, bpe):
     assert torch.allclose(embedded[2], table[ids[8:]].mean(0), atol=1e-6)
     loss, _ = AnswerLoss(vlm.model)(prepare(vlm, [encoded], ["?"], ["yes"]))
     assert torch.isfinite(loss) and isinstance(answer(vlm, batch, 3)[0], str)
+
+
+def test_a_learned_convolution_weighs_each_place_and_comes_back(bpe, tmp_path):
+    vlm = build_vlm("tiny", bpe)
+    sample = documents(bpe, 10)[0]
+    codec = build_codec("conv", ratio=4, tokenizer=bpe)
+    batch = prepare(vlm, [codec.encode(sample.document)], ["?"])
+    with pytest.raises(UserError, match="no learned convolution of ratio 4"):
+        embed_pools(vlm.model, batch)
+    add_compressors(vlm.model, [4])
+    place = batch["input_ids"] == vlm.tokenizer.convert_tokens_to_ids(POOLED)
+    table = vlm.model.get_input_embeddings().weight
+    ids = torch.from_numpy(bpe.encode(sample.document).astype("int64"))
+    assert torch.allclose(embed_pools(vlm.model, batch)["inputs_embeds"][place][0], table[ids[:4]].mean(0), atol=1e-6)
+    weight = vlm.model.compressors["4"].weight
+    with torch.no_grad():
+        weight.normal_(std=0.1)
+    made = embed_pools(vlm.model, batch)["inputs_embeds"][place]
+    kernel = weight.view(len(weight), 4, -1)
+    by_hand = [
+        sum(kernel[:, i] @ table[token] for i, token in enumerate(group)) for group in (ids[:4], ids[4:8], ids[8:])
+    ]
+    assert torch.allclose(made, torch.stack(by_hand), atol=1e-5)
+    vlm.save(tmp_path / "model")
+    again = load_vlm(str(tmp_path / "model"))
+    assert torch.equal(made, embed_pools(again.model, batch)["inputs_embeds"][place])
+    (tmp_path / "model" / "compressors.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="holds no convolutions"):
+        load_vlm(str(tmp_path / "model"))
+
+
+def test_a_convolution_is_trained_beside_an_adapter(bpe, tmp_path):
+    build_vlm("tiny", bpe).save(tmp_path / "base")
+    adapted = load_vlm(str(tmp_path / "base"))
+    add_lora(adapted, 4, 8, 0.0)
+    add_compressors(adapted.model, [2])
+    codec = build_codec("conv", ratio=2, tokenizer=bpe)
+    AnswerLoss(adapted.model)(prepare(adapted, [codec.encode("a text")], ["?"], ["yes"]))[0].backward()
+    assert adapted.model.get_base_model().compressors["2"].weight.grad.any()
+    adapted.save(tmp_path / "adapter")
+    again = load_vlm(str(tmp_path / "adapter"))
+    assert "2" in again.model.get_base_model().compressors
 
 
 def test_images_and_means_share_a_batch(vlm, bpe, codec):

@@ -47,7 +47,7 @@ def test_on_noisy_posteriors_of_text_n_grams_recover_more(decoder):
     log_q = torch.randn(16, 16, 300, generator=generator)
     log_q.scatter_add_(-1, tokens[..., None], torch.full((16, 16, 1), 2.5))
     log_q = log_q.log_softmax(-1)
-    weights = decoder.tune([(index, log_q, tokens, mask)])
+    weights = decoder.tune(lambda: [(index, log_q, tokens, mask)])
     alone = (log_q.argmax(-1) == tokens).float().mean()
     for found in decoder.read(log_q, mask, weights).values():
         assert (found == tokens).float().mean() > alone + 0.2

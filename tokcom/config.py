@@ -65,6 +65,9 @@ class TrainConfig:
     kl_weight: float = 1e-3
     kl_floor: float = 0.5  # nats per dimension below which the KL term does not press (CALM, arXiv 2510.27688)
     token_dropout: float = 0.1  # tokens hidden from the encoder
+    random_chunks: float = (
+        0.2  # of stage one's, made of tokens drawn evenly: any text comes back, not only one like the training text
+    )
     latent_noise: float = 0.3  # standard deviations of a latent, added before decoding
     noise_std: float = 1.0  # of the noise; latents are normalized to a standard deviation of 1
     mse_weight: float = 1.0  # of the flow's own loss beside the cross-entropy
@@ -83,7 +86,15 @@ class TrainConfig:
         for name in ("batch_size", "vae_epochs", "diffusion_epochs", "sample_every", "num_sample_steps", "num_samples"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: need at least 1")
-        for name in ("warmup_fraction", "ema_decay", "token_dropout", "self_cond_prob", "prompt_prob", "vae_fraction"):
+        for name in (
+            "warmup_fraction",
+            "ema_decay",
+            "token_dropout",
+            "random_chunks",
+            "self_cond_prob",
+            "prompt_prob",
+            "vae_fraction",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} {getattr(self, name)}: need a number from 0 to 1")
         for name in ("vae_lr", "diffusion_lr", "grad_clip", "noise_std", "t_std"):

@@ -29,6 +29,7 @@ from kit.times import TimeSampler
 from tokcom.config import ModelArgs, from_dict
 from tokcom.flow import Flow
 from tokcom.model import DenoisedModel, TokComVAE
+from tokcom.quantize import MAX_BITS, dequantize, pack, quantize, unpack
 
 POSTERIOR = "posterior"
 MODES = ("generate", "reconstruct", "denoise_reconstruct", "encode", "decode", "conditional")
@@ -213,6 +214,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--input_file", help="the same from a UTF-8 file")
     parser.add_argument("--latents", help="file that encode wrote, for decode")
     parser.add_argument("--exact", action="store_true", help="encode also keeps the tokens its vectors would get wrong")
+    parser.add_argument("--bits", type=int, help="encode stores each number in so many bits, 1 to 8 (default: float32)")
     parser.add_argument("--prompt", help="text to continue, for conditional")
     parser.add_argument("--num_chunks", type=int, help="vectors to generate (default: the model's window)")
     parser.add_argument(
@@ -311,27 +313,41 @@ def fingerprint(vae: TokComVAE) -> str:
 
 
 def write_latents(args: argparse.Namespace, vae: TokComVAE, tokenizer: Tokenizer) -> None:
+    if args.bits is not None and not 1 <= args.bits <= MAX_BITS:
+        raise UserError(f"--bits {args.bits}: need 1 to {MAX_BITS}")
     ids = read_ids(given_text(args), tokenizer)
     latents = encode(vae, ids[None])
+    state = {"num_tokens": len(ids), "vae": fingerprint(vae)}
+    if args.bits:
+        codes = quantize(latents, args.bits)
+        latents = dequantize(codes, args.bits)
+        state |= {"codes": pack(codes, args.bits), "bits": args.bits}
+    else:
+        state |= {"latents": latents[0].cpu()}
     certain = lead(vae, latents[0], ids)
-    state = {"latents": latents[0].cpu(), "num_tokens": len(ids), "vae": fingerprint(vae)}
     if args.exact:
         kept = (certain < EXACT_LEAD).nonzero().flatten()
         state |= {"wrong": kept, "instead": ids[kept]}
     path = args.output_file or "latents.pt"
     save_checkpoint(path, state)
     told = f"; {len(state['wrong'])} that are wrong or nearly so are kept beside them" if args.exact else ""
-    print(f"{len(ids)} tokens in {latents.shape[1]} vectors of {latents.shape[2]}: {path}")
+    size = f" numbers of {args.bits} bits" if args.bits else ""
+    print(f"{len(ids)} tokens in {latents.shape[1]} vectors of {latents.shape[2]}{size}: {path}")
     print(f"the vectors alone give back all but {int((certain <= 0).sum())}{told}")
 
 
 def read_latents(args: argparse.Namespace, vae: TokComVAE) -> torch.Tensor:
     if not args.latents:
         raise UserError("--mode decode needs --latents FILE, as encode writes it")
-    saved = load_file(args.latents, ("latents", "num_tokens", "vae"))
+    saved = load_file(args.latents, ("num_tokens", "vae"))
     if saved["vae"] != fingerprint(vae):
         raise UserError(f"{args.latents} was written by another model than {args.checkpoint}")
-    ids = decode(vae, saved["latents"][None])[0, : saved["num_tokens"]]
+    if "codes" in saved:
+        shape = -(-saved["num_tokens"] // vae.args.chunk_size), vae.args.latent_dim
+        latents = dequantize(unpack(saved["codes"], saved["bits"], shape), saved["bits"])
+    else:
+        latents = saved["latents"]
+    ids = decode(vae, latents[None])[0, : saved["num_tokens"]]
     if "wrong" in saved:
         ids[saved["wrong"].to(ids.device)] = saved["instead"].to(ids.device)
     return ids

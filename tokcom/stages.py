@@ -58,8 +58,10 @@ class VAEStage:
     def step(self, module: nn.Module, batch: dict, self_condition: bool) -> tuple[torch.Tensor, dict]:
         """Loss of a batch on the host, and numbers for the log."""
         real = batch["mask"].view(-1, self.vae.args.chunk_size).any(1)
-        tokens, mask = (self.runtime.to(part[real]) for part in by_chunk(batch, self.vae.args.chunk_size))
-        loss, parts = module(tokens, mask)
+        tokens, mask = (part[real] for part in by_chunk(batch, self.vae.args.chunk_size))
+        replaced = torch.rand(len(tokens), 1) < self.config.random_chunks
+        tokens = torch.where(replaced, torch.randint(self.vae.args.vocab_size, tokens.shape), tokens)
+        loss, parts = module(self.runtime.to(tokens), self.runtime.to(mask))
         return loss, {"vae/batch_loss": parts["ce"], "vae/kl": parts["kl"]}
 
     def refit(self) -> None:

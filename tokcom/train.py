@@ -60,6 +60,7 @@ HELP = {
     "diffusion_epochs": "passes of stage two", "diffusion_lr": "its peak learning rate", "warmup_fraction": "fraction of a stage with a rising rate",
     "weight_decay": "AdamW's", "grad_clip": "largest gradient norm", "ema_decay": "of the averaged weights, ramped up",
     "kl_weight": "of the KL term", "kl_floor": "nats per dimension that the KL term leaves alone", "token_dropout": "probability with which a token is hidden from the encoder",
+    "random_chunks": "fraction of stage one's chunks that are made of random tokens",
     "latent_noise": "noise on vectors in training, in their standard deviations", "noise_std": "of the noise, in the vectors' standard deviations",
     "mse_weight": "of the squared error beside the cross-entropy", "time_sampling": "distribution of training times",
     "t_mean": "mean of log(t/(1-t)) before the schedule adapts", "t_std": "its spread", "self_cond_prob": "probability of a step with self-conditioning",

@@ -105,6 +105,19 @@ def test_with_its_mistakes_kept_a_text_comes_back_to_the_letter(run, tmp_path):
     assert back.read_bytes() == book.read_bytes()
 
 
+def test_vectors_of_few_bits_are_smaller_and_still_read(run, refuse, tmp_path):
+    text = sentences(79, 400)
+    sizes, right = [], []
+    for bits in ((), ("--bits", 8), ("--bits", 3)):
+        said = run("--mode", "encode", "--input_text", text, *bits, "--output_file", tmp_path / "latents.pt")
+        sizes.append((tmp_path / "latents.pt").stat().st_size)
+        right.append(int(said.split("all but ")[1].split()[0]))
+    assert sizes[0] > 3 * sizes[1] > 6 * sizes[2] and right[1] <= right[0] + 5
+    run("--mode", "encode", "--input_text", text, "--bits", 3, "--exact", "--output_file", tmp_path / "latents.pt")
+    assert run("--mode", "decode", "--latents", tmp_path / "latents.pt") == text + "\n"
+    assert "--bits 9: need 1 to 8" in refuse("--mode", "encode", "--input_text", text, "--bits", 9)
+
+
 def test_latents_are_read_by_no_vae_but_their_own(run, refuse, tmp_path):
     """The VAE of stage one is the same network, and its vectors are not normalized."""
     run("--mode", "encode", "--input_text", sentences(5, 5), "--output_file", tmp_path / "latents.pt")

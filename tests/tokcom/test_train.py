@@ -7,10 +7,17 @@ import sys
 import time
 
 import pytest
+import torch
 
+from corpus.chunks import open_built
+from kit.device import Runtime
 from tests.runs import ROOT, TWO_PROCESSES, load, rows, run_stopped, run_whole, same_tensors
 from tests.tokcom.conftest import SMALL
 from tokcom import train
+from tokcom.config import ModelArgs, TrainConfig
+from tokcom.dataset import chosen_batches
+from tokcom.model import TokComVAE
+from tokcom.stages import VAEStage
 
 MODULE = [sys.executable, "-m", "tokcom.train"]
 
@@ -162,3 +169,22 @@ def test_a_checkpoint_of_another_size_is_refused(refused, data, trained, tmp_pat
     given = ("--data_path", data, *SMALL, "--output_dir", trained, "--resume", "auto")
     assert "--latent_dim 24, not 12" in refused(train, *given, "--latent_dim", 12)
     assert "--noise_std 1.0, not 0.5" in refused(train, *given, "--noise_std", 0.5)
+
+
+def test_stage_one_also_sees_chunks_of_random_tokens(data):
+    """As many as the setting says, on real places only by their mask, and none when it says none."""
+    chunks = open_built(data / "train")
+    batch = next(iter(chosen_batches(chunks, range(64), 64, 4)))
+    seen = []
+
+    def module(tokens, mask):
+        seen.append(tokens)
+        return torch.zeros(()), {"ce": torch.zeros(()), "kl": torch.zeros(())}
+
+    args = ModelArgs(vocab_size=300, mask_token_id=300, hidden_size=32, num_attention_heads=2, num_key_value_heads=2)
+    for fraction in (0.0, 0.25, 1.0):
+        config = TrainConfig(random_chunks=fraction)
+        VAEStage(TokComVAE(args), config, Runtime(torch.device("cpu"), torch.float32, 0, 1)).step(module, batch, False)
+    kept, some, all_random = ((tokens == seen[0]).all(1).float().mean() for tokens in seen)
+    assert kept == 1 and 0.7 < some < 0.8 and all_random < 0.01
+    assert seen[2].min() < 5 and seen[2].max() > 294

@@ -9,7 +9,8 @@ the denoiser integrated over the signal-to-noise ratio, for the least noise that
 (arXiv 2510.27688): two independent continuations of real prompts, n-grams of one chunk against the true one, geometric mean over
 n = 1 to 4. `no_context` is the network on each chunk without its neighbors, `decoder_only` the VAE's decoder without the network,
 `decoder_bigrams` and `decoder_trigrams` what n-grams of the training text make of its posteriors (tokcom/ngram_decoder.py), `model_trigrams` what they make of
-the network's. `nfe` counts forward passes of the network; `flops_per_token_and_pass` is of a pass over whole sequences, divided by their
+the network's. `compression` counts bits per token: of vectors whose numbers are quantized (tokcom/quantize.py), of the text under
+zstd at its strongest, and under n-grams of the training text as a language model. `nfe` counts forward passes of the network; `flops_per_token_and_pass` is of a pass over whole sequences, divided by their
 tokens; to write one chunk every pass includes its prompt.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from backports import zstd
 from torch.utils.flop_counter import FlopCounterMode
 
 from corpus.brier import brier_lm
@@ -37,9 +39,12 @@ from kit.times import TimeSampler
 from tokcom.dataset import chosen_batches
 from tokcom.flow import Flow, real_chunks
 from tokcom.inference import decode, encode, load_checkpoint, read_ids
-from tokcom.ngram_decoder import NGramDecoder
+from tokcom.ngram_decoder import NAMES, NGramDecoder
+from tokcom.quantize import dequantize, quantize
 from tokcom.stages import by_chunk, to_device
 
+BITS = (1, 2, 3, 4, 8)  # of each number of a vector
+ZSTD_LEVEL = 22
 LATENT_NOISES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 NOISE_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NFE = (1, 2, 4, 8, 16, 32, 64)
@@ -94,6 +99,7 @@ def main() -> None:
     with torch.no_grad(), runtime.autocast():
         recovery = {str(noise): held_out.reconstruction(noise) for noise in LATENT_NOISES}
         denoise = [held_out.denoise(level) for level in NOISE_LEVELS]
+        compression = held_out.compression(tokenizer)
         bound = held_out.bound()
         scores = {count: held_out.brier_lm(count) for count in sorted({*NFE, args.num_steps})}
         flops = held_out.flops()
@@ -104,7 +110,7 @@ def main() -> None:
         "num_sequences": held_out.count, "num_tokens": held_out.num_tokens, "vocab_size": tokenizer.vocab_size, "chunk_size": model_args.chunk_size,
         "reconstruction": recovery["0.0"], "reconstruction_at_noise": {k: v for k, v in recovery.items() if k != "0.0"},
         "active_dims": int((variance > ACTIVE_VARIANCE).sum()), "latent_dim": model_args.latent_dim,
-        "denoise": denoise, "num_steps": args.num_steps, **scores[args.num_steps], "nll": bound["nll"],
+        "compression": compression, "denoise": denoise, "num_steps": args.num_steps, **scores[args.num_steps], "nll": bound["nll"],
         "bound": bound, "by_nfe": [{"nfe": count, **scores[count]} for count in NFE], "nfe_per_token": args.num_steps / model_args.chunk_size,
         "flops_per_token_and_pass": flops, "round_trip": {"text": Path(args.book).name if args.book else "held out", **round_trip},
         "environment": environment(runtime),
@@ -171,6 +177,26 @@ class HeldOut:
             return decode(self.vae, latents + noise * self.noise(latents.shape, number))
 
         return self.accuracy(guess)
+
+    def compression(self, tokenizer: Tokenizer) -> dict:
+        """Bits per token: `vectors`, rows of quantized ones with the fraction of tokens they bring back; `zstd`; `bigrams`, `trigrams`."""
+
+        def guess(bits):
+            def decoded(number, batch):
+                codes = quantize(self.vae.encode(batch["tokens"], batch["mask"]), bits)
+                return decode(self.vae, dequantize(codes, bits))
+
+            return decoded
+
+        each = self.vae.args.latent_dim / self.K
+        rows = [{"bits": b, "bits_per_token": each * b, "recovered": self.accuracy(guess(b))} for b in BITS]
+        texts = [tokens[mask].cpu() for b in self.batches for tokens, mask in zip(b["tokens"], b["mask"])]
+        packed = zstd.compress("".join(tokenizer.decode_batch(texts)).encode(), ZSTD_LEVEL)
+        found = {"vectors": rows, "zstd": 8 * len(packed) / self.num_tokens}
+        if self.ngrams is not None:
+            for order, name in NAMES.items():
+                found[name] = self.ngrams.ngram.bits_per_token([text.numpy() for text in texts], order)
+        return found
 
     def denoise(self, level: float) -> dict:
         """Tokens recovered from z at t = level: by one forward pass of the network, by one on each chunk without the others, and
@@ -331,12 +357,23 @@ def write_page(report: dict, args: argparse.Namespace, output: Path) -> None:
         }
         for row in report["denoise"]
     ]
+    compression = report["compression"]
+    sizes = [
+        {
+            "numbers of": f"{row['bits']} bits",
+            "bits per token": row["bits_per_token"],
+            "tokens recovered": f"{row['recovered']:.2%}",
+        }
+        for row in compression["vectors"]
+    ]
+    others = ", ".join(f"{name} {compression[name]:.2f}" for name in ("zstd", *NAMES.values()) if name in compression)
     passes = [{"forward passes": row["nfe"], "BrierLM": row["brier_lm"]} for row in report["by_nfe"]]
     tokens = f"{report['num_tokens']:,} held-out tokens in {report['num_sequences']:,} sequences"
     sections = [
         Section(
             "Tokens recovered from noisy vectors", f"Fraction of {tokens}.", denoise, [output / "reconstruction.png"]
         ),
+        Section("Vectors of few bits", f"The text itself, bits per token: {others}.", sizes),
         Section("Writing", "The chunk after a real prompt, against forward passes.", passes, [output / "nfe.png"]),
         Section("Noise schedule", pictures=[output / "schedule.png"]),
         Section("Map of the vectors", pictures=[output / "map.png"]),

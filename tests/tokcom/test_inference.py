@@ -180,6 +180,13 @@ def test_a_report_has_every_number_and_figure(call, refused, data, trained, tmp_
     half = report["denoise"][4]
     assert half["model"] > half["decoder_only"] + 0.05
     assert half["decoder_bigrams"] > half["decoder_only"] and half["model_trigrams"] > half["model"] - 0.02
+    vectors = report["compression"]["vectors"]
+    assert [row["bits_per_token"] for row in vectors] == [6 * row["bits"] for row in vectors]
+    assert vectors[0]["recovered"] < vectors[-1]["recovered"] == pytest.approx(report["reconstruction"], abs=0.01)
+    assert (
+        0 < report["compression"]["trigrams"] < report["compression"]["bigrams"] < 8
+        and report["compression"]["zstd"] > 0
+    )
     assert [row["nfe"] for row in report["by_nfe"]] == [1, 2, 4, 8, 16, 32, 64]
     assert 0 < report["active_dims"] <= report["latent_dim"] == 24
     assert report["nll"] == pytest.approx(sum(report["bound"][part] for part in ("reading", "flow", "prior")))

@@ -2,7 +2,7 @@
 # One text, so many minutes of training each: the network with n-grams and alone, an autoregressive transformer, masked diffusion; one
 # table and one figure for each rung, RESULTS/MINUTES.json and .png. recipes/shakespeare.sh is the first ladder; further ones:
 #   TEXT=books/ VOCAB_SIZE=1024 RESULTS=results/books ./recipes/ladder.sh
-#   TEXT=novels/ VOCAB_SIZE=2048 RESULTS=results/novels ./recipes/ladder.sh
+#   TEXT=novels/ VOCAB_SIZE=2048 RESULTS=results/novels_ladder ./recipes/ladder.sh
 #   TEXT=Salesforce/wikitext CONFIG=wikitext-2-raw-v1 VOCAB_SIZE=1024 RESULTS=results/wikitext2 ./recipes/ladder.sh
 # On a GPU the same with larger networks, such as
 #   TEXT=books/ VOCAB_SIZE=4096 LENGTH=1024 MINUTES=60 MODEL=JiT-B/4 IMG_SIZE=64 BATCH_SIZE=32 LR=3e-4 LRS="3e-4 1e-3" \

@@ -229,6 +229,7 @@ def speed() -> str:
 
 RUNGS = ("3", "15", "60")  # minutes
 SHOWN_PASSES = (None, 16, 64)
+FURTHER = {"wikitext2": "WikiText-2", "books": "English books", "novels_ladder": "Chinese novels"}
 SYSTEMS = {
     "bigrams": "bigrams, counted", "trigrams": "trigrams, counted", "autoregressive": "autoregressive transformer",
     "masked diffusion": "masked diffusion (bound)", "network alone": "network alone (bound)",
@@ -246,25 +247,41 @@ def rungs() -> dict[str, dict]:
 def ladder() -> str:
     """Nats per character of the test text after so many minutes of training."""
     found = rungs()
-
-    def cell(minutes: str, name: str) -> str:
-        if minutes not in found:
-            return "not yet measured"
-        row = found[minutes]["likelihood"][name]
-        low, high = (value * math.log(2) for value in row["bits_per_byte_ci"])
-        return f"{row['bits_per_byte'] * math.log(2):.3f} [{low:.3f}, {high:.3f}]"
-
-    rows = [[label, *(cell(minutes, name) for minutes in RUNGS)] for name, label in SYSTEMS.items()]
+    rows = [
+        [label, *(likelihood(found.get(minutes), name, math.log(2)) for minutes in RUNGS)]
+        for name, label in SYSTEMS.items()
+    ]
     return table(["nats per character", *(f"{minutes} minutes" for minutes in RUNGS)], [*rows, *PUBLISHED])
+
+
+def likelihood(found: dict | None, name: str, unit: float = 1.0) -> str:
+    """Bits per byte of a system in a comparison, with its interval, times `unit`."""
+    if found is None or name not in found["likelihood"]:
+        return "not yet measured"
+    row = found["likelihood"][name]
+    low, high = (value * unit for value in row["bits_per_byte_ci"])
+    return f"{row['bits_per_byte'] * unit:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def further() -> str:
+    """Bits per byte on other texts, each after five minutes of training."""
+    found = {}
+    for name in FURTHER:
+        if (RESULTS / name / "5.json").is_file():
+            found[name] = load(f"{name}/5.json")
+    rows = [[label, *(likelihood(found.get(text), name) for text in FURTHER)] for name, label in SYSTEMS.items()]
+    return table(["bits per byte", *FURTHER.values()], rows)
 
 
 def gaps() -> str:
     found = rungs()
     names = list(dict.fromkeys(name for rung in found.values() for name in rung["gaps"]))
-    rows = []
-    for name in names:
-        cells = [percent(found[m]["gaps"][name]["accuracy"]) if m in found else "not yet measured" for m in RUNGS]
-        rows.append([name, *cells])
+
+    def cell(minutes: str, name: str) -> str:
+        measured = minutes in found and name in found[minutes]["gaps"]
+        return percent(found[minutes]["gaps"][name]["accuracy"]) if measured else "not yet measured"
+
+    rows = [[name, *(cell(minutes, name) for minutes in RUNGS)] for name in names]
     return table(["tokens in gaps found", *(f"{minutes} minutes" for minutes in RUNGS)], rows)
 
 
@@ -336,7 +353,7 @@ def released() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
-    "ladder": ladder, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "released": released, "speed": speed,
+    "ladder": ladder, "further": further, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "released": released, "speed": speed,
     "image_smoke": image_smoke, "image_codecs": image_codecs, "vit_rows": vit_rows,
 }  # fmt: skip
 

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Random tokens restored against ratio: one model for each point, `tiny` trained from random weights for TIME on a CPU, on documents
+# of LENGTH tokens. CODECS: codebook (the color code), conv and pool (no image: a learned convolution or the mean of embeddings), text.
+#   ./recipes/image_curve.sh                                  # all points of one seed
+#   RATIOS=10 SEEDS="0 1 2" CODECS=codebook ./recipes/image_curve.sh
+# Adds its points to results/image_context/curve.json and draws curve.png.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+REQUIREMENTS=requirements-image.txt
+source kit/environment.sh
+RATIOS=${RATIOS:-1 2 3 5 8 10 16 20} SEEDS=${SEEDS:-0} CODECS=${CODECS:-codebook conv pool} LENGTH=${LENGTH:-80}
+TIME=${TIME:-10m} MODEL=${MODEL:-tiny} PAIRS=${PAIRS:-20000} SAMPLES=${SAMPLES:-64} LR=${LR:-2.0e-3} WORK=${WORK:-checkpoints/image_curve}
+RESULTS=${RESULTS:-results/image_context}
+for seed in $SEEDS; do
+  for ratio in $RATIOS; do
+    for codec in $CODECS; do
+      run=$WORK/$codec-$ratio-$seed
+      mkdir -p "$run"
+      # the largest modules of which a block holds enough: a token of 9 bits takes three of 8 colors
+      module=14
+      for m in 7 4 2; do if [ $((3 * ratio)) -gt $(((28 / module) ** 2)) ]; then module=$m; fi; done
+      case $codec in
+        codebook) options="{payload: tokens, tokenizer: model, colors: 8, module: $module, symbols_per_block: $ratio, frame: none, columns: 1, max_side: 200}" ;;
+        text) options="{}" ;;
+        *) options="{ratio: $ratio}" ;;
+      esac
+      cat >"$run/config.yaml" <<YAML
+seed: $seed
+output_dir: $run
+model: {name: $MODEL, vocab_size: 504}
+data:
+  tasks: [random]
+  lengths: [$LENGTH]
+  samples: $SAMPLES
+  codecs: {$codec: {codec: $codec, options: $options}}
+generation: {num_samples_per_codec: $PAIRS}
+training: {time_budget: $TIME, batch_size: 32, gradient_accumulation_steps: 1, learning_rate: $LR}
+evaluation: {batch_size: 16}
+YAML
+      [ -e "$run/train_data/records.jsonl" ] || "$PYTHON" -m image_context.generate_train_data --config "$run/config.yaml" --output_dir "$run"
+      [ -d "$run/final" ] || "$PYTHON" -m image_context.train_lora --config "$run/config.yaml" --output_dir "$run"
+      "$PYTHON" -m image_context.run_exp --config "$run/config.yaml" --output_dir "$run" --lora_path "$run/final"
+      "$PYTHON" -m image_context.plot_results --input "$run/results/results.jsonl" --output "$run/plots"
+      "$PYTHON" -m recipes.image_curve --run "$run" --results "$RESULTS"
+    done
+  done
+done

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kit.checkpoint import load_checkpoint, load_weights
+from kit.checkpoint import build_fitting, load_checkpoint, load_weights
 from kit.device import autocast_dtype
 from kit.errors import UserError
 
@@ -386,11 +386,13 @@ def model_from_checkpoint(checkpoint: dict, origin: str, use_ema: bool = True) -
     if "ngram" not in config:
         raise UserError(f"{origin} is of an older network, without a path at the resolution of tokens: train it again")
     sizes = {name: config[name] for name in SIZE_FLAGS if config.get(name) is not None}
-    model = build_jit_model(
-        config["model"], config["img_size"], config["predict_clean"], vocab_size, ngram=config["ngram"], **sizes
-    )
-    load_weights(model, checkpoint["ema_state_dict" if use_ema else "model_state_dict"], origin)
-    return model
+
+    def build() -> JiT:
+        return build_jit_model(
+            config["model"], config["img_size"], config["predict_clean"], vocab_size, ngram=config["ngram"], **sizes
+        )
+
+    return build_fitting(build, checkpoint["ema_state_dict" if use_ema else "model_state_dict"], origin)
 
 
 def load_pretrained_jit(

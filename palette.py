@@ -51,6 +51,8 @@ class Palette(nn.Module):
 
     @classmethod
     def from_state(cls, state: dict) -> "Palette":
+        if state["name"] not in PALETTES:
+            raise UserError(f"a palette of the unknown kind {state['name']!r}")
         return cls(state["slots"], state["name"])
 
     @property

@@ -4,21 +4,23 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from corpus.ngram import ALL, NGram
 from corpus.tokenizer import Tokenizer
 from dataset import collate
-from diffusion import Diffusion
-from kit.checkpoint import load_checkpoint
+from diffusion import OBJECTIVES, Diffusion
+from kit.checkpoint import load_checkpoint, reading, validated
 from kit.errors import UserError
 from kit.hub import HubModel
 from kit.released import SUFFIX
 from kit.times import TimeSampler
 from model import model_from_checkpoint
-from palette import Layout, Palette
+from palette import MAX_VOCAB, SCANS, Layout, Palette
 
 RELEASED = Path(__file__).parent / "checkpoints"  # NAME.safetensors, which come with the repository
 DEFAULT = "english"
@@ -32,6 +34,23 @@ PATHS = (
     "wandb",
 )  # settings that name places
 NEEDED = ("model_state_dict", "ema_state_dict", "config", "palette", "tokenizer", "time_sampler", "ngram")
+
+
+class SavedConfig(BaseModel):
+    """What is read of the settings in a checkpoint, in ranges that no real network leaves."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: Annotated[str, Field(pattern=r"^JiT-[A-Za-z]+/[1-9]\d{0,3}$")]
+    img_size: Annotated[int, Field(ge=1, le=4096)]
+    vocab_size: Annotated[int, Field(ge=2, le=MAX_VOCAB)]
+    objective: Literal[OBJECTIVES]
+    scan: Literal[SCANS]
+    ngram: Annotated[int, Field(ge=0, le=3)]
+    predict_clean: bool
+    token_dim: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    token_depth: Annotated[int, Field(ge=0, le=1024)] | None = None
+    soft_input: bool | None = None
 
 
 @dataclass(eq=False)
@@ -124,15 +143,21 @@ def load_pretrained(
         path = RELEASED / f"{path}{SUFFIX}"
     checkpoint = load_checkpoint(path, NEEDED)
     config = checkpoint["config"]
+    if isinstance(config, dict) and "ngram" not in config and "model" in config:
+        raise UserError(f"{path} is of an older network, without a path at the resolution of tokens: train it again")
+    validated(SavedConfig, config, path)
     if img_size is not None and img_size != config["img_size"]:
         raise UserError(f"{path} was trained with --img_size {config['img_size']}, not {img_size}")
     network = model_from_checkpoint(checkpoint, str(path), use_ema).eval()
-    layout = Layout(config["img_size"], network.patch_size, config["scan"])
-    ngram = NGram.from_state(checkpoint["ngram"])
+    with reading(path):
+        ngram, palette = NGram.from_state(checkpoint["ngram"]), Palette.from_state(checkpoint["palette"])
+        times = TimeSampler.from_state(checkpoint["time_sampler"])
+        tokenizer = Tokenizer.from_json(checkpoint["tokenizer"])
+        sizes = {ngram.vocab_size, palette.vocab_size, tokenizer.vocab_size, config["vocab_size"]}
+        if len(sizes) > 1:
+            raise ValueError(f"its parts are for {' and '.join(map(str, sorted(sizes)))} tokens")
+    layout, objective = Layout(config["img_size"], network.patch_size, config["scan"]), config["objective"]
     beside = ngram if config["ngram"] else None
-    palette, objective = Palette.from_state(checkpoint["palette"]), config["objective"]
     diffusion = Diffusion(network, palette, layout, objective, ngram.log_unigram[ALL], beside).to(device).eval()
     diffusion.joined = checkpoint.get("joined", diffusion.joined)  # a run that was stopped before n-grams joined
-    times = TimeSampler.from_state(checkpoint["time_sampler"])
-    tokenizer = Tokenizer.from_json(checkpoint["tokenizer"])
     return Pretrained(diffusion, tokenizer, times, ngram.to(device), config, checkpoint["step"])

@@ -109,9 +109,17 @@ class NGram(nn.Module):
         ngram = object.__new__(cls)
         nn.Module.__init__(ngram)
         ngram.vocab_size, ngram.order, ngram.folds = state["vocab_size"], state["order"], 1
+        if not 2 <= ngram.order <= 3 or not ngram.order == len(state["gaps"]) == len(state["counts"]):
+            raise ValueError(f"n-grams of order {ngram.order} with {len(state['gaps'])} tables")
         merged = {}
         for n, (gaps, counts) in enumerate(zip(state["gaps"], state["counts"]), 1):
-            merged[n] = Counts(gaps.long().cumsum(0).numpy(), counts.long().numpy())
+            keys = gaps.long().cumsum(0)
+            sorted_keys = len(keys) == len(counts) and (gaps[1:] > 0).all()
+            if not sorted_keys or (len(keys) and not 0 <= int(keys[0]) <= int(keys[-1]) < state["vocab_size"] ** n):
+                raise ValueError(f"counts of {n}-grams that are none of {state['vocab_size']} tokens")
+            if len(counts) and int(counts.min()) < 1:
+                raise ValueError(f"counts of {n}-grams below 1")
+            merged[n] = Counts(keys.numpy(), counts.long().numpy())
         ngram._tables([merged])
         return ngram
 

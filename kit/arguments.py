@@ -1,8 +1,13 @@
 """Command lines: one form of --help for every program, and the arguments that many of them share."""
 
 import argparse
+import math
+import sys
+from typing import NoReturn
 
 from kit.device import PRECISIONS
+
+INT64 = 2**63
 
 COMMON = {
     "device": (("--device",), {"default": "auto", "help": "auto, cpu, cuda, cuda:N, mps"}),
@@ -30,8 +35,14 @@ COMMON = {
 
 
 def program(description: str) -> argparse.ArgumentParser:
-    """A parser whose --help prints the description as it is and every argument's default."""
-    return argparse.ArgumentParser(description=description, formatter_class=_Help)
+    """A parser whose --help prints the description as it is and every argument's default.
+
+    What it cannot accept is told in one line. Of all programs, a float is finite and an integer fits 64 bits.
+    """
+    parser = _Parser(description=description, formatter_class=_Help)
+    parser.register("type", int, _int64)
+    parser.register("type", float, _finite)
+    return parser
 
 
 def add_common(parser, *names: str, **defaults) -> None:
@@ -39,6 +50,26 @@ def add_common(parser, *names: str, **defaults) -> None:
     for name in names:
         flags, options = COMMON[name]
         parser.add_argument(*flags, **options | ({"default": defaults[name]} if name in defaults else {}))
+
+
+def _int64(text: str) -> int:
+    value = int(text)
+    if not -INT64 <= value < INT64:
+        raise argparse.ArgumentTypeError(f"{text[:40]} does not fit 64 bits")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text}: need a finite number")
+    return value
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (--help lists all arguments)", file=sys.stderr, flush=True)
+        sys.exit(2)
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

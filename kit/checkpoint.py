@@ -1,12 +1,20 @@
-"""Checkpoints: one file of plain dicts and tensors, written atomically, loaded without running code from it."""
+"""Checkpoints: one file of plain dicts and tensors, written atomically, loaded without running code from it.
+
+What a file says is believed only after it was checked: its parts against the checksums that the archive carries, its settings against
+a schema, its sizes against the tensors that are there, before anything is built by them.
+"""
 
 import os
 import pickle
 import threading
-from contextlib import suppress
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter, ValidationError, create_model
 
 from kit.errors import UserError
 from kit.released import SUFFIX, load_released
@@ -92,6 +100,9 @@ def load_checkpoint(path: str | Path, required: tuple = ("model_state_dict", "co
             state.setdefault("model_state_dict", state["ema_state_dict"])
         return _complete(state, required, path)
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load itself compares no checksums
+            if archive.testzip():
+                raise zipfile.BadZipFile("a checksum differs")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is damaged, or holds objects other than plain data; it was not loaded") from error
@@ -130,9 +141,64 @@ def resume_path(resume: str | None, output_dir: str | Path) -> Path | None:
     return path
 
 
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turns what goes wrong while the content of a file is taken apart into a UserError that names the file."""
+    try:
+        yield
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path} is damaged or of another version ({error})") from error
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise UserError(
+            f"{path} is damaged or of another version ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+
+
+def validated(kind: type, values, path: str | Path):
+    """`values`, from a file, as `kind`: a pydantic model or a dataclass. Raises UserError that names what is wrong in the file."""
+    form = kind
+    if is_dataclass(kind):  # of which strict validation takes instances only
+        form = create_model(kind.__name__, **{field.name: (field.type, field.default) for field in fields(kind)})
+    try:
+        checked = TypeAdapter(form).validate_python(values, strict=True)
+        return checked if form is kind else kind(**checked.model_dump())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "its settings"
+        raise UserError(f"{path} is damaged or of another version: {place}: {first['msg']}") from error
+
+
+def build_fitting(build: Callable[[], torch.nn.Module], state: dict, origin: str | Path) -> torch.nn.Module:
+    """`build()` with the weights `state`; sizes are compared with the file's tensors before any memory is taken for them."""
+    with torch.device("meta"):
+        check_fit(build(), state, origin)
+    module = build()
+    module.load_state_dict(state)
+    return module
+
+
 def load_weights(module: torch.nn.Module, state: dict, origin: str | Path) -> None:
-    """`load_state_dict` whose every mismatch (names, shapes) becomes one line that names `origin`."""
+    """`load_state_dict` whose every mismatch (names, shapes, numbers that are none) becomes one line that names `origin`."""
+    check_fit(module, state, origin)
+    module.load_state_dict(state)
+
+
+def check_fit(module: torch.nn.Module, state: dict, origin: str | Path) -> None:
+    """Raises UserError where `state` is not a finite tensor for each of the module's own, of its shape."""
     own = module.state_dict()
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{origin} is damaged: its weights are no tensors")
     wrong = [
         f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
         for k in own
@@ -142,7 +208,11 @@ def load_weights(module: torch.nn.Module, state: dict, origin: str | Path) -> No
     if wrong or missing or surplus:
         first = (wrong + [f"{k} is missing" for k in missing] + [f"{k} is not known" for k in surplus])[0]
         raise UserError(f"{origin} does not fit this model: {first} ({len(wrong + missing + surplus)} such tensors)")
-    module.load_state_dict(state)
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(
+                f"{origin} holds numbers that are not finite, in {name}: the run that wrote it had diverged, or the file is damaged"
+            )
 
 
 def _first_line(error: BaseException) -> str:

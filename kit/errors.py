@@ -23,8 +23,8 @@ class UserError(Exception):
 def run(main: Callable[[], None], less_memory: str = LESS_MEMORY, keys: dict[str, str] | None = None) -> None:
     """Call `main()`; print one line and exit with code 2 for what a user can correct.
 
-    That is: a UserError, memory that runs out (`less_memory` says what to change), a full disk. Anything else is a bug and
-    keeps its traceback. `keys`: settings that are not flags of this program, and how its users spell them.
+    That is: a UserError, memory that runs out (`less_memory` says what to change), a file that cannot be read or written. Anything
+    else is a bug and keeps its traceback. `keys`: settings that are not flags of this program, and how its users spell them.
     """
 
     def leave(message: str) -> None:
@@ -50,7 +50,9 @@ def run(main: Callable[[], None], less_memory: str = LESS_MEMORY, keys: dict[str
             leave(f"disk full while writing {error.filename or 'a file'}: free some space and run again")
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             leave(f"no permission for {error.filename or 'a file'}: {error.strerror}")
-        raise
+        if error.filename is None:
+            raise
+        leave(f"cannot use {str(error.filename)[:200]}: {error.strerror}")
 
 
 def note(message: str) -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from kit.device import Runtime
 from kit.errors import UserError
+from kit.lock import FolderLock
 from kit.textfile import replace_text
 
 
@@ -22,7 +23,8 @@ class RunLog:
     """Writes a run's record; on ranks other than the first every call does nothing.
 
     `resume_step`: the step of the checkpoint a run continues from. Lines that a killed run wrote after that step are
-    dropped, so that the log reads as if the run had never stopped. `wandb`: a project name, or None for no wandb.
+    dropped, so that the log reads as if the run had never stopped. `wandb`: a project name, or None for no wandb. Raises UserError
+    while another process writes to the folder.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class RunLog:
         if not self.active:
             return
         self.folder = make_folder(output_dir)
+        self._lock = FolderLock(self.folder)
         write_json(self.folder / "config.json", config)
         write_json(self.folder / "env.json", environment(runtime))
         for name in ("log.jsonl", "samples.jsonl"):
@@ -66,6 +69,7 @@ class RunLog:
     def close(self) -> None:
         if self.active:
             self._file.close()
+            self._lock.release()
             if self._wandb:
                 self._wandb.finish()
 

@@ -141,5 +141,15 @@ class TimeSampler:
         sampler.loss_sum.copy_(state["loss_sum"])
         sampler.weight.copy_(state["weight"])
         if state["density"] is not None:
+            if state["density"].shape != sampler.start.shape:
+                raise ValueError(f"a density of {tuple(state['density'].shape)} bins, not {tuple(sampler.start.shape)}")
             sampler.density = state["density"]
+        numbers = torch.tensor([sampler.mean, sampler.std, sampler.noise_std], dtype=torch.float64)
+        for part in (sampler.loss_sum, sampler.weight, sampler.density, numbers):
+            if (
+                not torch.isfinite(part).all()
+                or (part is not numbers and (part < 0).any())
+                or not numbers[1:].min() > 0
+            ):
+                raise ValueError("a noise schedule with numbers out of range")
         return sampler

@@ -286,9 +286,10 @@ def gaps() -> str:
 
 
 def generation() -> str:
-    """Generated texts of the highest rung that was measured."""
+    """Generated texts of the highest rung that was measured with all systems."""
     rows = []
-    for row in list(rungs().values())[-1]["generation"]:
+    complete = [rung for rung in rungs().values() if len(rung["likelihood"]) == len(SYSTEMS)]
+    for row in complete[-1]["generation"]:
         if row["passes"] not in SHOWN_PASSES:
             continue
         passes = "" if row["passes"] is None else str(row["passes"])

@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, fields
 
 from kit.errors import UserError
 
+MOST, MOST_LAYERS = 2**20, 1024  # of any size
+
 
 @dataclass
 class ModelArgs:
@@ -29,7 +31,11 @@ class ModelArgs:
         return self.max_length // self.chunk_size
 
     def check(self) -> None:
-        """Raises UserError for sizes that do not fit each other."""
+        """Raises UserError for sizes that do not fit each other, or that no real network has."""
+        for field in fields(self):
+            limit = MOST_LAYERS if field.name.endswith("layers") else MOST
+            if getattr(self, field.name) > limit:
+                raise UserError(f"--{field.name} {getattr(self, field.name)}: need at most {limit}")
         for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "latent_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: need at least 1")

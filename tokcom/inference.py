@@ -12,6 +12,7 @@ The checkpoint is all it takes. From Python: load_checkpoint, generate, reconstr
 
 import argparse
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,13 +21,13 @@ from corpus.tokenizer import Tokenizer
 from kit import device as devices
 from kit import errors
 from kit.arguments import add_common, program
+from kit.checkpoint import build_fitting, reading, save_checkpoint, validated
 from kit.checkpoint import load_checkpoint as load_file
-from kit.checkpoint import load_weights, save_checkpoint
 from kit.errors import UserError
 from kit.sampling import SAMPLERS
 from kit.textfile import read_text, write_text
 from kit.times import TimeSampler
-from tokcom.config import ModelArgs, from_dict
+from tokcom.config import ModelArgs, TrainConfig, from_dict
 from tokcom.flow import Flow
 from tokcom.model import DenoisedModel, TokComVAE
 from tokcom.quantize import MAX_BITS, dequantize, pack, quantize, unpack
@@ -52,14 +53,18 @@ def load_checkpoint(
     UserError for a file that is missing, damaged or of another kind.
     """
     saved = load_file(path, NEEDED)
-    model_args = from_dict(ModelArgs, saved["model_args"])
-    vae = TokComVAE(model_args)
-    load_weights(vae, saved["vae_model_state_dict"], path)
+    with reading(path):
+        model_args = validated(ModelArgs, asdict(from_dict(ModelArgs, saved["model_args"])), path)
+        model_args.check()
+        validated(TrainConfig, asdict(from_dict(TrainConfig, saved["config"])), path).check()
+        if Tokenizer.from_json(saved["tokenizer"]).vocab_size != model_args.vocab_size:
+            raise ValueError("its tokenizer has another vocabulary")
+    vae = build_fitting(lambda: TokComVAE(model_args), saved["vae_model_state_dict"], path)
     denoiser = None
     if saved["stage"] == "diffusion":
-        denoiser = DenoisedModel(model_args)
-        load_weights(denoiser, saved["denoised_model_state_dict"], path)
-        denoiser.times = TimeSampler.from_state(saved["times"])
+        denoiser = build_fitting(lambda: DenoisedModel(model_args), saved["denoised_model_state_dict"], path)
+        with reading(path):
+            denoiser.times = TimeSampler.from_state(saved["times"])
         denoiser.to(device).eval()
     config = saved["config"] | {"tokenizer": saved["tokenizer"], "stage": saved["stage"]}
     return vae.to(device).eval(), denoiser, model_args, config
@@ -342,14 +347,19 @@ def read_latents(args: argparse.Namespace, vae: TokComVAE) -> torch.Tensor:
     saved = load_file(args.latents, ("num_tokens", "vae"))
     if saved["vae"] != fingerprint(vae):
         raise UserError(f"{args.latents} was written by another model than {args.checkpoint}")
-    if "codes" in saved:
+    with reading(args.latents):
         shape = -(-saved["num_tokens"] // vae.args.chunk_size), vae.args.latent_dim
-        latents = dequantize(unpack(saved["codes"], saved["bits"], shape), saved["bits"])
-    else:
-        latents = saved["latents"]
-    ids = decode(vae, latents[None])[0, : saved["num_tokens"]]
-    if "wrong" in saved:
-        ids[saved["wrong"].to(ids.device)] = saved["instead"].to(ids.device)
+        if "codes" in saved:
+            latents = dequantize(unpack(saved["codes"], saved["bits"], shape), saved["bits"])
+        else:
+            latents = saved["latents"]
+        if latents.shape != shape or not torch.isfinite(latents).all():
+            raise ValueError(f"it holds no {shape[0]} vectors of {shape[1]} finite numbers")
+        ids = decode(vae, latents[None].float())[0, : saved["num_tokens"]]
+        if "wrong" in saved:
+            ids[saved["wrong"].to(ids.device)] = saved["instead"].to(ids.device)
+        if ids.min() < 0 or ids.max() >= vae.args.vocab_size:
+            raise ValueError("it holds tokens that are not in the vocabulary")
     return ids
 
 

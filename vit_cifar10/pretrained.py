@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from kit.checkpoint import load_checkpoint, load_weights
+from kit.checkpoint import build_fitting, load_checkpoint, validated
 from kit.errors import UserError
 from kit.hub import HubModel
 from vit_cifar10.augment import Preprocess
@@ -26,6 +28,28 @@ ARCHITECTURE = (
 )
 PATHS = ("data_path", "output_dir", "resume", "weights", "wandb")  # settings that name places
 NEEDED = ("model_state_dict", "ema_state_dict", "config", "classes", "mean", "std")
+
+
+Fraction = Annotated[float, Field(ge=0, lt=1)] | Literal[0]
+Classes = Annotated[list[str], Field(min_length=1, max_length=100_000)]
+Channels = Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]
+Spreads = Annotated[list[Annotated[FiniteFloat, Field(gt=0)]], Field(min_length=3, max_length=3)]
+
+
+class SavedConfig(BaseModel):
+    """What is read of the settings in a checkpoint, in ranges that no real network leaves."""
+
+    model_config = ConfigDict(extra="allow")
+
+    img_size: Annotated[int, Field(ge=1, le=4096)]
+    patch_size: Annotated[int, Field(ge=1, le=4096)]
+    embed_dim: Annotated[int, Field(ge=1, le=2**16)]
+    depth: Annotated[int, Field(ge=0, le=1024)]
+    num_heads: Annotated[int, Field(ge=1, le=1024)]
+    pool: Literal["cls", "mean"]
+    mlp_ratio: Annotated[float, Field(gt=0, le=64)]
+    dropout: Fraction
+    drop_path: Fraction
 
 
 @dataclass(eq=False)
@@ -71,10 +95,16 @@ def build_model(config: dict, num_classes: int) -> VisionTransformer:
 def load_pretrained(path: str | Path, device: torch.device, ema: bool = True) -> Pretrained:
     """Load a checkpoint of `train`, by default its averaged weights. Raises UserError for any other file."""
     saved = load_checkpoint(path, NEEDED)
-    try:
-        model = build_model(saved["config"], len(saved["classes"]))
-        preprocess = Preprocess(saved["config"]["img_size"], saved["mean"], saved["std"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no checkpoint of vit_cifar10.train: its config lacks {error}") from error
-    load_weights(model, saved["ema_state_dict"] if ema else saved["model_state_dict"], path)
+    config, state = saved["config"], saved["ema_state_dict"] if ema else saved["model_state_dict"]
+    for kind, value in (
+        (SavedConfig, config),
+        (Classes, saved["classes"]),
+        (Channels, saved["mean"]),
+        (Spreads, saved["std"]),
+    ):
+        validated(kind, value, path)
+    if config["embed_dim"] % config["num_heads"] or config["img_size"] % config["patch_size"]:
+        raise UserError(f"{path} is damaged: its sizes do not divide each other")
+    model = build_fitting(lambda: build_model(config, len(saved["classes"])), state, path)
+    preprocess = Preprocess(config["img_size"], saved["mean"], saved["std"])
     return Pretrained(model.to(device).eval(), preprocess, list(saved["classes"]), saved["config"], Path(path))

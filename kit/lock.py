@@ -1,0 +1,28 @@
+"""One run in a folder at a time."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from kit.errors import UserError
+
+NAME = ".lock"
+
+
+class FolderLock:
+    """Holds a folder until `release` or until the process ends, however it ends. Raises UserError if another process holds it."""
+
+    def __init__(self, folder: Path):
+        self._descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._descriptor)
+            raise UserError(
+                f"another run is writing to {folder}: choose another `output_dir`, or wait for it"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+
+    def release(self) -> None:
+        os.close(self._descriptor)

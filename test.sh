@@ -8,7 +8,7 @@ source kit/environment.sh
 "$PYTHON" -m ruff format --check .
 case " $* " in
   *" -m "*) ;;
-  *) set -- -m "not slow and not gpu and not browser and not notebook and not dry_run" "$@" ;;
+  *) set -- -m "not slow and not gpu and not browser and not notebook and not dry_run and not faults" "$@" ;;
 esac
 # two files at a time, a thread each: small tensors gain nothing from more
 OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -278,7 +278,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict]]:
                 if not isinstance(row, dict):
                     raise UserError(f"{path}, line {number}: expected a JSON object")
                 yield f"{path}, line {number}", row
-    except ValueError as error:  # malformed JSON or UTF-8
+    except (RecursionError, ValueError) as error:  # malformed JSON or UTF-8
         raise UserError(f"{path}, line {number}: not a JSON object in UTF-8 ({error})") from error
     except _BROKEN as error:
         raise UserError(f"{path} is a damaged archive: {error}") from error
@@ -295,7 +295,7 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, d
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # a string that is not UTF-8 is a ValueError
         raise UserError(f"{path} is no readable Parquet file: {error}") from error
 
 

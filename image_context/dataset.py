@@ -42,7 +42,7 @@ def read_records(path: str | Path) -> list[Record]:
         return [Record(**{**row, "sample": Sample(**row["sample"])}) for row in rows]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; write it with generate_train_data") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} holds no training records ({error}); write it again with generate_train_data"
         ) from error

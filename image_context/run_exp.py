@@ -213,7 +213,7 @@ def read_results(path: Path) -> list[dict]:
         try:
             record = json.loads(line)
             found[record["id"]] = record
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             if any(rest.strip() for rest in lines[number:]):
                 raise UserError(f"{path} line {number} is no result of run_exp") from error
     return list(found.values())

@@ -171,11 +171,11 @@ def _lines_up_to(path: Path, step: float) -> list[str]:
     if not path.exists():
         return []
     kept = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             continue  # the half-written last line of a killed run
     return kept
 

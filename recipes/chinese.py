@@ -33,7 +33,7 @@ WORDS = {
     "one full picture sampled": "采样一整幅图", "against GPT-2 with a cache": "相比带缓存的 GPT-2", "two CPU cores": "两个 CPU 核", "one GPU": "一块 GPU",
     "held-out tokens reconstructed": "留出词元的重建率", "… with noise of 0.3 standard deviations on the vectors": "……向量加 0.3 倍标准差的噪声",
     "dimensions in use": "使用中的维数", "variational bound of the whole model": "整个模型的变分上界", "encoding, decoding it": "编码、解码速度",
-    "noise level t": "噪声水平 t", "decoder only": "只用解码器", "decoder and bigrams": "解码器加二元",
+    "noise level t": "噪声水平 t", "bits of each number": "每个数的比特", "bits per token": "每词元比特", "tokens recovered": "恢复的词元", "decoder only": "只用解码器", "decoder and bigrams": "解码器加二元",
     "decoder and trigrams": "解码器加三元", "**network and trigrams**": "**网络加三元**", "network, each chunk without context": "网络，每块无上下文",
     "32 random tokens as": "32 个随机词元的载体", "visual tokens": "视觉词元", "ratio": "压缩比", "clean": "未受损", "light": "轻度", "heavy": "重度",
     "**codebook**: 3 tokens to a block, 8 colors, 7 px": "**色码**：每块 3 个词元，8 色，7 像素", "text (plain tokens)": "文本（普通词元）",

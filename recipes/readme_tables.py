@@ -145,7 +145,13 @@ def tokcom() -> str:
         "no_context": "network, each chunk without context", "model": "**network**", "model_trigrams": "**network and trigrams**",
     }  # fmt: skip
     rows = [[label, *(percent(row[name]) for row in levels)] for name, label in names.items() if name in levels[0]]
-    return facts + "\n" + table(["noise level t", *(str(row["noise_level"]) for row in levels)], rows)
+    recovery = table(["noise level t", *(str(row["noise_level"]) for row in levels)], rows)
+    vectors = found["compression"]["vectors"]
+    sizes = table(["bits of each number", *(str(row["bits"]) for row in vectors)], [
+        ["bits per token", *(f"{row['bits_per_token']:.0f}" for row in vectors)],
+        ["tokens recovered", *(percent(row["recovered"], 2) for row in vectors)],
+    ])  # fmt: skip
+    return "\n".join([facts, recovery, sizes])
 
 
 def image_smoke() -> str:

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# TokCom's preset `tiny` on a CPU: train, evaluate, all modes. Writes results/tokcom/cpu/. BOOK: a text to encode and decode whole.
+# TokCom's preset `tiny` on one core of a CPU: train, evaluate, all modes. Writes results/tokcom/cpu/. BOOK: a text to encode and decode whole.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
-RUN=${RUN:-checkpoints/tokcom_cpu} TIME=${TIME:-11m} RESULTS=results/tokcom/cpu
+RUN=${RUN:-checkpoints/tokcom_cpu} TIME=${TIME:-22m} RESULTS=results/tokcom/cpu
+export OMP_NUM_THREADS=${THREADS:-1}
 "$PYTHON" -m tokcom.train --preset tiny --time_budget "$TIME" --output_dir "$RUN" --device cpu
 "$PYTHON" -m tokcom.evaluate --checkpoint "$RUN/best_diffusion.pt" --data_path "$RUN/data" --output_dir "$RUN/report" --num_prompts 128 ${BOOK:+--book "$BOOK"} --device cpu
 mkdir -p "$RESULTS"

@@ -41,9 +41,11 @@ WORDS = {
     "rendered page, not trained on": "渲染页面，未训练", "QR, not trained on": "QR，未训练", "codec": "编码方式",
     "bytes per visual token: long clean text": "每视觉词元字节数：长文本，未受损", "… with parity and finder patterns, 1,000 characters": "……带校验与定位图，1,000 字符",
     "documents read back after `light`": "`light` 之后读回的文档", "… after `heavy`": "……`heavy` 之后", "rendered page, 9 pt": "渲染页面，9 pt",
-    "row": "行", "test accuracy": "测试准确率", "images seen": "看过的图像", "images/s": "图像/秒", "": "",
+    "tried": "次数", "went wrong": "出错", "row": "行", "test accuracy": "测试准确率", "images seen": "看过的图像", "images/s": "图像/秒", "": "",
 }  # fmt: skip
 PATTERNS = (
+    (r"(`[\w./]+`) killed at random moments", r"\1 在随机时刻被杀死"), (r"(\d+) ended otherwise than a run left alone", r"\1 次结果与未受打扰的运行不同"),
+    (r"damaged files, (\d+) kinds", r"损坏的文件，\1 种"), (r"(\d+) tracebacks, (\d+) hangs", r"\1 次崩溃，\2 次挂起"),
     (r"([\d,.]+%) of ([\d,]+)", r"\1（共 \2）"), (r"([\d.]+) times as fast", r"\1 倍"), (r"(\d+) of (\d+)", r"\1 / \2"),
     (r"([\d,]+) tokens, (\d+) passes: ([\d.]+) s", r"\1 词元，\2 次前向：\3 秒"), (r"([\d.]+) nats per token", r"每词元 \1 nats"),
     (r"([\d,]+) and ([\d,]+) tokens/s", r"\1 与 \2 词元/秒"), (r"([\d.]+%) of tokens; to the letter with `--exact`", r"\1 的词元；加 `--exact` 一字不差"),

@@ -357,11 +357,28 @@ def released() -> str:
     return table([*header, "bits per byte, at most"], rows)
 
 
+def faults() -> str:
+    """What was tried against the programs, and what went wrong."""
+    found = load("faults.json")
+    rows = [
+        [
+            f"`{name}` killed at random moments",
+            f"{row['tried']:,}",
+            f"{row['differing']} ended otherwise than a run left alone",
+        ]
+        for name, row in found["kills"].items()
+    ]
+    files = found["bad_inputs"].values()
+    tried, tracebacks, hangs = (sum(row[key] for row in files) for key in ("tried", "tracebacks", "hangs"))
+    rows.append([f"damaged files, {len(files)} kinds", f"{tried:,}", f"{tracebacks} tracebacks, {hangs} hangs"])
+    return table(["", "tried", "went wrong"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
     "ladder": ladder, "further": further, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "released": released, "speed": speed,
-    "image_smoke": image_smoke, "image_codecs": image_codecs, "vit_rows": vit_rows,
+    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "vit_rows": vit_rows,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 
 from kit.runlog import write_json
 from tests.runs import ROOT
+from tests.vit_cifar10.conftest import images  # noqa: F401
 
 RESULT = ROOT / "results" / "faults.json"
 

@@ -3,6 +3,7 @@
 ./test.sh -m faults        # KILLS=50 for each trainer, half an hour; KILLS=5 for less
 """
 
+import json
 import os
 import random
 import signal
@@ -90,8 +91,6 @@ def logged(folder) -> list[int]:
 
 
 def write_reader_config(path) -> None:
-    import json
-
     training = READER["training"] | {"max_steps": 40, "save_steps": 2, "log_interval": 1}
     path.write_text(json.dumps(READER | {"training": training}), encoding="utf-8")
 

@@ -2,7 +2,7 @@
 
     python compare.py --checkpoint network=RUN/best_model.pth --autoregressive AR_RUN --masked MASKED_RUN --data_path RUN/data
 
-All numbers are of the test split. Writes compare.json and frontier.png to --output_dir.
+All numbers are of the test split. Writes compare.json, and frontier.png of the generation, to --output_dir.
   likelihood   bits per byte: exact for n-grams and the autoregressive transformer, upper bounds for both kinds of diffusion
   generation   texts of full length, scored as baselines/judge.py says by the autoregressive transformer, for several numbers of
                forward passes; beside them test texts, texts drawn from trigrams, and tokens drawn by frequency
@@ -33,6 +33,7 @@ from kit.runlog import environment, make_folder, progress_bar, write_json
 from pretrained import Pretrained, load_pretrained
 
 GAP, PERIOD = 8, 32  # tokens missing of so many
+PARTS = ("likelihood", "gaps", "generation")
 NGRAMS = {2: "bigrams", 3: "trigrams"}
 LESS_MEMORY = "lower `batch_size`"
 
@@ -44,6 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--masked", metavar="RUN", help="run of baselines.masked")
     parser.add_argument("--data_path", required=True, help="folder of the data builder that all were trained on")
     parser.add_argument("--output_dir", default="comparison", help="where to write")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="what is measured")
     parser.add_argument("--num_samples", type=int, default=128, help="test chunks")
     parser.add_argument("--num_texts", type=int, default=64, help="texts generated in each row")
     parser.add_argument("--likelihood_levels", type=int, default=32, help="forward passes for each bound")
@@ -88,14 +90,15 @@ def main() -> None:
     guide = Guide(load_pretrained(args.guide, runtime.device).diffusion, args.guidance) if args.guide else None
     setting = Setting(args, runtime, first, chunks, min(longest, int(test.lengths.max())), guide)
 
+    measured = {
+        "likelihood": lambda: setting.likelihood(ours, rivals),
+        "gaps": lambda: setting.gaps(ours, rivals),
+        "generation": lambda: setting.generation(
+            ours, rivals, Judge(rivals["autoregressive"], train, first.tokenizer, runtime)
+        ),
+    }
     with runtime.autocast():
-        report = {
-            "likelihood": setting.likelihood(ours, rivals),
-            "gaps": setting.gaps(ours, rivals),
-            "generation": setting.generation(
-                ours, rivals, Judge(rivals["autoregressive"], train, first.tokenizer, runtime)
-            ),
-        }
+        report = {part: measured[part]() for part in PARTS if part in args.parts}
     report |= {
         "data": args.data_path,
         "settings": vars(args),
@@ -106,18 +109,19 @@ def main() -> None:
         "environment": environment(runtime),
     }
     write_json(output / "compare.json", report)
-    plot_frontier(report["generation"], output / "frontier.png")
-    for name, row in report["likelihood"].items():
+    if "generation" in report:
+        plot_frontier(report["generation"], output / "frontier.png")
+    for name, row in report.get("likelihood", {}).items():
         print(f"{name:28} {row['nll']:7.3f} nats per token {row['bits_per_byte']:7.3f} bits per byte  {row['kind']}")
-    for name, row in report["gaps"].items():
+    for name, row in report.get("gaps", {}).items():
         print(f"{name:28} {row['accuracy']:7.1%} of the tokens in gaps")
-    for row in report["generation"]:
+    for row in report.get("generation", []):
         passes = "" if row["passes"] is None else f"{row['passes']} passes"
         print(
             f"{row['name']:28} {passes:>10}  gen. perplexity {row['gen_ppl']:8.2f}  entropy {row['entropy']:5.2f}  "
             f"4-grams seen {row['seen']:6.1%}  words {row['words']:6.1%}  distinct {row['distinct']:6.1%}"
         )
-    print(f"wrote {output}/compare.json, frontier.png")
+    print(f"wrote {output}/compare.json{', frontier.png' if 'generation' in report else ''}")
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     output.add_argument("--val_fraction", type=float, help="fraction of the tokens that checkpoints are chosen by")
     output.add_argument("--test_fraction", type=float, help="fraction that reports are made on, whole documents")
     output.add_argument("--seed", type=int, help="seed of split and chunk lengths")
-    output.add_argument("--num_workers", type=int, default=os.cpu_count(), help="tokenizing threads")
+    output.add_argument("--num_workers", type="workers", default=os.cpu_count(), help="tokenizing threads")
     far = parser.add_argument_group("several tasks, for text beyond one machine (needs datatrove)")
     far.add_argument(
         "--tasks", type=int, help="tokenize in so many tasks (default: in this process); the result is the same"

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from kit.errors import UserError
+from kit.images import open_image
 
 FINGERPRINT = "tokencolor"  # keyword of the text chunk
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -46,16 +47,10 @@ def load_image(path: str | Path, img_size: int) -> tuple[torch.Tensor, torch.Ten
     The mask is None if the file has no transparency (a JPEG, say), the fingerprint None if it carries none. A file whose sides
     are img_size times a whole number is averaged down. Raises UserError if the file is missing, no image, or of another size.
     """
-    try:
-        with Image.open(path) as file:
-            file.load()
-            has_alpha = "A" in file.getbands()
-            fingerprint = file.info.get(FINGERPRINT)
-            pixels = torch.from_numpy(np.array(file.convert("RGBA" if has_alpha else "RGB")))
-    except FileNotFoundError:
-        raise UserError(f"no image at {path}") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no readable image ({error})") from error
+    file = open_image(path)
+    has_alpha = "A" in file.getbands()
+    fingerprint = file.info.get(FINGERPRINT)
+    pixels = torch.from_numpy(np.array(file.convert("RGBA" if has_alpha else "RGB")))
     height, width = pixels.shape[:2]
     if height != width or width % img_size or not 1 <= width // img_size <= LARGEST_PIXEL:
         raise UserError(

@@ -85,7 +85,7 @@ def parse_args() -> argparse.Namespace:
     )
     data.add_argument("--vocab_size", type=int, default=512, help="size of the BPE trained on raw text")
     data.add_argument("--min_tokens", type=int, default=64, help="shortest chunk cut from raw text")
-    data.add_argument("--num_workers", type=int, default=0, help="loader processes")
+    add_common(data, "num_workers")
     model = parser.add_argument_group("model and method")
     model.add_argument("--model", default="JiT-B/4", help="JiT-{Ti,S,B,L,H}/{patch size}")
     model.add_argument("--img_size", type=int, default=64, help="side of the picture: it holds img_size^2 tokens")
@@ -417,8 +417,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--loss_fraction {args.loss_fraction}: need a number above 0, up to 1")
     if not args.save_minutes >= 0:
         raise UserError(f"--save_minutes {args.save_minutes}: need 0 or more")
-    if args.weight_decay < 0 or args.num_workers < 0 or not args.grad_clip > 0:
-        raise UserError("--weight_decay and --num_workers need 0 or more, --grad_clip more than 0")
+    if args.weight_decay < 0 or not args.grad_clip > 0:
+        raise UserError("--weight_decay needs 0 or more, --grad_clip more than 0")
     if not (args.lr > 0 and math.isfinite(args.lr)):
         raise UserError(f"--lr {args.lr}: need a positive number")
 

@@ -23,6 +23,7 @@ from kit.errors import UserError
 
 TEXT_SUFFIXES = (".txt", ".text")
 ROW_SUFFIXES = (".jsonl", ".parquet")
+MAX_LINE = 2**27  # characters of a row of JSONL; a packed file may unpack to a line without end
 PACKED_SUFFIXES = (".gz", ".zst")
 PIECE = 1 << 16  # characters
 _BLOCK = 1 << 20  # characters read from disk at once
@@ -271,7 +272,11 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict]]:
     number = 0
     try:
         with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE + 1), ""), 1):
+                if len(line) > MAX_LINE:
+                    raise UserError(
+                        f"{path}, line {number}: longer than {MAX_LINE:,} characters, more than a document may have"
+                    )
                 if not line.strip():
                     continue
                 row = json.loads(line)

@@ -15,12 +15,11 @@ import shutil
 from dataclasses import fields
 from pathlib import Path
 
-from PIL import Image
-
-from image_context.codecs import CODECS, DamagedCode, build_codec
+from image_context.codecs import CODECS, PAGE_PIXELS, DamagedCode, build_codec
 from kit import errors
 from kit.arguments import program
 from kit.errors import UserError
+from kit.images import open_image
 from kit.runlog import make_folder
 from kit.textfile import read_text, write_text
 
@@ -94,13 +93,7 @@ def read_pages(codec, args: argparse.Namespace) -> None:
         if not inside:
             raise UserError(f"no image in {path}")
         paths += inside
-    images = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                images.append(image.convert("RGB"))
-        except (OSError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path} is no image that can be read: {error}") from error
+    images = [open_image(path, "RGB", PAGE_PIXELS) for path in paths]
     try:
         write_output(codec.decode(images), args.output_file)
     except DamagedCode as error:

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from image_context.codecs import Encoded
+from image_context.codecs import PAGE_PIXELS, Encoded
 from image_context.model import IGNORED, POOLED, VLM
 from image_context.tasks import Sample
 from kit.errors import UserError
+from kit.images import open_image
 
 
 @dataclass
@@ -52,11 +53,7 @@ def open_images(record: Record, folder: Path) -> list[Image.Image]:
     """The record's images, RGB. Raises UserError for one that is missing or no image."""
     found = []
     for name in record.images:
-        try:
-            with Image.open(folder / name) as image:
-                found.append(image.convert("RGB"))
-        except OSError as error:
-            raise UserError(f"cannot read image {folder / name}: {error}") from error
+        found.append(open_image(folder / name, "RGB", PAGE_PIXELS))
     return found
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import sys
 from typing import NoReturn
 
@@ -20,6 +21,9 @@ COMMON = {
     "wandb": (
         ("--wandb", "--wandb_project"),
         {"metavar": "PROJECT", "help": "also log to this Weights & Biases project, offline without a network"},
+    ),
+    "num_workers": (
+        ("--num_workers",), {"type": "workers", "default": 0, "help": "loader processes, at most as many as processors"}
     ),
     "save_steps": (("--save_steps",), {"type": int, "default": 500, "help": "write last.pth every this many steps"}),
     "log_interval": (("--log_interval",), {"type": int, "default": 20, "help": "write the log every this many steps"}),
@@ -42,6 +46,7 @@ def program(description: str) -> argparse.ArgumentParser:
     parser = _Parser(description=description, formatter_class=_Help)
     parser.register("type", int, _int64)
     parser.register("type", float, _finite)
+    parser.register("type", "workers", _workers)
     return parser
 
 
@@ -64,6 +69,13 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text}: need a finite number")
     return value
+
+
+def _workers(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: need 0 or more")
+    return min(value, os.cpu_count() or 1)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -81,7 +81,7 @@ def parse_args() -> argparse.Namespace:
     data.add_argument("--dataset_config", help="its configuration, such as wikitext-2-raw-v1")
     data.add_argument("--tokenizer_path", help="tokenizer.json, folder or Hugging Face name (default: train a BPE)")
     data.add_argument("--vocab_size", type=int, default=512, help="size of that BPE")
-    data.add_argument("--num_workers", type=int, default=0, help="loader processes")
+    add_common(data, "num_workers")
     for title, kind, left_out in (("model", ModelArgs, ("vocab_size", "mask_token_id")), ("training", TrainConfig, ())):
         group = parser.add_argument_group(title)
         for field in fields(kind):
@@ -111,8 +111,8 @@ def main() -> None:
     model_args, config = from_dict(ModelArgs, vars(args)), from_dict(TrainConfig, vars(args))
     model_args.check()
     config.check()
-    if args.save_steps < 1 or args.log_interval < 1 or args.num_workers < 0:
-        raise UserError("--save_steps and --log_interval need at least 1, --num_workers 0 or more")
+    if args.save_steps < 1 or args.log_interval < 1:
+        raise UserError("--save_steps and --log_interval need at least 1")
     runtime = device.start(args.device, args.seed, args.precision)
     output = Path(args.output_dir)
     before = stage_one(args, output)

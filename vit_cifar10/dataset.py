@@ -5,6 +5,7 @@
 and epoch, so that a resumed run goes on where the killed one stopped.
 """
 
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms import v2
 
 from kit.errors import UserError
+from kit.images import open_image
 from kit.randomness import step_seed
 from kit.runlog import progress_bar
 
+MAX_NPZ = 2**32  # bytes
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
@@ -64,6 +67,10 @@ def load_split(data_path: str | None, split: str, img_size: int) -> Images:
 
 def _load_npz(path: Path) -> Images:
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_NPZ:
+            raise ValueError(f"it unpacks to {size:,} bytes, of which at most {MAX_NPZ:,} are read")
         with np.load(path) as arrays:
             images, labels = arrays["images"], arrays["labels"]
     except (
@@ -107,12 +114,7 @@ def _load_folder(folder: Path, img_size: int) -> Images:
 
 def read_image(path: str | Path) -> Image.Image:
     """An RGB image of any size. Raises UserError for a file that is missing or is no image."""
-    try:
-        return Image.open(path).convert("RGB")
-    except FileNotFoundError:
-        raise UserError(f"no image at {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no image that can be read ({error})") from error
+    return open_image(path, "RGB")
 
 
 def find_images(paths: list[str]) -> list[Path]:

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from image_context.codecs.baselines import ConvCodec, PoolCodec, TruncateCodec
 from image_context.codecs.codebook import CodebookCodec
-from image_context.codecs.encoded import DamagedCode, Encoded
+from image_context.codecs.encoded import PAGE_PIXELS, DamagedCode, Encoded
 from image_context.codecs.qr import QRCodec
 from image_context.codecs.render import RenderCodec
 from image_context.codecs.text import TextCodec
@@ -20,7 +20,7 @@ CODECS = {
     codec.name: codec for codec in (TextCodec, RenderCodec, CodebookCodec, QRCodec, TruncateCodec, PoolCodec, ConvCodec)
 }
 
-__all__ = ["CODECS", "DamagedCode", "Encoded", "build_codec"]
+__all__ = ["CODECS", "PAGE_PIXELS", "DamagedCode", "Encoded", "build_codec"]
 
 
 def build_codec(name: str, **options):

@@ -7,6 +7,7 @@ from PIL import Image
 from kit.errors import UserError
 
 BLOCK = 28  # pixels on a side that one visual token of Qwen2-VL covers: patches of 14, merged two by two
+PAGE_PIXELS = 178_000_000  # of an image that is read, Pillow's own limit
 MAX_SIDE = 64  # blocks on a side of a page that a codec lays out by itself
 
 

@@ -402,7 +402,7 @@ def test_the_command_gives_what_is_whole_and_refuses_the_rest(call, refused, tmp
     Image.new("RGB", (84, 84)).save(tmp_path / "blank.png")
     (tmp_path / "fake.png").write_bytes(b"no image")
     assert "no codebook page" in refused(convert, "decode", "--input", tmp_path / "blank.png")
-    assert "is no image that can be read" in refused(convert, "decode", "--input", tmp_path / "fake.png")
+    assert "is no readable image" in refused(convert, "decode", "--input", tmp_path / "fake.png")
     assert "write NAME=VALUE" in refused(convert, *encode, "--option", "colors")
     assert "colors 'many': Input should be a valid integer" in refused(convert, *encode, "--option", "colors=many")
     assert "cannot read" in refused(

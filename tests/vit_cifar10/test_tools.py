@@ -108,10 +108,10 @@ def test_fine_tuning_starts_from_timms_weights(call, images, tmp_path):
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        (predict, ["broken.png"], "no image that can be read"),
+        (predict, ["broken.png"], "no readable image"),
         (predict, ["absent.png"], "no image at"),
         (predict, ["empty"], "no images under"),
-        (visualize_attention, ["broken.png"], "no image that can be read"),
+        (visualize_attention, ["broken.png"], "no readable image"),
         (visualize_attention, ["fine.png", "--output_dir", "fine.png/x"], "cannot create --output_dir"),
     ],
 )

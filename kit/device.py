@@ -115,7 +115,10 @@ class Runtime:
             self.store.set(key, "done")
 
     def finish(self) -> None:
+        """Leave the other ranks, once all have what they exchanged: gloo aborts a rank whose peer closes in the middle of it."""
         if self.world_size > 1:
+            self.store.set(f"finish/{self.rank}", "done")
+            self.store.wait([f"finish/{rank}" for rank in range(self.world_size)], timedelta(minutes=10))
             dist.destroy_process_group()
 
 

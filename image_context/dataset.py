@@ -51,10 +51,7 @@ def read_records(path: str | Path) -> list[Record]:
 
 def open_images(record: Record, folder: Path) -> list[Image.Image]:
     """The record's images, RGB. Raises UserError for one that is missing or no image."""
-    found = []
-    for name in record.images:
-        found.append(open_image(folder / name, "RGB", PAGE_PIXELS))
-    return found
+    return [open_image(folder / name, "RGB", PAGE_PIXELS) for name in record.images]
 
 
 def messages(encoded: Encoded, question: str) -> list[dict]:
@@ -77,7 +74,8 @@ def prepare(vlm: VLM, encoded: list[Encoded], questions: list[str], answers: lis
 
     input_ids, attention_mask, mm_token_type_ids (B, N); pixel_values and image_grid_thw where there are images; labels (B, N),
     -100 everywhere but on the answer and the end of the turn; pool_ids (P, k), -1 = none, for the places of vectors
-    made of embeddings, and pool_learned (P,), the ratio of the convolution that makes them or 0 for means. Nothing is ever cut off: a sequence that is too long for the model is the model's error to raise.
+    made of embeddings, and pool_learned (P,), the ratio of the convolution that makes them or 0 for means. Nothing is ever cut
+    off: a sequence that is too long for the model is the model's error to raise.
     """
     processor, tokenizer = vlm.processor, vlm.tokenizer
     prompts = [prompt_text(vlm, e, question) for e, question in zip(encoded, questions)]

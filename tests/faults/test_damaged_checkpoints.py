@@ -61,7 +61,8 @@ ROOT_CASES = [
 
 @pytest.mark.parametrize("place, value", ROOT_CASES, ids=[f"{'.'.join(p)}-{i}" for i, (p, _) in enumerate(ROOT_CASES)])
 def test_a_field_of_the_pixels_system_is_not_trusted(checkpoint, tmp_path, place, value):
-    refuse(lambda path: load_pretrained(path, CPU), tmp_path / "changed.pth", changed(load(checkpoint), place, value))
+    path = tmp_path / "changed.pth"
+    assert str(path) in refuse(lambda path: load_pretrained(path, CPU), path, changed(load(checkpoint), place, value))
 
 
 TOKCOM_CASES = [
@@ -77,7 +78,8 @@ TOKCOM_CASES = [
 )
 def test_a_field_of_tokcom_is_not_trusted(tokcom_checkpoint, tmp_path, place, value):
     state = load(tokcom_checkpoint)
-    refuse(load_tokcom, tmp_path / "changed.pt", changed(state, place, value))
+    path = tmp_path / "changed.pt"
+    assert str(path) in refuse(load_tokcom, path, changed(state, place, value))
 
 
 def test_weights_that_are_no_numbers_are_refused(checkpoint, tmp_path):
@@ -111,7 +113,7 @@ def test_a_file_cut_short_is_refused(checkpoint, tmp_path, place):
     raw = checkpoint.read_bytes()
     path = tmp_path / "short.pth"
     path.write_bytes(raw[: int(place * len(raw))])
-    refuse(lambda path: load_pretrained(path, CPU), path)
+    assert "damaged" in refuse(lambda path: load_pretrained(path, CPU), path)
 
 
 class Canary:
@@ -134,12 +136,12 @@ def test_no_code_runs_from_a_file(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("place", [0.05, 0.3, 0.6, 0.95])
-def test_a_released_file_with_a_flipped_bit_is_refused_or_differs_in_nothing(tmp_path, place):
+def test_a_released_file_with_a_flipped_bit_in_what_is_packed_is_refused(tmp_path, place):
     raw = bytearray((RELEASED / "english.safetensors").read_bytes())
     raw[int(place * len(raw))] ^= 16
     path = tmp_path / "flipped.safetensors"
     path.write_bytes(raw)
-    refuse(lambda path: load_pretrained(path, CPU), path)
+    assert "damaged" in refuse(lambda path: load_pretrained(path, CPU), path)
 
 
 def test_a_program_says_so_in_one_line(tmp_path):

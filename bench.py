@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -336,7 +337,7 @@ def loader(args: argparse.Namespace, runtime: device.Runtime) -> dict:
         chunks = open_built(Path(folder))
         order = LengthBuckets(chunks.lengths, args.batch_size, args.seed)
         start, tokens = time.perf_counter(), 0
-        for batch in batches(chunks, order.epoch(0), 16):
+        for batch in batches(chunks, islice(order.batches(), order.steps_per_epoch), 16):
             tokens += int(batch["num_tokens"].sum())
         return {"tokens_per_second": round(tokens / (time.perf_counter() - start))}
 

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from corpus.shards import Chunks
+from kit.interrupt import outlive_signals
 
 
 def collate(items: Sequence[torch.Tensor], multiple: int = 1) -> dict:
@@ -26,6 +27,7 @@ def batches(chunks: Chunks, order: Iterator[list[int]], multiple: int, num_worke
     """A loader that reads the batches that `order` names; "index" (B,) gives the chunks' numbers."""
     return DataLoader(
         _Numbered(chunks), batch_sampler=order, num_workers=num_workers, pin_memory=torch.cuda.is_available(),
+        worker_init_fn=outlive_signals,
         collate_fn=partial(_collate_numbered, multiple=multiple),  # a lambda could not be sent to a spawned worker
     )  # fmt: skip
 

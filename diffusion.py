@@ -17,6 +17,7 @@ from torch import nn
 
 from corpus.ngram import DENSE_VOCAB, Context, NGram, unigram_context
 from kit import sampling
+from kit.compiling import compile_blocks
 from kit.cross_entropy import cross_entropy, row_slices, rows_at_once
 from kit.device import autocast_dtype
 from kit.errors import UserError
@@ -98,9 +99,9 @@ class Diffusion(nn.Module):
         self.compiled = False
 
     def compile(self) -> None:
-        """torch.compile the network and the chain of operations on every logit of the training loss."""
+        """torch.compile the network's blocks and the chain of operations on every logit of the training loss."""
         self.compiled = True
-        self.network.compile(dynamic=True)
+        compile_blocks(self.network, dynamic=True)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Noising, likelihood, posterior
@@ -195,12 +196,8 @@ class Diffusion(nn.Module):
     def run_network(self, observation: Observation, t, mask, cond_mask=None, prev=None) -> torch.Tensor:
         """The network's output (B, N, D or 3) in reading order."""
         o, to_patches = observation, self.layout.to_patches
-        optional = (cond_mask, o.soft, prev)
-        if self.compiled:
-            optional = self.network.fill_in(mask, *optional)
-        out = self.network(
-            *(to_patches(o.z), t, to_patches(mask)), *(None if each is None else to_patches(each) for each in optional)
-        )
+        optional = (None if each is None else to_patches(each) for each in (cond_mask, o.soft, prev))
+        out = self.network(to_patches(o.z), t, to_patches(mask), *optional)
         return self.layout.from_patches(out)
 
     def logits(self, features, z, t, contexts: tuple[Context, ...] = (), temperature: float = 1.0) -> torch.Tensor:

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from kit.checkpoint import build_fitting, load_checkpoint, load_weights
-from kit.device import autocast_dtype
 from kit.errors import UserError
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -288,19 +287,6 @@ class JiT(nn.Module):
                 if old is not None:
                     state[name][: len(old) - 1], state[name][-1] = old[:-1], old[-1]
         load_weights(self, state, origin)
-
-    def fill_in(self, mask, cond_mask=None, soft=None, prev=None) -> tuple:
-        """The optional inputs of `forward` as tensors that change nothing, so that a compiler meets one kind of call."""
-        if cond_mask is None:
-            cond_mask = torch.zeros_like(mask)
-        if prev is None:
-            width, dtype = (
-                (self.embedding.shape[1], autocast_dtype(mask.device)) if self.vocab_size else (3, torch.float32)
-            )
-            prev = torch.zeros(*mask.shape, width, dtype=dtype, device=mask.device)
-        if self.vocab_size and self.soft_input:
-            soft = F.pad(soft, (0, self.soft_proj.in_features - soft.shape[-1]))
-        return cond_mask, soft, prev
 
     def forward(self, z, t, mask, cond_mask=None, soft=None, prev=None):
         """One forward pass.

@@ -13,11 +13,9 @@ killed, bit for bit on a CPU.
 import argparse
 import math
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -297,6 +295,10 @@ def main() -> None:
     length = float(train.lengths.mean())
     token_flops = (3 + args.self_cond_prob) * network.flops(length) / length  # n-grams not counted
     matmul_rate = device.matmul_rate(runtime) * runtime.world_size
+    steps = order.steps_from(step)
+    loader = iter(
+        batches(train, order.batches(step), layout.multiple, args.num_workers)
+    )  # forks before a compiler has threads
     if args.compile:
         diffusion.compile()
     parallel = runtime.parallel(
@@ -307,7 +309,6 @@ def main() -> None:
     validation = Validation(val, args.val_samples, args.batch_size, layout.multiple, runtime)
     losses = Losses(log, runtime, output)
     bar = progress_bar(total_steps, "train", initial=step, active=runtime.is_main)
-    stream = stream_steps(train, order, step, layout.multiple, args)
     interrupt = Interrupt(runtime)
     seen_tokens, since, saved_at = 0, time.time(), time.time()
 
@@ -360,7 +361,7 @@ def main() -> None:
         if args.ngram and step >= round(args.ngram_start * total_steps):
             diffusion.joined = True
         loss = 0.0
-        chunks, batch = next(stream)
+        chunks = next(steps)
         lengths = torch.from_numpy(train.lengths[chunks])
         seen_tokens += int(lengths.sum())
         given = torch.from_numpy(train.given[chunks]) if args.pairs else None
@@ -369,7 +370,7 @@ def main() -> None:
         self_condition = step_seed(args.seed, step, 0, 0) % 2**20 < args.self_cond_prob * 2**20
         for micro in range(args.grad_accum):
             torch.manual_seed(step_seed(args.seed, step, micro, 1 + runtime.rank))  # of dropout
-            inputs = sample_inputs(next(batch), drawn, order.own(micro), train, order.parts, args, runtime)
+            inputs = sample_inputs(next(loader), drawn, order.own(micro), train, order.parts, args, runtime)
             with nullcontext() if micro == args.grad_accum - 1 else runtime.no_sync(parallel):
                 with runtime.autocast():
                     part, per_sample = parallel(**inputs, self_condition=self_condition)
@@ -494,18 +495,6 @@ def open_data(args, output: Path, tokenizer) -> tuple[Chunks, Chunks, Tokenizer]
 
 # ----------------------------------------------------------------------------------------------------------------------
 # In the loop
-
-
-def stream_steps(
-    train: Chunks, order: LengthBuckets, step: int, multiple: int, args: argparse.Namespace
-) -> Iterator[tuple[np.ndarray, Iterator[dict]]]:
-    """From training step `step` on, epoch after epoch: the step's chunks, and this device's batches of them."""
-    while True:
-        epoch, inside = divmod(step, order.steps_per_epoch)
-        loader = iter(batches(train, order.epoch(epoch, inside), multiple, args.num_workers))
-        for chunks in order.steps(epoch, inside):
-            yield chunks, loader
-        step = (epoch + 1) * order.steps_per_epoch
 
 
 def draw(

@@ -186,37 +186,36 @@ def train(model, args, data: Data, loss_of, nats_of, runtime, output: Path) -> t
     selected = np.array([len(sequence) for sequence in data.selection]).sum()
     log = RunLog(output, vars(args), runtime)
     bar = progress_bar(total, "steps")
-    while step < total:
-        for indices in order.epoch(step // order.steps_per_epoch, step % order.steps_per_epoch):
-            model.train()
-            lr = lr_at(step, args.lr, round(0.05 * total), total)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            torch.manual_seed(step_seed(args.seed, step, 0, 1))
-            with runtime.autocast():
-                loss = loss_of(model, [data.train[i] for i in indices], runtime)
-            if not torch.isfinite(loss):
-                raise UserError(f"the loss is no longer a number at step {step}: lower --lr")
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            tokens += int(data.train.lengths[indices].sum())
-            if step % 20 == 0:
-                log.log(step, loss=loss.item(), grad_norm=norm.item(), lr=lr)
-                bar.set_postfix_str(f"loss {loss.item():.3f}")
-            total = bar.total = budget.total_steps(step, planned, runtime)
-            bar.update()
-            if step >= total or step % max(1, min(total, order.steps_per_epoch * args.epochs) // VALIDATIONS) == 0:
-                model.eval()
-                with budget.paused():
-                    loss = float(nats_of(model, data.selection, runtime).sum() / selected)
-                log.log(step, val_loss=loss)
-                if loss < best:
-                    best, weights = loss, {name: value.clone() for name, value in model.state_dict().items()}
-            if step >= total:
-                break
+    for indices in order.batches():
+        model.train()
+        lr = lr_at(step, args.lr, round(0.05 * total), total)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        torch.manual_seed(step_seed(args.seed, step, 0, 1))
+        with runtime.autocast():
+            loss = loss_of(model, [data.train[i] for i in indices], runtime)
+        if not torch.isfinite(loss):
+            raise UserError(f"the loss is no longer a number at step {step}: lower --lr")
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        tokens += int(data.train.lengths[indices].sum())
+        if step % 20 == 0:
+            log.log(step, loss=loss.item(), grad_norm=norm.item(), lr=lr)
+            bar.set_postfix_str(f"loss {loss.item():.3f}")
+        total = bar.total = budget.total_steps(step, planned, runtime)
+        bar.update()
+        if step >= total or step % max(1, min(total, order.steps_per_epoch * args.epochs) // VALIDATIONS) == 0:
+            model.eval()
+            with budget.paused():
+                loss = float(nats_of(model, data.selection, runtime).sum() / selected)
+            log.log(step, val_loss=loss)
+            if loss < best:
+                best, weights = loss, {name: value.clone() for name, value in model.state_dict().items()}
+        if step >= total:
+            break
     bar.close()
     log.close()
     if weights:

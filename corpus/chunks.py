@@ -165,8 +165,15 @@ class LengthBuckets:
         """Which of a step's chunks are this device's in its forward pass `micro`."""
         return slice(micro * self.world_size + self.rank, None, self.parts)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[list[int]]:
-        """This device's batches of an epoch, from step `start` of it on."""
-        for chunks in self.steps(number, start):
+    def batches(self, step: int = 0) -> Iterator[list[int]]:
+        """This device's batches from training step `step` on, epoch after epoch, without end."""
+        for chunks in self.steps_from(step):
             for micro in range(self.parts // self.world_size):
                 yield chunks[self.own(micro)].tolist()
+
+    def steps_from(self, step: int) -> Iterator[np.ndarray]:
+        """The chunks (samples_per_step,) of each training step from `step` on, without end."""
+        while True:
+            epoch, inside = divmod(step, self.steps_per_epoch)
+            yield from self.steps(epoch, inside)
+            step = (epoch + 1) * self.steps_per_epoch

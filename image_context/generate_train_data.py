@@ -7,9 +7,12 @@ document can be among them, whatever the seed.
 """
 
 import argparse
+import io
 import random
 import shutil
 from pathlib import Path
+
+from torch.utils.data import DataLoader, Dataset
 
 from image_context.augment import augment
 from image_context.config import Config, load_config
@@ -17,9 +20,10 @@ from image_context.dataset import Record, write_record
 from image_context.tasks import make_sample
 from image_context.vlm import open_vlm
 from kit import device, errors
-from kit.arguments import program
+from kit.arguments import add_common, program
 from kit.checkpoint import LAST
 from kit.errors import UserError
+from kit.interrupt import outlive_signals
 from kit.runlog import make_folder, progress_bar, write_json
 
 LESS_MEMORY = "lower data.lengths or generation.lengths"
@@ -31,6 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--config", required=True, help="YAML file, such as image_context/configs/train.yaml")
     parser.add_argument("--num_samples", type=int, help="pairs for each codec (default: the config's)")
     parser.add_argument("--output_dir", help="run folder (default: the config's)")
+    add_common(parser, "num_workers")
     return parser.parse_args()
 
 
@@ -45,11 +50,46 @@ def main() -> None:
         raise UserError(f"{output} holds a run that was trained on its data: choose another --output_dir")
     vlm = open_vlm(config.model, runtime, output)
     count = args.num_samples or config.generation.num_samples_per_codec
-    write_data(config, vlm, output / "train_data", count)
+    write_data(config, vlm, output / "train_data", count, args.num_workers)
     print(f"pairs  {output / 'train_data'}")
 
 
-def write_data(config: Config, vlm, folder: Path, count: int) -> None:
+class Pairs(Dataset):
+    """The pairs one by one: a Record and its images as PNG files. What a pair holds follows from the seed and its number."""
+
+    def __init__(self, config: Config, codecs: dict, counts: dict[str, int], vocabulary, lengths: list, levels: list):
+        self.config, self.codecs, self.vocabulary, self.lengths, self.levels = (
+            config,
+            codecs,
+            vocabulary,
+            lengths,
+            levels,
+        )
+        self.names = [(name, index) for name, count in counts.items() for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: int) -> tuple[Record, list[bytes]]:
+        name, index = self.names[number]
+        data, seed = self.config.data, self.config.seed * 1_000_000 + index
+        rng = random.Random(f"{name}/{seed}")
+        sample = make_sample(
+            rng.choice(data.tasks), rng.choice(self.lengths), "train", seed, self.vocabulary, rng.choice(data.languages)
+        )
+        encoded, level = self.codecs[name].encode(sample.document), rng.choice(self.levels)
+        images = []
+        for image in encoded.images:
+            file = io.BytesIO()
+            augment(image, level, seed, data.geometry).save(file, "png", compress_level=1)
+            images.append(file.getvalue())
+        paths = [f"images/{name}_{index}_{page}.png" for page in range(len(images))]
+        return Record(
+            f"{name}_{index}", name, level, sample, paths, encoded.text, encoded.pool, encoded.learned
+        ), images
+
+
+def write_data(config: Config, vlm, folder: Path, count: int, num_workers: int = 0) -> None:
     """`count` records for each codec that trains in full, beside each other and only then in place, so that no half of them is ever taken."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -61,23 +101,15 @@ def write_data(config: Config, vlm, folder: Path, count: int) -> None:
     counts = {name: round(count * data.codecs[name].train) for name in codecs}
     if not any(counts.values()):
         raise UserError("no codec of this config is to be trained: set train above 0 on one")
-    bar = progress_bar(sum(counts.values()), "pairs", unit="pair")
+    pairs = Pairs(config, codecs, counts, vocabulary, lengths, levels)
+    loader = DataLoader(pairs, batch_size=None, num_workers=num_workers, worker_init_fn=outlive_signals)
+    bar = progress_bar(len(pairs), "pairs", unit="pair")
     with open(partial / "records.jsonl", "w", encoding="utf-8") as file:
-        for name, codec in codecs.items():
-            for index in range(counts[name]):
-                seed = config.seed * 1_000_000 + index
-                rng = random.Random(f"{name}/{seed}")
-                sample = make_sample(
-                    rng.choice(data.tasks), rng.choice(lengths), "train", seed, vocabulary, rng.choice(data.languages)
-                )
-                encoded, level = codec.encode(sample.document), rng.choice(levels)
-                paths = []
-                for page, image in enumerate(encoded.images):
-                    paths.append(f"images/{name}_{index}_{page}.png")
-                    augment(image, level, seed, data.geometry).save(partial / paths[-1], compress_level=1)
-                carried = encoded.text, encoded.pool, encoded.learned
-                write_record(file, Record(f"{name}_{index}", name, level, sample, paths, *carried))
-                bar.update()
+        for record, images in loader:
+            for path, image in zip(record.images, images):
+                (partial / path).write_bytes(image)
+            write_record(file, record)
+            bar.update()
     bar.close()
     write_json(partial / "config.json", {"hash": config.hash, **config.model_dump()})
     shutil.rmtree(folder, ignore_errors=True)

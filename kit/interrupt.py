@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a flag: the loop finishes its step, saves and leaves."""
+"""SIGTERM, SIGINT and SIGHUP as a flag: the loop finishes its step, saves and leaves."""
 
 import signal
 import time
@@ -9,6 +9,17 @@ PATIENCE = 3.0  # seconds in which a repeated signal counts as the same one: tor
 LOOK_SECONDS = (
     5.0  # between two looks of several processes; a launcher that stops a run waits half a minute before it kills
 )
+
+
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+]  # Windows has no SIGHUP
+
+
+def outlive_signals(worker: int) -> None:
+    """For the processes of a loader: what stops a run reaches all its processes, and the run's last step still wants its batch."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Interrupt:
@@ -22,7 +33,7 @@ class Interrupt:
         self.looked = True  # whether the last `at` compared notes
         self._runtime, self._step, self._next, self._time = runtime, 0, 0, time.monotonic()
         self._since = 0.0
-        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._previous = {s: signal.signal(s, self._note) for s in SIGNALS}
 
     def at(self, step: int) -> bool:
         """Whether to stop at `step`. Several processes compare notes every few steps, as many as pass in LOOK_SECONDS."""

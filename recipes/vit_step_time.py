@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from kit import device
+from kit.compiling import compile_blocks
 from kit.runlog import environment, write_json
 from vit_cifar10.augment import Augment, Preprocess, build_mix
 from vit_cifar10.dataset import epoch_batches, load_split
@@ -34,7 +35,7 @@ def main() -> None:
     mix = build_mix(args.mixup, args.cutmix, len(data.classes))
     model = build_model(vars(args), len(data.classes)).to(runtime.device)
     if args.compile:
-        model.compile()
+        compile_blocks(model)
     optimizers = build_optimizers(model, args)
 
     def prepare(indices):

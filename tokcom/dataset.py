@@ -12,6 +12,7 @@ from corpus.chunks import build_once, open_built, open_chunks
 from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
 from kit.errors import UserError
+from kit.interrupt import outlive_signals
 
 
 def open_data(
@@ -47,6 +48,7 @@ def batches(chunks: Chunks, order: Iterator[list[int]], chunk_size: int, num_wor
     """A loader that reads the batches that `order` names."""
     return DataLoader(
         chunks, batch_sampler=order, num_workers=num_workers, pin_memory=torch.cuda.is_available(),
+        worker_init_fn=outlive_signals,
         collate_fn=partial(collate, chunk_size=chunk_size),
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ from kit import device, errors
 from kit.arguments import add_common, program
 from kit.budget import TimeBudget
 from kit.checkpoint import LAST, BackgroundWriter, load_checkpoint, load_weights, resume_path
+from kit.compiling import compile_blocks
 from kit.ema import EMA
 from kit.errors import UserError
 from kit.interrupt import Interrupt
@@ -217,16 +218,17 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
     )
     planned = order.steps_per_epoch * (stage.epochs if budget.limit is None else 10**6)
     total_steps = budget.total_steps(step, planned, runtime)
+    # one loader for all epochs, whose processes are forked before a compiler has threads
+    loader = iter(batches(train, order.batches(step), writer.model_args.chunk_size, args.num_workers))
     if args.compile:
-        stage.module.compile()
+        compile_blocks(stage.module, dynamic=True)
     module = runtime.parallel(stage.module)
     losses = Losses(log, runtime, writer.output)
     bar = progress_bar(total_steps, stage.name, initial=step, active=runtime.is_main)
     stops = False
 
     while step < total_steps and not stops:
-        epoch, inside = divmod(step, order.steps_per_epoch)
-        loader = iter(batches(train, order.epoch(epoch, inside), writer.model_args.chunk_size, args.num_workers))
+        epoch = step // order.steps_per_epoch
         while step < min(total_steps, (epoch + 1) * order.steps_per_epoch) and not stops:
             lr = lr_at(step, stage.lr, round(config.warmup_fraction * total_steps), total_steps)
             for group in optimizer.param_groups:

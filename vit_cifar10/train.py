@@ -23,6 +23,7 @@ from kit import device, errors
 from kit.arguments import add_common, program
 from kit.budget import TimeBudget
 from kit.checkpoint import BEST, LAST, BackgroundWriter, load_checkpoint, load_weights, resume_path, save_checkpoint
+from kit.compiling import compile_blocks
 from kit.ema import EMA
 from kit.errors import UserError
 from kit.interrupt import Interrupt
@@ -33,6 +34,7 @@ from kit.runlog import RunLog, progress_bar
 from kit.schedule import SCHEDULES, lr_at
 from vit_cifar10.augment import Augment, Preprocess, build_mix
 from vit_cifar10.dataset import Images, epoch_batches, hold_out, load_split, same_classes
+from vit_cifar10.muon import Muon
 from vit_cifar10.pretrained import ARCHITECTURE, NEEDED, build_model, load_pretrained
 from vit_cifar10.report import predict_probabilities, write_report
 from vit_cifar10.weights import load_timm
@@ -215,7 +217,7 @@ def main() -> None:
             f"{runtime.device} {runtime.dtype}, {steps_per_epoch} steps per epoch, from step {step}; writing {output}"
         )
     if args.compile:
-        model.compile()
+        compile_blocks(model)
     parallel = runtime.parallel(model)
     losses = Losses(log, runtime, output)
     planned = steps_per_epoch * (args.epochs if budget.limit is None else 10**6)
@@ -352,7 +354,7 @@ def build_optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.o
     hidden = [p for p in model.blocks.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if all(p is not h for h in hidden)]
     return [
-        torch.optim.Muon(hidden, lr=args.lr, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        Muon(hidden, args.lr, args.weight_decay),
         torch.optim.AdamW(rest, weight_decay=0.0, **adamw),
     ]
 

@@ -107,7 +107,7 @@ from corpus.chunks import LengthBuckets, open_built
 start = time.time()
 chunks = open_built(Path(sys.argv[1]))
 chunks.check(4096, 4096, "img_size")
-first = next(LengthBuckets(chunks.lengths, 32, 0).epoch(0))
+first = next(LengthBuckets(chunks.lengths, 32, 0).batches())
 assert len(chunks[first[0]]) == chunks.lengths[first[0]]
 seconds = time.time() - start
 status = Path("/proc/self/status").read_text()  # getrusage's peak is the parent's, where that was larger

@@ -27,7 +27,9 @@ from kit.arguments import add_common, program
 from kit.errors import UserError
 from kit.runlog import clear_numbered, make_folder, progress_bar, write_json
 from kit.sampling import num_passes
+from kit.textfile import replace_text
 from kit.times import sigma_of, t_of
+from kit.whole import whole
 from picture import LARGEST_PIXEL, find_images, load_image, save_animation, save_png, save_strip
 from pretrained import DEFAULT, Pretrained, load_pretrained
 
@@ -264,7 +266,7 @@ def write_samples(loaded: Pretrained, args, output: Path, tokens: list, cond_mas
             text = loaded.tokenizer.decode(kept)
             name = f"{args.mode}_{index:03d}"
             write_picture(loaded, output / f"{name}.png", row, mask)
-            (output / f"{name}.txt").write_text(text, encoding="utf-8")
+            replace_text(output / f"{name}.txt", text)
             if frames and index == 0:
                 shown = loaded.diffusion.layout.to_image(batch["mask"][:1])[0]
                 if args.strip:
@@ -274,7 +276,8 @@ def write_samples(loaded: Pretrained, args, output: Path, tokens: list, cond_mas
             print(f"--- {name} ({len(kept)} tokens{', ended by itself' if len(ends) else ''})\n{text}")
             samples.append({"file": f"{name}.png", "num_tokens": len(ids), "ended": bool(len(ends)), "text": text})
     bar.close()
-    np.save(output / f"{args.mode}_tokens.npy", np.stack(drawn))
+    with whole(output / f"{args.mode}_tokens.npy") as partial:
+        np.save(partial, np.stack(drawn))
     return {"samples": samples}
 
 
@@ -308,7 +311,7 @@ def reconstruct(loaded: Pretrained, args, output: Path) -> dict:
                 pictures += 1
                 bar.update()
     text = loaded.tokenizer.decode(ids)
-    (output / "reconstruct.txt").write_text(text, encoding="utf-8")
+    replace_text(output / "reconstruct.txt", text)
     print(text)
     accuracy, nearest = right / total, nearest_right / total
     print(
@@ -347,8 +350,9 @@ def decode(loaded: Pretrained, args, output: Path) -> dict:
         )
     ids = np.concatenate([found.ids for found in read])
     text = loaded.tokenizer.decode(ids)
-    (output / "decode_000.txt").write_text(text, encoding="utf-8")
-    np.save(output / "decode_000_tokens.npy", ids.astype(np.int32))
+    replace_text(output / "decode_000.txt", text)
+    with whole(output / "decode_000_tokens.npy") as partial:
+        np.save(partial, ids.astype(np.int32))
     print(text)
     levels = [round(found.sigma, 4) for found in read if found.sigma is not None]
     return {"num_tokens": len(ids), "files": ["decode_000.txt", "decode_000_tokens.npy"], "sigma": levels}

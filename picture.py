@@ -14,6 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from kit.errors import UserError
 from kit.images import open_image
+from kit.whole import whole
 
 FINGERPRINT = "tokencolor"  # keyword of the text chunk
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -38,7 +39,8 @@ def save_png(path: str | Path, image: torch.Tensor, mask: torch.Tensor, fingerpr
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text(FINGERPRINT, fingerprint)
     pixels = to_pixels(image, mask).repeat(pixel_size, 0).repeat(pixel_size, 1)
-    Image.fromarray(pixels).save(path, format="PNG", optimize=True, pnginfo=chunks)
+    with whole(path) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG", optimize=True, pnginfo=chunks)
 
 
 def load_image(path: str | Path, img_size: int) -> tuple[torch.Tensor, torch.Tensor | None, str | None]:
@@ -95,13 +97,17 @@ def save_strip(path: Path, frames: list[torch.Tensor], mask: torch.Tensor) -> No
     strip = Image.new("RGB", (len(chosen) * (width + 8) - 8, height), "white")
     for i, image in enumerate(chosen):
         strip.paste(image, (i * (width + 8), 0))
-    strip.save(path)
+    with whole(path) as partial:
+        strip.save(partial)
 
 
 def save_animation(path: Path, frames: list[torch.Tensor], mask: torch.Tensor) -> None:
     """The frames (3, H, W) as a GIF that rests on the last one."""
     first, *rest = _enlarged(frames, mask)
-    first.save(path, save_all=True, append_images=[*rest, *[rest[-1] if rest else first] * 8], duration=120, loop=0)
+    with whole(path) as partial:
+        first.save(
+            partial, save_all=True, append_images=[*rest, *[rest[-1] if rest else first] * 8], duration=120, loop=0
+        )
 
 
 def _enlarged(frames: list[torch.Tensor], mask: torch.Tensor) -> list[Image.Image]:

@@ -27,6 +27,7 @@ from kit.errors import UserError
 from kit.randomness import step_seed
 from kit.runlog import RunLog, environment, make_folder, progress_bar, write_json
 from kit.schedule import lr_at
+from kit.whole import whole_folder
 
 VALIDATIONS = 10  # in as many passes as --epochs names; the best weights are kept
 LESS_MEMORY = "lower `batch_size` or `max_length`, or take a smaller model"
@@ -160,7 +161,8 @@ def run(
     size = sum(p.numel() for p in model.parameters())
     print(f"{name}: {size / 1e6:.1f}M parameters, {len(data.train):,} sequences, {runtime.device} {runtime.dtype}")
     steps, tokens, seconds = train(model, args, data, loss_of, nats_of, runtime, output)
-    model.eval().save_pretrained(output / "model")
+    with whole_folder(output / "model") as partial:
+        model.eval().save_pretrained(partial)
     flops = flops_per_token(model, [data.train[i] for i in range(min(args.batch_size, len(data.train)))], runtime)
     nats = nats_of(model, data.held_out, runtime)
     report = {

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from kit.errors import UserError
+from kit.textfile import replace_text
 
 END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 _GUARD = "\n"
@@ -97,10 +98,9 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Write a standard `tokenizer.json`, and the end token's name beside it in `tokenizer_config.json`."""
         path = Path(path)
-        self.backend.save(str(path))
-        path.with_name("tokenizer_config.json").write_text(
-            json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_token}) + "\n"
-        )
+        replace_text(path, self.backend.to_str(pretty=True))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_token}
+        replace_text(path.with_name("tokenizer_config.json"), json.dumps(config) + "\n")
 
 
 def load_tokenizer(name_or_path: str | Path) -> Tokenizer:

@@ -34,6 +34,7 @@ from kit.errors import UserError
 from kit.interrupt import Interrupt
 from kit.runlog import environment, make_folder, progress_bar, write_json
 from kit.textfile import replace_text
+from kit.whole import whole
 
 SLACK = {"json": 8, "random": 8, "needle": 48}  # tokens that a VLM may answer_batch beyond the answer's length
 
@@ -191,9 +192,10 @@ def save_inputs(folder: Path, question: Question, encoded: Encoded, sample: Samp
         (folder / name).mkdir(exist_ok=True)
     paths = [f"images/{question.id}-{page}.png" for page in range(len(encoded.images))]
     for path, image in zip(paths, encoded.images):
-        image.save(folder / path, compress_level=1)
+        with whole(folder / path) as partial:
+            image.save(partial, compress_level=1)
     prompt = f"prompts/{question.id}.txt"
-    (folder / prompt).write_text(prompt_text(vlm, encoded, sample.question), encoding="utf-8")
+    replace_text(folder / prompt, prompt_text(vlm, encoded, sample.question))
     return {"images": paths, "prompt": prompt}
 
 

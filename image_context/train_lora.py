@@ -13,7 +13,6 @@ rank): a resumed run repeats the one that was killed, bit for bit on a CPU.
 import argparse
 import json
 import random
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from kit.losses import Losses
 from kit.randomness import step_seed
 from kit.runlog import RunLog, make_folder, progress_bar
 from kit.schedule import lr_at
+from kit.whole import whole_folder
 
 SAVED = ("weights", "optimizer", "step", "seconds", "config", "samples_per_step")
 LESS_MEMORY = (
@@ -154,11 +154,8 @@ def main() -> None:
     runtime.check_agreement(trained)
     finished = step >= total_steps
     if finished and runtime.is_main:
-        partial = output / "final.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        vlm.save(partial)
-        shutil.rmtree(output / "final", ignore_errors=True)
-        partial.rename(output / "final")
+        with whole_folder(output / "final") as partial:
+            vlm.save(partial)
     log.close()
     if runtime.is_main:
         print(f"vlm  {output / 'final'}" if finished else f"stopped early; continue with --resume auto in {output}")

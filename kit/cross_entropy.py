@@ -53,24 +53,6 @@ def cross_entropy(
     return _CrossEntropy.apply(features, matrix, bias, gates, target, weight, dtype, prior, contexts, elementwise)
 
 
-@torch.no_grad()
-def expected_rows(
-    features: torch.Tensor,
-    matrix: torch.Tensor,
-    bias: torch.Tensor,
-    table: torch.Tensor,
-    dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
-    """The mean (..., E) of the rows of `table` (V, E) under softmax(features (..., D) @ matrix.T + bias); no gradient."""
-    flat = features.flatten(0, -2).to(dtype)
-    found = flat.new_empty(len(flat), table.shape[1])
-    with torch.autocast(features.device.type, enabled=False):
-        W, b, table = matrix.to(dtype), bias.to(dtype), table.to(dtype)
-        for rows in row_slices(len(flat), len(matrix), features.device):
-            found[rows] = F.linear(flat[rows], W, b).float().softmax(-1).to(dtype) @ table
-    return found.view(*features.shape[:-1], -1)
-
-
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features, matrix, bias, gates, target, weight, dtype, prior, contexts, elementwise):
@@ -120,7 +102,7 @@ def _elementwise(own, target, weight, prior, gates, contexts, wanted: bool):
     if gates is None:
         logits = own.float() if prior is None else prior.add_(own)
     else:
-        logits = prior.addcmul_(gates[:, :1], own.float())
+        logits = gates[:, :1] * own.float() if prior is None else prior.addcmul_(gates[:, :1], own.float())
         for order, context in enumerate(contexts, 1):
             logits.addcmul_(gates[:, order : order + 1], context)
     logits = logits.log_softmax(-1)

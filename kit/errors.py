@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 LESS_MEMORY = "close other programs, or take a smaller input"
@@ -43,11 +44,17 @@ def run(main: Callable[[], None], less_memory: str = LESS_MEMORY, keys: dict[str
         if "DefaultCPUAllocator" not in str(error):
             raise
         leave(f"out of memory: {less_memory}")
+    except SafetensorError as error:
+        if "I/O error" not in str(error):
+            raise
+        leave(f"disk full while writing weights ({error}): free some space and run again")
     except sqlite3.OperationalError as error:
         leave(f"cannot write the build's temporary files ({error}): free some disk space and run again")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            leave(f"disk full while writing {error.filename or 'a file'}: free some space and run again")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            leave(
+                f"disk full while writing {error.filename or 'a file'} ({error.strerror}): free some space and run again"
+            )
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             leave(f"no permission for {error.filename or 'a file'}: {error.strerror}")
         if error.filename is None:

@@ -14,6 +14,8 @@ if "MPLBACKEND" not in os.environ:  # a notebook has its own
 from matplotlib import cycler
 from matplotlib import pyplot as plt
 
+from kit.whole import whole
+
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 PURPLE, SKY, BROWN, GRAY = "#cc79a7", "#56b4e9", "#7a5c00", "#8a8a8a"
 COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BROWN, GRAY)
@@ -40,5 +42,6 @@ def blank(axis, frame: bool = False) -> None:
 
 def save(figure, path: str | Path) -> None:
     """Write a figure and let go of it."""
-    figure.savefig(path)
+    with whole(path) as partial:
+        figure.savefig(partial)
     plt.close(figure)

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_down
 
 from kit.errors import UserError
 from kit.released import save_released
+from kit.textfile import replace_text
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 CARD = """---
@@ -76,9 +77,7 @@ class HubModel(ModelHubMixin, ABC):
         if card.exists() and "library_name: tokencolor" in card.read_text(encoding="utf-8"):
             card.unlink()  # of an earlier call
         save_released(save_directory / WEIGHTS, state, rounded=False)
-        (save_directory / CONFIG).write_text(
-            json.dumps(state["config"], indent=2, default=str) + "\n", encoding="utf-8"
-        )
+        replace_text(save_directory / CONFIG, json.dumps(state["config"], indent=2, default=str) + "\n")
 
     @classmethod
     def _from_pretrained(

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kit.errors import UserError
+from kit.whole import whole
 
 SUFFIX = ".safetensors"
 TENSOR, SCALE, PACKED = "$tensor", "$scale", "$packed"  # keys that stand in the JSON for a tensor
@@ -63,7 +64,8 @@ def save_released(path: str | Path, state: dict, rounded: bool = True) -> int:
         return {PACKED: name, "dtype": str(flat.dtype), "count": len(flat)}
 
     plain = json.dumps(pack(state, ""), ensure_ascii=False)
-    save_file(tensors, str(path), metadata={"tokencolor": plain})
+    with whole(path) as partial:
+        save_file(tensors, str(partial), metadata={"tokencolor": plain})
     return Path(path).stat().st_size
 
 

@@ -1,9 +1,9 @@
 """UTF-8 files read and written to the letter: no line end, mark or byte is changed on the way."""
 
-import os
 from pathlib import Path
 
 from kit.errors import UserError
+from kit.whole import whole
 
 
 def read_text(path: str | Path) -> str:
@@ -17,16 +17,14 @@ def read_text(path: str | Path) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Raises UserError where the file cannot be written."""
+    """Raises UserError where the file cannot be written; it is then what it was."""
     try:
-        Path(path).write_bytes(text.encode())
+        replace_text(path, text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def replace_text(path: str | Path, text: str) -> None:
     """Write a file of the program's own through a temporary one, so that a reader never sees half of it."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(text.encode())
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_bytes(text.encode())

@@ -31,11 +31,13 @@ def run_whole(command: Sequence) -> None:
 
 def run_stopped(command: Sequence, log: Path, is_time: Callable[[str], bool], sign: int) -> None:
     """Send `sign` to a run once `is_time(text of its log)`; asked politely it saves and says how to go on."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
     while not (log.exists() and is_time(log.read_text())):
         assert process.poll() is None
         time.sleep(0.01)
-    os.kill(process.pid, sign)
+    os.killpg(process.pid, sign)  # as a terminal does
     output, _ = process.communicate()
     if sign == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 
+from corpus.ngram import DENSE_VOCAB
 from kit.errors import UserError
 
 MOST, MOST_LAYERS = 2**20, 1024  # of any size
@@ -24,6 +25,7 @@ class ModelArgs:
     chunk_size: int = 4  # tokens per vector
     max_length: int = 1024  # tokens per sequence
     vocab_size: int = 0  # the tokenizer's; set when the data is known
+    ngram: int = 0  # order of the n-grams inside the denoiser, 2 or 3, or 0 for none
     mask_token_id: int = 0  # what the decoder reads in place of tokens: the first id after the vocabulary
 
     @property
@@ -50,6 +52,12 @@ class ModelArgs:
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"--num_attention_heads {self.num_attention_heads} is no multiple of --num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.ngram not in (0, 2, 3):
+            raise UserError(f"--ngram {self.ngram}: choose 0, 2 or 3")
+        if self.ngram and self.vocab_size > DENSE_VOCAB:
+            raise UserError(
+                f"--ngram {self.ngram} stands beside at most {DENSE_VOCAB:,} tokens, not {self.vocab_size:,}: pass --ngram 0"
             )
         if self.vae_num_hidden_layers < 2 or self.num_hidden_layers < 1:
             raise UserError("the VAE needs at least 2 layers, the denoiser 1")
@@ -82,6 +90,7 @@ class TrainConfig:
     t_std: float = 1.5
     self_cond_prob: float = 0.5
     prompt_prob: float = 0.3  # sequences with a prefix given clean
+    ngram_start: float = 0.5  # fraction of stage two after which n-grams join the network
     vae_fraction: float = 0.35  # of --time_budget
     sample_every: int = 1  # epochs between sample tables
     num_sample_steps: int = 50
@@ -99,6 +108,7 @@ class TrainConfig:
             "random_chunks",
             "self_cond_prob",
             "prompt_prob",
+            "ngram_start",
             "vae_fraction",
         ):
             if not 0 <= getattr(self, name) <= 1:
@@ -127,6 +137,7 @@ PRESETS = {
         "hidden_size": 192, "num_hidden_layers": 3, "vae_num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 4, "intermediate_size": 512, "latent_dim": 64, "max_length": 256, "batch_size": 16,
         "vae_lr": 3e-3, "diffusion_lr": 2e-3, "vae_epochs": 1, "diffusion_epochs": 2, "token_dropout": 0.05, "vae_fraction": 0.12,
+        "ngram": 3,
     },
 }  # fmt: skip
 

@@ -93,7 +93,7 @@ def main() -> None:
     chunks.check(model_args.max_length, tokenizer.vocab_size, "max_length")
     flow = Flow(vae, denoiser, config["noise_std"])
     split = Path(args.data_path) / "train"
-    ngrams = NGramDecoder(open_built(split), tokenizer.vocab_size, runtime.device) if is_built(split) else None
+    ngrams = NGramDecoder.of(open_built(split), tokenizer.vocab_size).to(runtime.device) if is_built(split) else None
     held_out = HeldOut(flow, denoiser.times, chunks, args, runtime, ngrams)
 
     with torch.no_grad(), runtime.autocast():
@@ -236,7 +236,7 @@ class HeldOut:
 
     def tuned(self, noisy, logits) -> tuple[float, float]:
         """Weights of the posteriors logits(z, mask) under which n-grams recover most tokens of training text from noisy(number, batch)."""
-        train = self.ngrams.train
+        train = self.ngrams.train_chunks
         chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(train))[:TUNED])
 
         def texts():

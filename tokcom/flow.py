@@ -3,7 +3,8 @@
 Path        z = t x + (1 - t) noise, noise ~ N(0, noise_std^2), x a sequence of normalized latents; t = 1 is clean. Divided by t
             it is y = x + sigma eps with sigma = noise_std (1 - t) / t, which is all the network sees of t.
 Tokens      The frozen decoder turns each noisy vector by itself into hidden states; the network, which sees all vectors, adds
-            to them before the decoder's head makes logits. Loss: cross-entropy of the tokens, as in the reference recipe.
+            to them before the decoder's head makes logits. Loss: cross-entropy of the tokens, as in the reference recipe. With
+            n-grams, forward-backward on what the decoder finds is an input, and joins the logits (tokcom/ngram_decoder.py).
 Vectors     x_pred = c_skip y + c_out (...), preconditioned as in EDM (Karras et al., arXiv 2206.00364) for latents of unit
             spread. Its loss is squared error alone, so it is E[x | z] and the flow may be integrated along it.
 Times       follow an adaptive noise schedule, by the cross-entropy. Padding enters neither attention nor loss. Positions in
@@ -13,27 +14,33 @@ Times       follow an adaptive noise schedule, by the cross-entropy. Padding ent
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from kit.cross_entropy import cross_entropy, expected_rows, row_slices
+from kit.cross_entropy import cross_entropy, row_slices
 from kit.device import autocast_dtype
 from kit.sampling import integrate
 from kit.times import sigma_of
 from tokcom.model import DenoisedModel, TokComVAE
 
+NGRAM_CANDIDATES = (8, 24)  # of the trigrams inside, see NGram.contexts
+
 
 @dataclass
 class Prediction:
-    """`x_pred` (B, C, latent_dim) the conditional mean; the tokens' distribution as the decoder's `head` on hidden (B, C K, D)."""
+    """`x_pred` (B, C, latent_dim) the conditional mean; the tokens' distribution as the decoder's `head` on hidden (B, C K, D), with n-grams
+    plus their `contexts`, n of (B, C K, vocab_size), each times its gate, `gates` (B, C K, n)."""
 
-    x_pred: torch.Tensor
+    x_pred: torch.Tensor | None
     hidden: torch.Tensor
     head: nn.Module
+    gates: torch.Tensor | None = None
+    contexts: tuple[torch.Tensor, ...] = ()
 
     @property
     def logits(self) -> torch.Tensor:
-        """Logits (B, C K, vocab_size) of all tokens at once."""
-        return self.head(self.hidden)
+        """Logits (B, C K, vocab_size) of all tokens at once, float32."""
+        return torch.cat([logits for _, logits in self._parts()]).view(*self.hidden.shape[:-1], -1)
 
     def tokens(self) -> torch.Tensor:
         """The likeliest tokens (B, C K)."""
@@ -46,14 +53,42 @@ class Prediction:
         """Cross-entropy (B, C K) of tokens (B, C K), in nats."""
         found = torch.empty(tokens.numel(), device=tokens.device)
         for rows, logits in self._parts():
-            found[rows] = nn.functional.cross_entropy(logits, tokens.flatten()[rows], reduction="none")
+            found[rows] = F.cross_entropy(logits, tokens.flatten()[rows], reduction="none")
         return found.view(tokens.shape)
+
+    def mean_rows(self, table: torch.Tensor) -> torch.Tensor:
+        """The mean (B, C K, E) of the rows of `table` (vocab_size, E) under the tokens' distribution."""
+        found = table.new_empty(self.hidden.shape[:-1].numel(), table.shape[1])
+        for rows, logits in self._parts():
+            found[rows] = logits.softmax(-1).to(table.dtype) @ table
+        return found.view(*self.hidden.shape[:-1], -1)
+
+    def extrapolated(self, other: "Prediction", weight: float) -> "Prediction":
+        """This prediction moved away from `other`, for weight 1 itself; logits are linear in all that is mixed."""
+        mixed = [b + weight * (a - b) for a, b in ((self.x_pred, other.x_pred), (self.hidden, other.hidden))]
+        gates = None if self.gates is None else torch.cat([weight * self.gates, (1 - weight) * other.gates], -1)
+        return Prediction(*mixed, self.head, gates, self.contexts + other.contexts)
 
     def _parts(self):
         """Rows of all positions and their logits (r, vocab_size), some at a time."""
         hidden = self.hidden.flatten(0, 1)
         for rows in row_slices(len(hidden), self.head.out_features, hidden.device):
-            yield rows, self.head(hidden[rows]).float()
+            logits = self.head(hidden[rows]).float()
+            for order, context in enumerate(self.contexts):
+                logits = torch.addcmul(
+                    logits, self.gates.flatten(0, 1)[rows, order, None].float(), context.flatten(0, 1)[rows]
+                )
+            yield rows, logits
+
+
+@dataclass
+class Observation:
+    """What noisy vectors say by themselves: the decoder's hidden states (B, C, K, D), and with n-grams the mean embeddings
+    under each order, (B, C, K, orders D), and its context log-probabilities (B, C K, vocab_size)."""
+
+    hidden: torch.Tensor
+    by_ngrams: torch.Tensor | None = None
+    contexts: tuple[torch.Tensor, ...] = ()
 
 
 class Flow(nn.Module):
@@ -74,35 +109,64 @@ class Flow(nn.Module):
         t = t.view(-1, 1, 1)
         return t * x + (1 - t) * self.noise_std * noise
 
-    def predict(self, y, sigma, mask, cond_mask=None, x_prev=None) -> Prediction:
+    def decoder_hidden(self, y: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """The decoder's hidden states (B, C, K, D) of y (B, C, latent_dim), each vector by itself, with noise s (B, C, 1)."""
+        vae = self.vae
+        shrunk = y / (1 + s**2) * vae.latent_std + vae.latent_mean
+        return vae.hidden(shrunk.flatten(0, 1)).view(*y.shape[:2], vae.args.chunk_size, -1)
+
+    @torch.no_grad()
+    def observe(self, y, sigma, mask, cond_mask=None, fold=None) -> Observation:
+        """What y = z / t says without the network; arguments as of `predict`, fold (B,) as of NGram.contexts."""
+        s = sigma.float()[:, None].expand(mask.shape)
+        s = s if cond_mask is None else torch.where(cond_mask, 0.0, s)
+        hidden, ngrams = self.decoder_hidden(y, s.unsqueeze(-1)), self.denoiser.ngrams
+        if ngrams is None:
+            return Observation(hidden)
+        vae, K, unigram = self.vae, self.vae.args.chunk_size, ngrams.ngram.log_unigram[0]
+        log_q = vae.head(hidden.flatten(1, 2)).float().log_softmax(-1)
+        weights, real = (each.repeat_interleave(K, 1) for each in (ngrams.weights_at(s), mask))
+        seen, contexts = ngrams.observe(log_q, real, weights, self.vae.args.ngram, fold, NGRAM_CANDIDATES)
+        table = self.table()
+        means = [context.posterior(seen).to(table.dtype) @ table for context in contexts]
+        # log q, which the network's logits begin as, holds the unigrams already
+        joined = tuple(context.dense - weights[..., 1:] * unigram for context in contexts)
+        return Observation(hidden, torch.cat(means, -1).view(*y.shape[:2], K, -1), joined)
+
+    def table(self) -> torch.Tensor:
+        """The tokens' embeddings (vocab_size, D), of unit spread, as the noisy vectors beside which they are read."""
+        table = self.vae.embed.weight[: self.vae.args.vocab_size].detach()
+        return (table * table.square().mean().rsqrt()).to(autocast_dtype(table.device))
+
+    def predict(
+        self, y, sigma, mask, cond_mask=None, x_prev=None, observation: Observation | None = None
+    ) -> Prediction:
         """One forward pass on y = z / t (B, C, latent_dim) with noise sigma (B,); positions in cond_mask hold clean latents."""
+        o = observation or self.observe(y, sigma, mask, cond_mask)
         cond_mask = torch.zeros_like(mask) if cond_mask is None else cond_mask
         x_prev = torch.zeros_like(y) if x_prev is None else x_prev
         sigma = sigma.float()
         s = torch.where(cond_mask, 0.0, sigma[:, None]).unsqueeze(-1)
         skip, out, scale = 1 / (1 + s**2), s / (1 + s**2).sqrt(), (1 + s**2).rsqrt()
-        vae, K = self.vae, self.vae.args.chunk_size
-        table = vae.embed.weight[: vae.args.vocab_size]
-        table = table * table.square().mean().rsqrt()  # unit spread, as the noisy vectors beside which it is read
-
-        def embeddings(hidden):
-            return expected_rows(hidden, vae.head.weight, vae.head.bias, table, autocast_dtype(y.device))
-
-        with torch.no_grad():
-            hidden = vae.hidden((skip * y).flatten(0, 1) * vae.latent_std + vae.latent_mean).view(*y.shape[:2], K, -1)
+        head, table = self.vae.head, self.table()
         weight = torch.where(cond_mask, 1.0, self.denoiser.decoder_scale(sigma.log()))
-        hidden = weight[:, :, None, None] * hidden
-        decoded = embeddings(hidden)
-        features, added = self.denoiser(y * scale * mask.unsqueeze(-1), decoded, sigma.log(), mask, cond_mask, x_prev)
-        hidden = hidden + added
-        predicted = embeddings(hidden).flatten(2)
-        x_pred = skip * y + out * (self.denoiser.mean(features) + self.denoiser.embed_mean(predicted)).float()
-        return Prediction(x_pred, hidden.flatten(1, 2), vae.head)
+        hidden = weight[:, :, None, None] * o.hidden
+        with torch.no_grad():
+            decoded = Prediction(None, hidden.flatten(1, 2), head).mean_rows(table).view(hidden.shape)
+        features, added, gates = self.denoiser(
+            y * scale * mask.unsqueeze(-1), decoded, sigma.log(), mask, cond_mask, x_prev, o.by_ngrams
+        )
+        gates = None if gates is None else gates.flatten(1, 2)
+        guess = Prediction(None, (hidden + added).flatten(1, 2), head, gates, o.contexts)
+        with torch.no_grad():
+            predicted = guess.mean_rows(table).view(*y.shape[:2], -1)
+        guess.x_pred = skip * y + out * (self.denoiser.mean(features) + self.denoiser.embed_mean(predicted)).float()
+        return guess
 
-    def forward(self, tokens, mask, t, noise, cond_mask, self_condition: bool):
+    def forward(self, tokens, mask, t, noise, cond_mask, self_condition: bool, fold=None):
         """Loss, and per sequence (B,) cross-entropy in nats per token and squared error per number.
 
-        tokens, mask (B, C K); t (B,); noise (B, C, latent_dim); cond_mask (B, C).
+        tokens, mask (B, C K); t (B,); noise (B, C, latent_dim); cond_mask (B, C); fold (B,) or None, see NGram.contexts.
         """
         K = self.vae.args.chunk_size
         with torch.no_grad():
@@ -110,11 +174,11 @@ class Flow(nn.Module):
         chunk_mask = real_chunks(mask, K)
         sigma = self.noise_std * sigma_of(t)
         y = x + torch.where(cond_mask, 0.0, sigma[:, None]).unsqueeze(-1) * noise
-        x_prev = None
+        observation, x_prev = self.observe(y, sigma, chunk_mask, cond_mask, fold), None
         if self_condition:
             with torch.no_grad():
-                x_prev = self.predict(y, sigma, chunk_mask, cond_mask).x_pred
-        guess = self.predict(y, sigma, chunk_mask, cond_mask, x_prev)
+                x_prev = self.predict(y, sigma, chunk_mask, cond_mask, None, observation).x_pred
+        guess = self.predict(y, sigma, chunk_mask, cond_mask, x_prev, observation)
         open_chunks = (chunk_mask & ~cond_mask).float()
         counts = open_chunks.sum(1).clamp_min(1)
         error = (guess.x_pred - x).square().mean(-1)
@@ -124,6 +188,8 @@ class Flow(nn.Module):
         ce_sum, nll = cross_entropy(
             guess.hidden.flatten(0, 1), guess.head.weight, guess.head.bias, tokens.flatten(), weight.flatten(),
             autocast_dtype(tokens.device),
+            gates=None if guess.gates is None else F.pad(guess.gates.flatten(0, 1), (1, 0), value=1.0),
+            contexts=lambda rows: [context.flatten(0, 1)[rows] for context in guess.contexts],
         )  # fmt: skip
         ce = (nll.view(tokens.shape) * weight).sum(1)
         # the error is divided by c_out^2, its size for a network that knows nothing: every noise level weighs alike
@@ -160,11 +226,8 @@ class Flow(nn.Module):
             unconditional = None
             if guidance != 1 and cond_mask is not None:
                 unconditional = self.predict(y, level, mask & ~cond_mask, None, previous[1])
-                x_pred, hidden = (  # logits are linear in the hidden states
-                    u + guidance * (c - u)
-                    for u, c in ((unconditional.x_pred, conditional.x_pred), (unconditional.hidden, conditional.hidden))
-                )
-                found = Prediction(torch.where(cond_mask.unsqueeze(-1), cond_latents, x_pred), hidden, conditional.head)
+                found = conditional.extrapolated(unconditional, guidance)
+                found.x_pred = torch.where(cond_mask.unsqueeze(-1), cond_latents, found.x_pred)
             previous = conditional.x_pred, unconditional and unconditional.x_pred
             return found.x_pred
 

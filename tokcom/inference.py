@@ -30,6 +30,7 @@ from kit.times import TimeSampler
 from tokcom.config import ModelArgs, TrainConfig, from_dict
 from tokcom.flow import Flow
 from tokcom.model import DenoisedModel, TokComVAE
+from tokcom.ngram_decoder import NGramDecoder
 from tokcom.quantize import MAX_BITS, dequantize, pack, quantize, unpack
 
 POSTERIOR = "posterior"
@@ -65,6 +66,13 @@ def load_checkpoint(
         denoiser = build_fitting(lambda: DenoisedModel(model_args), saved["denoised_model_state_dict"], path)
         with reading(path):
             denoiser.times = TimeSampler.from_state(saved["times"])
+            if model_args.ngram and saved["ngrams"]:  # there are none before they join
+                denoiser.ngrams = NGramDecoder.from_state(saved["ngrams"])
+                if (denoiser.ngrams.ngram.vocab_size, denoiser.ngrams.ngram.order) != (
+                    model_args.vocab_size,
+                    model_args.ngram,
+                ):
+                    raise ValueError("its n-grams are of another vocabulary or order")
         denoiser.to(device).eval()
     config = saved["config"] | {"tokenizer": saved["tokenizer"], "stage": saved["stage"]}
     return vae.to(device).eval(), denoiser, model_args, config

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tokcom.config import ModelArgs
+from tokcom.ngram_decoder import NGramDecoder
 
 REACH = 2  # neighbors on either side in the local layer
 
@@ -228,13 +229,15 @@ class DenoisedModel(nn.Module):
     the decoder's hidden states, the sum of `output` (of the trunk), `local_output` (of the local layer) and `joint_output` (of
     both), while `scale`, a function of the noise level, weighs the decoder's own; and features, from which `mean`, together
     with `embed_mean` of the predicted tokens' embeddings, makes the conditional mean of the vector. All of these start at zero,
-    so that an untrained network is the decoder alone.
+    so that an untrained network is the decoder alone. With n-grams (`args.ngram`, their tables in `ngrams`), tokens also enter with their mean
+    embeddings under these, whose log-probabilities join the logits under `gate`.
     """
 
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.args = args
         dim, K = args.hidden_size, args.chunk_size
+        self.ngrams: NGramDecoder | None = None  # counted or loaded by whoever builds the network
         self.embed = nn.Linear(2 * args.latent_dim + 1, dim)  # noisy vector, earlier estimate, "is given clean"
         self.local = SwiGLU((2 * REACH + 1) * dim, dim, dim)
         self.chunk_proj = nn.Linear(K * dim, dim)
@@ -246,6 +249,9 @@ class DenoisedModel(nn.Module):
         self.local_output = nn.Linear(dim, dim)
         self.joint_norm = RMSNorm(dim)
         self.joint_output = SwiGLU(dim, dim, dim)
+        if args.ngram:
+            self.ngram_proj = nn.Linear((args.ngram - 1) * dim, dim, bias=False)
+            self.gate = nn.Linear(dim, args.ngram - 1)  # of the log-probabilities of each order of n-grams
         self.scale = nn.Linear(dim, 1)
         self.mean = nn.Linear(dim, args.latent_dim)
         self.embed_mean = nn.Linear(K * dim, args.latent_dim)
@@ -255,16 +261,23 @@ class DenoisedModel(nn.Module):
         initialize(self)
         for head in (self.output, self.local_output, self.joint_output.down, self.scale, self.mean, self.embed_mean):
             nn.init.zeros_(head.weight)
+        if args.ngram:
+            nn.init.zeros_(self.ngram_proj.weight)
+            nn.init.zeros_(self.gate.weight)
+            self.gate.bias.data[-1] = 0.5  # when n-grams join, what the network has learned of contexts counts as much
 
     def decoder_scale(self, log_sigma: torch.Tensor) -> torch.Tensor:
         """Weight (B, 1) of the decoder's own hidden states at noise log_sigma (B,)."""
         return self.scale(self.noise_embed(log_sigma)).exp()
 
-    def forward(self, x, embeddings, log_sigma, mask, cond_mask, x_prev) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (B, C, D), and an addition to the decoder's hidden states (B, C, K, D).
+    def forward(self, x, embeddings, log_sigma, mask, cond_mask, x_prev, by_ngrams=None) -> tuple:
+        """Features (B, C, D), an addition to the decoder's hidden states (B, C, K, D), and gates (B, C, K, orders) or None.
 
-        x and x_prev (B, C, latent_dim) of unit spread, token embeddings (B, C, K, D), log_sigma (B,), mask and cond_mask (B, C).
+        x and x_prev (B, C, latent_dim) of unit spread, token embeddings (B, C, K, D), log_sigma (B,), mask and cond_mask (B, C);
+        by_ngrams: the embeddings under each order of the n-grams, (B, C, K, orders D).
         """
+        if by_ngrams is not None:
+            embeddings = embeddings + self.ngram_proj(by_ngrams)
         tokens = (embeddings * mask[:, :, None, None]).flatten(1, 2)
         tokens = tokens + self.local(neighborhood(tokens))
         chunks = tokens.view(*x.shape[:2], -1)
@@ -276,6 +289,6 @@ class DenoisedModel(nn.Module):
             x = block(x, rope, attend, c)
         x = self.norm(x)
         tokens, output = tokens.view(embeddings.shape), self.output(x).view(embeddings.shape)
-        return x, output + self.local_output(self.local_norm(tokens)) + self.joint_output(
-            self.joint_norm(tokens + output)
-        )
+        joint = self.joint_norm(tokens + output)
+        added = output + self.local_output(self.local_norm(tokens)) + self.joint_output(joint)
+        return x, added, self.gate(joint) if by_ngrams is not None else None

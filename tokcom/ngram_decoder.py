@@ -3,11 +3,15 @@
 The decoder's posterior q(token | vector) stands where a hidden Markov model has its likelihood, as a pseudo-likelihood
 a log q(token | vector) - b log p(token): dividing by the unigram (b = 1) would make a likelihood of an exact posterior, and the decoder's is
 not exact. The two weights are tuned on training text under n-grams that have not counted it. Then forward-backward (corpus/ngram.py).
+
+The same stands inside the denoiser, where the config has an n-gram order: its posteriors are an input, its context log-probabilities
+join the logits. A network beside it starts as this yardstick and has the rest to learn.
 """
 
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import nn
 
 from corpus.ngram import DENSE_VOCAB, NGram
 from corpus.shards import Chunks
@@ -18,12 +22,47 @@ WEIGHTS_A, WEIGHTS_B = (0.5, 0.75, 1.0, 1.25, 1.5), (0.0, 0.25, 0.5, 0.75, 1.0)
 NAMES = {2: "bigrams", 3: "trigrams"}
 
 
-class NGramDecoder:
-    """Bigrams and trigrams of the training text, and what they make of posteriors."""
+class NGramDecoder(nn.Module):
+    """N-grams of a training text, and what they make of posteriors at each noise level."""
 
-    def __init__(self, train: Chunks, vocab_size: int, device: torch.device):
-        self.train = train
-        self.ngram = NGram(train.folds(FOLDS), vocab_size, 3).to(device)
+    def __init__(self, ngram: NGram, train: Chunks | None = None):
+        super().__init__()
+        self.ngram, self.train_chunks = ngram, train
+        self.register_buffer("log_sigmas", torch.tensor([0.0, 1.0]), persistent=False)
+        self.register_buffer("weights", torch.tensor([[1.0, 0.5], [1.0, 0.5]]), persistent=False)  # (levels, 2): a, b
+
+    @classmethod
+    def of(cls, train: Chunks, vocab_size: int, order: int = 3) -> "NGramDecoder":
+        """Counted from the training text, in folds."""
+        return cls(NGram(train.folds(FOLDS), vocab_size, order), train)
+
+    def state(self) -> dict:
+        """Plain tensors."""
+        return {"ngram": self.ngram.state(), "log_sigmas": self.log_sigmas, "weights": self.weights}
+
+    def load_weights(self, state: dict) -> "NGramDecoder":
+        """The weights of each noise level, of `state()`. Raises ValueError if they are none."""
+        log_sigmas, weights = state["log_sigmas"], state["weights"]
+        if weights.shape != (len(log_sigmas), 2) or len(weights) < 2 or not (log_sigmas.diff() > 0).all():
+            raise ValueError("weights of n-grams that belong to no noise levels")
+        self.log_sigmas, self.weights = (each.float().to(self.weights.device) for each in (log_sigmas, weights))
+        return self
+
+    @classmethod
+    def from_state(cls, state: dict) -> "NGramDecoder":
+        """Again from `state()`, without folds."""
+        return cls(NGram.from_state(state["ngram"])).load_weights(state)
+
+    def fold_of(self, index: torch.Tensor) -> torch.Tensor:
+        """Fold (B,) of NGram.contexts for training chunks (B,): that which has not counted them."""
+        return 1 + self.train_chunks.fold_of(index, FOLDS)
+
+    def weights_at(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The weights (..., 2) for noise sigma (...), linear in its logarithm between the levels that were tuned."""
+        x, levels = sigma.clamp_min(1e-9).log(), self.log_sigmas
+        above = torch.searchsorted(levels, x.contiguous()).clamp(1, len(levels) - 1)
+        part = ((x - levels[above - 1]) / (levels[above] - levels[above - 1])).clamp(0, 1)
+        return torch.lerp(self.weights[above - 1], self.weights[above], part[..., None])
 
     def tune(
         self, texts: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]]
@@ -35,10 +74,10 @@ class NGramDecoder:
         def best(pairs: list[tuple[float, float]]) -> tuple[float, float]:
             right = dict.fromkeys(pairs, 0)
             for index, log_q, tokens, mask in texts():
-                fold = 1 + self.train.fold_of(index, FOLDS)
                 for pair in pairs:
-                    found = self._read(log_q, mask, *pair, 2, fold)[2]
-                    right[pair] += int(((found == tokens) & mask).sum())
+                    weights = log_q.new_tensor(pair, dtype=torch.float32)
+                    seen, (bigrams,) = self.observe(log_q, mask, weights, 2, self.fold_of(index))
+                    right[pair] += int(((bigrams.best(seen) == tokens) & mask).sum())
             return max(right, key=right.__getitem__)
 
         _, b = best([(1.0, b) for b in WEIGHTS_B])
@@ -46,16 +85,18 @@ class NGramDecoder:
 
     def read(self, log_q: torch.Tensor, mask: torch.Tensor, weights: tuple[float, float]) -> dict[str, torch.Tensor]:
         """Tokens (B, N) by bigrams and by trigrams, from log q (B, N, V) and mask (B, N)."""
-        return {NAMES[order]: found for order, found in self._read(log_q, mask, *weights, 3).items()}
+        seen, contexts = self.observe(log_q, mask, log_q.new_tensor(weights, dtype=torch.float32), 3)
+        return {NAMES[order]: context.best(seen) for order, context in enumerate(contexts, 2)}
 
-    def _read(self, log_q, mask, a: float, b: float, order: int, fold=None) -> dict[int, torch.Tensor]:
+    def observe(self, log_q, mask, weights, order: int, fold=None, candidates=(CANDIDATES,)) -> tuple:
+        """The pseudo-likelihood of log q (B, N, V) and the contexts it has, as of NGram.contexts; weights (..., 2), B N of them or one."""
         unigram = self.ngram.log_unigram[0]
         with torch.autocast(log_q.device.type, enabled=False):
+            a, b = weights[..., :1], weights[..., 1:]
             seen = a * log_q.float() - b * unigram
             if self.ngram.vocab_size > DENSE_VOCAB:
                 seen = _sparse(seen, unigram)
-            contexts = self.ngram.contexts(seen, mask, fold, order, (CANDIDATES,), segment=64)
-        return {n: context.best(seen) for n, context in enumerate(contexts, 2)}
+            return seen, self.ngram.contexts(seen, mask, fold, order, candidates, segment=64)
 
 
 def _sparse(seen: torch.Tensor, unigram: torch.Tensor) -> tuple:

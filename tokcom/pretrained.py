@@ -41,7 +41,7 @@ class Pretrained(HubModel):
         return {
             "stage": "diffusion", "model_args": to_saved(self.denoiser.args), "config": self.config, "tokenizer": self.tokenizer.to_json(),
             "vae_model_state_dict": self.vae.state_dict(), "denoised_model_state_dict": self.denoiser.state_dict(),
-            "times": self.denoiser.times.state_dict(),
+            "times": self.denoiser.times.state_dict(), "ngrams": self.denoiser.ngrams and self.denoiser.ngrams.state(),
         }  # fmt: skip
 
     @classmethod

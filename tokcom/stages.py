@@ -1,6 +1,7 @@
 """The two stages of training, each with its loss, its validation on fixed noise and its samples."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,11 +12,14 @@ from kit.cross_entropy import cross_entropy
 from kit.device import Runtime, autocast_dtype
 from kit.times import TimeSampler
 from tokcom.config import TrainConfig
-from tokcom.dataset import collate, in_order
+from tokcom.dataset import chosen_batches, collate, in_order
 from tokcom.flow import Flow, Prediction, real_chunks
 from tokcom.model import DenoisedModel, TokComVAE
+from tokcom.ngram_decoder import NGramDecoder
 
 VAL_SEQUENCES = 128
+TUNED_SEQUENCES = 32
+TUNED_SIGMAS = (0.25, 0.5, 0.7, 1.0, 1.5, 2.3, 4.0, 9.0)
 STATISTICS_SEQUENCES = 2000  # training sequences from which the latents' mean and spread are taken
 VAL_SIGMAS = (0.1, 0.2, 0.35, 0.6, 1.0, 1.8, 3.0, 6.0)
 
@@ -55,7 +59,10 @@ class VAEStage:
         self.module = VAELoss(vae, config)
         self.lr, self.epochs = config.vae_lr, config.vae_epochs
 
-    def step(self, module: nn.Module, batch: dict, self_condition: bool) -> tuple[torch.Tensor, dict]:
+    def ngram_weights(self) -> None:
+        """This stage has no n-grams."""
+
+    def step(self, module: nn.Module, batch: dict, self_condition: bool, progress: float) -> tuple[torch.Tensor, dict]:
         """Loss of a batch on the host, and numbers for the log."""
         real = batch["mask"].view(-1, self.vae.args.chunk_size).any(1)
         tokens, mask = (part[real] for part in by_chunk(batch, self.vae.args.chunk_size))
@@ -106,16 +113,32 @@ class DiffusionStage:
     name = "diffusion"
 
     def __init__(
-        self, vae: TokComVAE, denoiser: DenoisedModel, times: TimeSampler, config: TrainConfig, runtime: Runtime
+        self,
+        vae: TokComVAE,
+        denoiser: DenoisedModel,
+        times: TimeSampler,
+        config: TrainConfig,
+        runtime: Runtime,
+        ngrams: NGramDecoder | None = None,
     ):
         self.vae, self.denoiser, self.times, self.config, self.runtime = vae, denoiser, times, config, runtime
+        self.ngrams = ngrams  # which the denoiser gets after `ngram_start` of the steps
         vae.requires_grad_(False).eval()
         self.trained = denoiser
         self.module = Flow(vae, denoiser, config.noise_std, config.mse_weight)
         self.lr, self.epochs = config.diffusion_lr, config.diffusion_epochs
 
-    def step(self, module: nn.Module, batch: dict, self_condition: bool) -> tuple[torch.Tensor, dict]:
-        """Loss of a batch on the host, and numbers for the log. Draws times (stratified over the batch), noise and prompts."""
+    def ngram_weights(self) -> dict | None:
+        """What was tuned for the n-grams, for a run that goes on."""
+        return self.ngrams and {"log_sigmas": self.ngrams.log_sigmas, "weights": self.ngrams.weights}
+
+    def step(self, module: nn.Module, batch: dict, self_condition: bool, progress: float) -> tuple[torch.Tensor, dict]:
+        """Loss of a batch on the host, and numbers for the log. Draws times (stratified over the batch), noise and prompts.
+
+        `progress`: the fraction of the stage's steps that are done.
+        """
+        if progress >= self.config.ngram_start:
+            self.denoiser.ngrams = self.ngrams
         counts = real_chunks(batch["mask"], self.vae.args.chunk_size).sum(1)
         tokens, mask = (self.runtime.to(batch[name]) for name in ("tokens", "mask"))
         B, C = len(tokens), tokens.shape[1] // self.vae.args.chunk_size
@@ -123,7 +146,9 @@ class DiffusionStage:
         noise = torch.randn(B, C, self.vae.args.latent_dim, device=tokens.device)
         prompts = (torch.rand(B) < self.config.prompt_prob) * (torch.rand(B) * counts).long()
         cond_mask = self.runtime.to(torch.arange(C) < prompts[:, None])
-        loss, ce, mse = module(tokens, mask, t, noise, cond_mask, self_condition)
+        ngrams = self.denoiser.ngrams
+        fold = self.runtime.to(ngrams.fold_of(batch["index"])) if ngrams else None
+        loss, ce, mse = module(tokens, mask, t, noise, cond_mask, self_condition, fold)
         self.times.observe(t, torch.where(cond_mask.any(1), torch.nan, ce))
         return loss, {"diffusion/batch_ce_loss": ce.mean(), "diffusion/batch_mse_loss": mse.mean()}
 
@@ -186,6 +211,27 @@ def validation_batches(val: Chunks, batch_size: int, chunk_size: int, runtime: R
     """The same sequences each time."""
     for batch in in_order(val, VAL_SEQUENCES, batch_size, chunk_size):
         yield to_device(batch, runtime)
+
+
+@torch.no_grad()
+def tune_ngrams(ngrams: NGramDecoder, vae: TokComVAE, config: TrainConfig, runtime: Runtime) -> None:
+    """The weights of the decoder's posteriors at each of TUNED_SIGMAS, under which n-grams recover most of some training text."""
+    train, K = ngrams.train_chunks, vae.args.chunk_size
+    flow = Flow(vae, None)
+    chosen = torch.linspace(0, len(train) - 1, min(TUNED_SEQUENCES, len(train))).round().long()
+
+    def texts(sigma: float):
+        generator = torch.Generator().manual_seed(1)
+        for index, batch in zip(chosen.split(16), chosen_batches(train, chosen.tolist(), 16, K)):
+            tokens, mask = (runtime.to(batch[name]) for name in ("tokens", "mask"))
+            x = vae.encode(tokens, mask)
+            y = x + sigma * torch.randn(x.shape, generator=generator).to(x.device)
+            hidden = flow.decoder_hidden(y, torch.full_like(y[..., :1], sigma))
+            yield runtime.to(index), vae.head(hidden.flatten(1, 2)).float().log_softmax(-1), tokens, mask
+
+    with runtime.autocast():
+        weights = [ngrams.tune(partial(texts, sigma)) for sigma in TUNED_SIGMAS]
+    ngrams.load_weights({"log_sigmas": torch.tensor(TUNED_SIGMAS).log(), "weights": torch.tensor(weights)})
 
 
 @torch.no_grad()

@@ -38,7 +38,8 @@ from kit.times import TIME_SAMPLERS, TimeSampler, canonical
 from tokcom.config import PRESETS, ModelArgs, TrainConfig, from_dict, to_dict, to_saved
 from tokcom.dataset import batches, open_data
 from tokcom.model import DenoisedModel, TokComVAE
-from tokcom.stages import DiffusionStage, VAEStage, measure_latents
+from tokcom.ngram_decoder import NGramDecoder
+from tokcom.stages import DiffusionStage, VAEStage, measure_latents, tune_ngrams
 
 BEST = {"vae": "best_vae.pt", "diffusion": "best_diffusion.pt"}
 RESUMED = (
@@ -56,7 +57,7 @@ VALIDATIONS = 10  # in a stage that has fewer epochs
 HELP = {
     "hidden_size": "width", "num_hidden_layers": "blocks of the denoiser", "vae_num_hidden_layers": "blocks of the VAE, half of them its encoder's",
     "num_attention_heads": "query heads", "num_key_value_heads": "key and value heads", "intermediate_size": "width inside the MLP",
-    "latent_dim": "numbers in a vector", "chunk_size": "tokens in a vector, 2 to 16", "max_length": "longest sequence, in tokens",
+    "latent_dim": "numbers in a vector", "chunk_size": "tokens in a vector, 2 to 16", "ngram": "order of the n-grams inside the denoiser, 2 or 3; 0 = none", "max_length": "longest sequence, in tokens",
     "batch_size": "sequences per device and step", "vae_epochs": "passes of stage one", "vae_lr": "its peak learning rate",
     "diffusion_epochs": "passes of stage two", "diffusion_lr": "its peak learning rate", "warmup_fraction": "fraction of a stage with a rising rate",
     "weight_decay": "AdamW's", "grad_clip": "largest gradient norm", "ema_decay": "of the averaged weights, ramped up",
@@ -65,7 +66,7 @@ HELP = {
     "latent_noise": "noise on vectors in training, in their standard deviations", "noise_std": "of the noise, in the vectors' standard deviations",
     "mse_weight": "of the squared error beside the cross-entropy", "time_sampling": "distribution of training times",
     "t_mean": "mean of log(t/(1-t)) before the schedule adapts", "t_std": "its spread", "self_cond_prob": "probability of a step with self-conditioning",
-    "prompt_prob": "probability with which a sequence has a prefix given clean", "vae_fraction": "stage one's fraction of --time_budget",
+    "prompt_prob": "probability with which a sequence has a prefix given clean", "ngram_start": "fraction of stage two after which n-grams join", "vae_fraction": "stage one's fraction of --time_budget",
     "sample_every": "epochs between sample tables", "num_sample_steps": "denoising steps of a sample", "num_samples": "rows of a sample table",
 }  # fmt: skip
 LESS_MEMORY = "lower `batch_size` or `max_length`, or take a smaller preset"
@@ -127,6 +128,8 @@ def main() -> None:
     if start:
         sizes = to_dict(model_args)
         fixed = sizes.keys() - {"vocab_size", "mask_token_id"}  # which the tokenizer decides
+        if not saved:
+            fixed -= {"ngram"}  # of the denoiser alone
         check_fixed(sizes, start["model_args"], resumed or "the VAE", sorted(fixed))
     if saved:
         now = settings_of(args, output, runtime)
@@ -146,6 +149,7 @@ def main() -> None:
     for chunks in (train, val):
         chunks.check(model_args.max_length, tokenizer.vocab_size, "max_length")
     model_args.vocab_size = model_args.mask_token_id = tokenizer.vocab_size
+    model_args.check()  # again, now that the vocabulary is known
     order = LengthBuckets(train.lengths, config.batch_size, args.seed, runtime.rank, runtime.world_size)
 
     # models
@@ -178,14 +182,22 @@ def main() -> None:
 
     # stage two
     if args.stage != "vae" and finished:
+        ngrams = None
+        if model_args.ngram:
+            ngrams = NGramDecoder.of(train, tokenizer.vocab_size, model_args.ngram).to(runtime.device)
         if saved:
             offset = saved["training"]["offset"]
+            if ngrams:
+                ngrams.load_weights(saved["training"]["ngram_weights"])
+                denoiser.ngrams = ngrams if saved["ngrams"] else None
             times = TimeSampler.from_state(saved["training"]["times"], runtime.device)
         else:
             vae.set_statistics(*measure_latents(vae, train, config, runtime))
+            if ngrams:
+                tune_ngrams(ngrams, vae, config, runtime)
             times = TimeSampler(config.time_sampling, config.t_mean, config.t_std, runtime.device, config.noise_std)
         writer.times = times
-        stage = DiffusionStage(vae, denoiser, times, config, runtime)
+        stage = DiffusionStage(vae, denoiser, times, config, runtime, ngrams)
         _, finished = fit(stage, args, train, val, order, log, writer, interrupt, saved, offset)
 
     # finish
@@ -222,7 +234,9 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
     loader = iter(batches(train, order.batches(step), writer.model_args.chunk_size, args.num_workers))
     if args.compile:
         compile_blocks(stage.module, dynamic=True)
-    module = runtime.parallel(stage.module)
+    module = runtime.parallel(  # tables never change; before n-grams join, their weights have no gradient
+        stage.module, broadcast_buffers=False, find_unused_parameters=True
+    )
     losses = Losses(log, runtime, writer.output)
     bar = progress_bar(total_steps, stage.name, initial=step, active=runtime.is_main)
     stops = False
@@ -238,7 +252,7 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
             )  # all ranks
             torch.manual_seed(step_seed(args.seed, offset + step, 0, 1 + runtime.rank))
             with runtime.autocast():
-                loss, values = stage.step(module, next(loader), self_condition)
+                loss, values = stage.step(module, next(loader), self_condition, step / total_steps)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(stage.trained.parameters(), config.grad_clip)
             optimizer.step()
@@ -277,7 +291,7 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
                 state = {
                     "weights": {name: value.clone() for name, value in stage.trained.state_dict().items()},
                     "ema": ema.state_dict(), "optimizer": optimizer.state_dict(),
-                    "step": step, "offset": offset, "best": best, "seconds": budget.spent,
+                    "step": step, "offset": offset, "best": best, "seconds": budget.spent, "ngram_weights": stage.ngram_weights(),
                 }  # fmt: skip
                 with ema.applied(stage.trained):
                     writer.save(LAST, stage.name, epoch, best, state)
@@ -314,7 +328,7 @@ class CheckpointWriter:
                 "epoch": epoch, "stage": stage, "val_loss": val_loss, "model_args": to_saved(self.model_args),
                 "config": {**settings_of(self.args, self.output, self.runtime), **to_dict(self.config)}, "tokenizer": self.tokenizer.to_json(),
                 "vae_model_state_dict": self.vae.state_dict(), "denoised_model_state_dict": self.denoiser.state_dict(),
-                "times": times,
+                "times": times, "ngrams": self.denoiser.ngrams and self.denoiser.ngrams.state(),
             }  # fmt: skip
             if training:
                 state["training"] = training | {"times": times}

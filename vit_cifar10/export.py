@@ -16,6 +16,7 @@ from kit import errors
 from kit.arguments import program
 from kit.errors import UserError
 from kit.runlog import make_folder, write_json
+from kit.whole import whole
 from vit_cifar10.pretrained import Pretrained, load_pretrained
 
 TOLERANCE = 1e-4  # largest difference of a logit from the original's
@@ -80,7 +81,8 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, images: torch.
 
 def write_program(program: torch.export.ExportedProgram, path: Path, images: torch.Tensor) -> torch.Tensor:
     """Write `path`, read it back, return its logits of `images`."""
-    torch.export.save(program, path)
+    with whole(path) as partial:
+        torch.export.save(program, partial)
     with torch.no_grad():
         return torch.export.load(path).module()(images)
 

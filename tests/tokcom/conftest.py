@@ -8,8 +8,11 @@ SMALL = (
     "--preset", "tiny", "--hidden_size", "48", "--num_hidden_layers", "2", "--num_attention_heads", "2",
     "--num_key_value_heads", "1", "--intermediate_size", "96", "--latent_dim", "24", "--max_length", "64",
     "--batch_size", "16", "--vocab_size", "300", "--device", "cpu", "--precision", "fp32", "--num_sample_steps", "4",
+    "--ngram", "0",
 )  # fmt: skip
-LEARNING = ("--vae_epochs", "6", "--diffusion_epochs", "6", "--vae_lr", "5e-3", "--diffusion_lr", "5e-3")
+LEARNING = (
+    "--ngram", "3", "--vae_epochs", "6", "--diffusion_epochs", "6", "--vae_lr", "5e-3", "--diffusion_lr", "5e-3",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

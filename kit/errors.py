@@ -34,6 +34,8 @@ def run(main: Callable[[], None], less_memory: str = LESS_MEMORY, keys: dict[str
         print(f"error: {as_flags(' '.join(message.split()), keys)}", file=sys.stderr, flush=True)
         sys.exit(2)
 
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_Outliving, streams)
     try:
         main()
     except UserError as error:
@@ -60,6 +62,33 @@ def run(main: Callable[[], None], less_memory: str = LESS_MEMORY, keys: dict[str
         if error.filename is None:
             raise
         leave(f"cannot use {str(error.filename)[:200]}: {error.strerror}")
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+class _Outliving:
+    """A stream whose reader may go away: a run whose terminal was closed still has to save."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    @staticmethod
+    def _try(action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
 
 
 def note(message: str) -> None:

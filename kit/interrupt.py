@@ -6,6 +6,7 @@ import time
 from kit.device import Runtime
 
 PATIENCE = 3.0  # seconds in which a repeated signal counts as the same one: torchrun passes Ctrl-C on a second time
+GRACE = 10  # seconds
 LOOK_SECONDS = (
     5.0  # between two looks of several processes; a launcher that stops a run waits half a minute before it kills
 )
@@ -17,9 +18,13 @@ SIGNALS = [
 
 
 def outlive_signals(worker: int) -> None:
-    """For the processes of a loader: what stops a run reaches all its processes, and the run's last step still wants its batch."""
+    """For the processes of a loader: what stops a run reaches all its processes, and the run's last step still wants its batch.
+
+    SIGTERM, by which Python also ends processes that are left over at its own end, lets them live for GRACE seconds.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 class Interrupt:

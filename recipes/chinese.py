@@ -30,7 +30,10 @@ WORDS = {
     "answers right": "答对的比例", "addition": "加法", "sorting": "排序", "lookup": "查字典",
     "network": "网络", "where": "在哪里", "tokens/s of training": "训练，词元/秒", "fraction of the matmul rate": "占矩阵乘速率的比例",
     "against the same network on whole pictures": "相比整图的同一网络", "against JiT's layout": "相比 JiT 的排布",
-    "one full picture sampled": "采样一整幅图", "against GPT-2 with a cache": "相比带缓存的 GPT-2", "two CPU cores": "两个 CPU 核", "one GPU": "一块 GPU",
+    "one full picture sampled": "采样一整幅图", "against GPT-2 with a cache": "相比带缓存的 GPT-2", "two CPU cores": "两个 CPU 核", "one H100": "一块 H100", "the same with `--compile`": "同上，加 `--compile`",
+    "signals to all processes of a run, and a closed terminal": "发给一次运行所有进程的信号，以及关闭的终端",
+    "a program on a disk that takes no more of a file": "磁盘不再接受某个文件时的程序", "a program in a read-only folder": "只读文件夹里的程序",
+    "no room for a new checkpoint": "新检查点写不下",
     "held-out tokens reconstructed": "留出词元的重建率", "… with noise of 0.3 standard deviations on the vectors": "……向量加 0.3 倍标准差的噪声",
     "dimensions in use": "使用中的维数", "variational bound of the whole model": "整个模型的变分上界", "encoding, decoding it": "编码、解码速度",
     "noise level t": "噪声水平 t", "bits of each number": "每个数的比特", "bits per token": "每词元比特", "tokens recovered": "恢复的词元", "decoder only": "只用解码器", "decoder and bigrams": "解码器加二元",
@@ -45,7 +48,8 @@ WORDS = {
 }  # fmt: skip
 PATTERNS = (
     (r"(`[\w./]+`) killed at random moments", r"\1 在随机时刻被杀死"), (r"(\d+) ended otherwise than a run left alone", r"\1 次结果与未受打扰的运行不同"),
-    (r"damaged files, (\d+) kinds", r"损坏的文件，\1 种"), (r"(\d+) tracebacks, (\d+) hangs", r"\1 次崩溃，\2 次挂起"),
+    (r"(\d+) without a checkpoint within ten seconds", r"\1 次没有在十秒内留下检查点"), (r"(\d+) not told in one line, or a file left half-written", r"\1 次没有用一行说明，或留下写了一半的文件"),
+    (r"(\d+) former ones harmed", r"\1 次损坏了先前的"), (r"damaged files, (\d+) kinds", r"损坏的文件，\1 种"), (r"(\d+) tracebacks, (\d+) hangs", r"\1 次崩溃，\2 次挂起"),
     (r"([\d,.]+%) of ([\d,]+)", r"\1（共 \2）"), (r"([\d.]+) times as fast", r"\1 倍"), (r"(\d+) of (\d+)", r"\1 / \2"),
     (r"([\d,]+) tokens, (\d+) passes: ([\d.]+) s", r"\1 词元，\2 次前向：\3 秒"), (r"([\d.]+) nats per token", r"每词元 \1 nats"),
     (r"([\d,]+) and ([\d,]+) tokens/s", r"\1 与 \2 词元/秒"), (r"([\d.]+%) of tokens; to the letter with `--exact`", r"\1 的词元；加 `--exact` 一字不差"),

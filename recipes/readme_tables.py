@@ -363,6 +363,15 @@ def released() -> str:
     return table([*header, "bits per byte, at most"], rows)
 
 
+UNTOLD = "not told in one line, or a file left half-written"
+FAULTS = {
+    "signals": ("signals to all processes of a run, and a closed terminal", "without a checkpoint within ten seconds"),
+    "disk, file too large": ("a program on a disk that takes no more of a file", UNTOLD),
+    "disk, read-only": ("a program in a read-only folder", UNTOLD),
+    "disk, former checkpoint": ("no room for a new checkpoint", "former ones harmed"),
+}
+
+
 def faults() -> str:
     """What was tried against the programs, and what went wrong."""
     found = load("faults.json")
@@ -377,6 +386,10 @@ def faults() -> str:
     files = found["bad_inputs"].values()
     tried, tracebacks, hangs = (sum(row[key] for row in files) for key in ("tried", "tracebacks", "hangs"))
     rows.append([f"damaged files, {len(files)} kinds", f"{tried:,}", f"{tracebacks} tracebacks, {hangs} hangs"])
+    for kind, (label, failure) in FAULTS.items():
+        if kind in found:
+            tried, wrong = (sum(row[key] for row in found[kind].values()) for key in ("tried", "wrong"))
+            rows.append([label, f"{tried:,}", f"{wrong} {failure}"])
     return table(["", "tried", "went wrong"], rows)
 
 

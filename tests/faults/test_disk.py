@@ -151,7 +151,7 @@ def test_a_folder_that_is_removed_while_running_is_told_in_one_line(programs, re
     output = tmp_path / "run"
     command = [*programs[name](output)]
     command += {"train.py": ["--max_steps", "5000"], "tokcom.train": ["--diffusion_epochs", "200"]}.get(name, [])
-    command += ["--epochs", "400"] if "vit" in name else []
+    command += ["--epochs", "30"] if "vit" in name else []
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (output / "log.jsonl").exists() and process.poll() is None:
         time.sleep(0.05)

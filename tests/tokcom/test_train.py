@@ -166,7 +166,7 @@ def test_bad_input_is_one_line(refused, data, tmp_path, monkeypatch, options, me
 
 
 def test_a_checkpoint_of_another_size_is_refused(refused, data, trained, tmp_path):
-    given = ("--data_path", data, *SMALL, "--output_dir", trained, "--resume", "auto")
+    given = ("--data_path", data, *SMALL, "--ngram", 3, "--output_dir", trained, "--resume", "auto")
     assert "--latent_dim 24, not 12" in refused(train, *given, "--latent_dim", 12)
     assert "--noise_std 1.0, not 0.5" in refused(train, *given, "--noise_std", 0.5)
 
@@ -184,7 +184,9 @@ def test_stage_one_also_sees_chunks_of_random_tokens(data):
     args = ModelArgs(vocab_size=300, mask_token_id=300, hidden_size=32, num_attention_heads=2, num_key_value_heads=2)
     for fraction in (0.0, 0.25, 1.0):
         config = TrainConfig(random_chunks=fraction)
-        VAEStage(TokComVAE(args), config, Runtime(torch.device("cpu"), torch.float32, 0, 1)).step(module, batch, False)
+        VAEStage(TokComVAE(args), config, Runtime(torch.device("cpu"), torch.float32, 0, 1)).step(
+            module, batch, False, 0.0
+        )
     kept, some, all_random = ((tokens == seen[0]).all(1).float().mean() for tokens in seen)
     assert kept == 1 and 0.7 < some < 0.8 and all_random < 0.01
     assert seen[2].min() < 5 and seen[2].max() > 294

@@ -186,7 +186,10 @@ def _start_wandb(project: str, folder: Path, config: dict):
     except ImportError:
         raise UserError("`wandb` needs the wandb package: pip install wandb==0.31.0") from None
     mode = os.environ.get("WANDB_MODE") or ("online" if _reachable("api.wandb.ai") else "offline")
-    return wandb.init(project=project, dir=str(folder), config=config, mode=mode)
+    try:
+        return wandb.init(project=project, dir=str(folder), config=config, mode=mode)
+    except (wandb.Error, ValueError) as error:  # pydantic's are ValueErrors
+        raise UserError(f"`wandb` cannot start: {' '.join(str(error).split())[:200]}") from error
 
 
 def _reachable(host: str, port: int = 443) -> bool:

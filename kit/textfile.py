@@ -27,4 +27,4 @@ def write_text(path: str | Path, text: str) -> None:
 def replace_text(path: str | Path, text: str) -> None:
     """Write a file of the program's own through a temporary one, so that a reader never sees half of it."""
     with whole(path) as partial:
-        partial.write_bytes(text.encode())
+        partial.write_bytes(text.encode(errors="backslashreplace"))  # names of files may hold what UTF-8 does not

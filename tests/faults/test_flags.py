@@ -34,7 +34,7 @@ def module_of(command: list[str]):
 
 
 def flags_of(module) -> list[argparse.Action]:
-    """The options of a program, from the parser it builds."""
+    """The options of a program, from the parser it builds, without --compile, which takes its minute."""
     caught = []
 
     def catch(parser, *args, **kwargs):
@@ -49,7 +49,9 @@ def flags_of(module) -> list[argparse.Action]:
             module.main()
     finally:
         argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_known_args = parse, known
-    return [action for action in caught[-1]._actions if action.option_strings and action.dest != "help"]
+    return [
+        action for action in caught[-1]._actions if action.option_strings and action.dest not in ("help", "compile")
+    ]
 
 
 def case_of(flags: list[argparse.Action], rng: random.Random) -> list[str]:

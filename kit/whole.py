@@ -10,7 +10,10 @@ from pathlib import Path
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
     """A name beside `path` to write to, with its ending: what was written there takes its place at the end, and is removed where something failed."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link stays one
+    if path.exists() and not path.is_file():  # a terminal, a pipe
+        yield path
+        return
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
         yield partial

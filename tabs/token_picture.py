@@ -25,7 +25,7 @@ EXAMPLES = (
     "know what to say to his daughter when she should come home. The clock upon the stairs struck nine; the dog lifted its "
     "head, listened to the wind in the chimney, and lay down again. “If she asks me,” he thought, “I must tell her the truth, "
     "for there is nobody else in the house who knows it; and yet I would rather walk ten miles through the snow than see her "
-    "face when she has heard it.” Then there were steps in the garden, and a hand was laid upon the door.",
+    "face when I have told her.” Then there were steps in the garden, and a hand was laid upon the door.",
     "话说天下大势，分久必合，合久必分。且说那一日，宝玉正在园中闲走，忽听得背后有人叫他，回头一看，原来是黛玉。",
 )
 

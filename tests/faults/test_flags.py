@@ -22,7 +22,7 @@ CASES = int(os.environ.get("FLAG_CASES", "2000"))
 LIMIT, MEMORY = 20, 4 << 30  # seconds and bytes of a case, most of both the libraries'
 VALUES = (
     "", " ", "nan", "inf", "-inf", "-1", "0", "1", "2", "1e999", "1e-320", "99999999999999999999", "9223372036854775807", "2147483648", "-0.5", "1.5",
-    "abc", "True", "a" * 300, "/" + "a/" * 3000, "..", "/", "/dev/null", "/dev/zero", "/proc/self/mem", "/root/none/none", "\udcff", "ÄÖ漢字", "--seed",
+    "abc", "True", "a" * 300, "/" + "a/" * 3000, "..", "/", "/dev/null", "/dev/zero", "/proc/self/mem", "/none/none", "\udcff", "ÄÖ漢字", "--seed",
     "0x10", "1_000", "1,2", "[]", "{}", "None", "3" * 5000,
 )  # fmt: skip
 pytestmark = pytest.mark.faults
@@ -41,14 +41,14 @@ def flags_of(module) -> list[argparse.Action]:
         caught.append(parser)
         raise SystemExit
 
-    parse, known = argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_known_args
+    parse = argparse.ArgumentParser.parse_args
     argparse.ArgumentParser.parse_args = catch
     sys.argv = [module.__file__]
     try:
         with contextlib.suppress(SystemExit):
             module.main()
     finally:
-        argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_known_args = parse, known
+        argparse.ArgumentParser.parse_args = parse
     return [
         action for action in caught[-1]._actions if action.option_strings and action.dest not in ("help", "compile")
     ]

@@ -77,7 +77,8 @@ def test_a_signal_to_all_processes_saves_within_ten_seconds(runs, record, tmp_pa
     said, errors = process.communicate(timeout=60)
     seconds = time.monotonic() - start
     saved = (output / "last.pth").exists() and bool(load(output / "last.pth"))
-    quiet = "Traceback" not in errors or "SignalException" in errors  # which is torchrun's own way to leave
+    launcher = "two processes" in name and errors.count("SignalException")  # torchrun's own way to leave
+    quiet = "Traceback" not in errors or launcher
     fine = seconds < LIMIT and saved and "--resume auto" in said and quiet
     record("signals", f"{name}, {sign}", tried=1, wrong=int(not fine))
     assert fine, (seconds, process.returncode, said[-500:], errors[-2000:])

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader
 
-from corpus.shards import Chunks, Numbered
+from corpus.shards import Chunks
 from kit.interrupt import outlive_signals
 
 
@@ -26,7 +26,7 @@ def collate(items: Sequence[torch.Tensor], multiple: int = 1) -> dict:
 def batches(chunks: Chunks, order: Iterator[list[int]], multiple: int, num_workers: int = 0) -> DataLoader:
     """A loader that reads the batches that `order` names; "index" (B,) gives the chunks' numbers."""
     return DataLoader(
-        Numbered(chunks), batch_sampler=order, num_workers=num_workers, pin_memory=torch.cuda.is_available(),
+        _Numbered(chunks), batch_sampler=order, num_workers=num_workers, pin_memory=torch.cuda.is_available(),
         worker_init_fn=outlive_signals,
         collate_fn=partial(_collate_numbered, multiple=multiple),  # a lambda could not be sent to a spawned worker
     )  # fmt: skip
@@ -35,3 +35,16 @@ def batches(chunks: Chunks, order: Iterator[list[int]], multiple: int, num_worke
 def _collate_numbered(items: list[tuple[int, torch.Tensor]], multiple: int) -> dict:
     index, chunks = zip(*items)
     return {**collate(chunks, multiple), "index": torch.tensor(index)}
+
+
+class _Numbered:
+    """Chunks with their numbers."""
+
+    def __init__(self, chunks: Chunks):
+        self.chunks = chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+        return index, self.chunks[index]

@@ -209,16 +209,3 @@ def close_shard(writer: parquet.ParquetWriter, lengths: Sequence[int]) -> None:
     """Write the footer: with the lengths of all chunks, in order."""
     writer.add_key_value_metadata({LENGTHS: json.dumps([int(n) for n in lengths])})
     writer.close()
-
-
-class Numbered:
-    """Chunks with their numbers."""
-
-    def __init__(self, chunks: Chunks):
-        self.chunks = chunks
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
-        return index, self.chunks[index]

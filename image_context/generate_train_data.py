@@ -9,7 +9,6 @@ document can be among them, whatever the seed.
 import argparse
 import io
 import random
-import shutil
 from pathlib import Path
 
 from torch.utils.data import DataLoader, Dataset
@@ -25,6 +24,7 @@ from kit.checkpoint import LAST
 from kit.errors import UserError
 from kit.interrupt import outlive_signals
 from kit.runlog import make_folder, progress_bar, write_json
+from kit.whole import whole_folder
 
 LESS_MEMORY = "lower data.lengths or generation.lengths"
 KEYS = {"seed": "seed"}  # from the config
@@ -91,9 +91,6 @@ class Pairs(Dataset):
 
 def write_data(config: Config, vlm, folder: Path, count: int, num_workers: int = 0) -> None:
     """`count` records for each codec that trains in full, beside each other and only then in place, so that no half of them is ever taken."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "images").mkdir(parents=True)
     vocabulary, data = vlm.vocabulary, config.data
     lengths = config.generation.lengths or data.lengths
     levels = config.generation.augmentations or data.augmentations
@@ -104,16 +101,16 @@ def write_data(config: Config, vlm, folder: Path, count: int, num_workers: int =
     pairs = Pairs(config, codecs, counts, vocabulary, lengths, levels)
     loader = DataLoader(pairs, batch_size=None, num_workers=num_workers, worker_init_fn=outlive_signals)
     bar = progress_bar(len(pairs), "pairs", unit="pair")
-    with open(partial / "records.jsonl", "w", encoding="utf-8") as file:
-        for record, images in loader:
-            for path, image in zip(record.images, images):
-                (partial / path).write_bytes(image)
-            write_record(file, record)
-            bar.update()
+    with whole_folder(folder) as partial:
+        (partial / "images").mkdir()
+        with open(partial / "records.jsonl", "w", encoding="utf-8") as file:
+            for record, images in loader:
+                for path, image in zip(record.images, images):
+                    (partial / path).write_bytes(image)
+                write_record(file, record)
+                bar.update()
+        write_json(partial / "config.json", {"hash": config.hash, **config.model_dump()})
     bar.close()
-    write_json(partial / "config.json", {"hash": config.hash, **config.model_dump()})
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
 """Text -> sequences of tokens, padded to whole chunks."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 
 from corpus.builder import BuildSettings
 from corpus.chunks import build_once, open_built, open_chunks
-from corpus.shards import Chunks, Numbered
+from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
+from dataset import collate
 from kit.errors import UserError
-from kit.interrupt import outlive_signals
 
 
 def open_data(
@@ -32,30 +30,6 @@ def open_data(
     if val is None:
         raise UserError(f"no validation sequences beside {data_path}: build it with --val_fraction above 0")
     return train, val, tokenizer
-
-
-def collate(items: Sequence[torch.Tensor], chunk_size: int) -> dict:
-    """tokens (B, N) long and mask (B, N) bool, True = real token; N is the longest length, rounded up to whole chunks."""
-    lengths = torch.tensor([len(item) for item in items])
-    padded = -(-int(lengths.max()) // chunk_size) * chunk_size
-    tokens = torch.zeros(len(items), padded, dtype=torch.long)
-    for row, item in zip(tokens, items):
-        row[: len(item)] = item
-    return {"tokens": tokens, "mask": torch.arange(padded) < lengths[:, None]}
-
-
-def batches(chunks: Chunks, order: Iterator[list[int]], chunk_size: int, num_workers: int = 0) -> DataLoader:
-    """A loader that reads the batches that `order` names; "index" (B,) gives the sequences' numbers."""
-    return DataLoader(
-        Numbered(chunks), batch_sampler=order, num_workers=num_workers, pin_memory=torch.cuda.is_available(),
-        worker_init_fn=outlive_signals,
-        collate_fn=partial(_collate_numbered, chunk_size=chunk_size),
-    )  # fmt: skip
-
-
-def _collate_numbered(items: list[tuple[int, torch.Tensor]], chunk_size: int) -> dict:
-    index, sequences = zip(*items)
-    return {**collate(sequences, chunk_size), "index": torch.tensor(index)}
 
 
 def in_order(chunks: Chunks, count: int, batch_size: int, chunk_size: int) -> Iterator[dict]:

@@ -109,18 +109,12 @@ class Flow(nn.Module):
         t = t.view(-1, 1, 1)
         return t * x + (1 - t) * self.noise_std * noise
 
-    def decoder_hidden(self, y: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """The decoder's hidden states (B, C, K, D) of y (B, C, latent_dim), each vector by itself, with noise s (B, C, 1)."""
-        vae = self.vae
-        shrunk = y / (1 + s**2) * vae.latent_std + vae.latent_mean
-        return vae.hidden(shrunk.flatten(0, 1)).view(*y.shape[:2], vae.args.chunk_size, -1)
-
     @torch.no_grad()
     def observe(self, y, sigma, mask, cond_mask=None, fold=None) -> Observation:
         """What y = z / t says without the network; arguments as of `predict`, fold (B,) as of NGram.contexts."""
         s = sigma.float()[:, None].expand(mask.shape)
         s = s if cond_mask is None else torch.where(cond_mask, 0.0, s)
-        hidden, ngrams = self.decoder_hidden(y, s.unsqueeze(-1)), self.denoiser.ngrams
+        hidden, ngrams = decoder_hidden(self.vae, y, s.unsqueeze(-1)), self.denoiser.ngrams
         if ngrams is None:
             return Observation(hidden)
         vae, K, unigram = self.vae, self.vae.args.chunk_size, ngrams.ngram.log_unigram[0]
@@ -234,6 +228,12 @@ class Flow(nn.Module):
         y = sigmas[0] * fresh_noise() if z is None else z / times[0].to(z.device)
         denoise(integrate(denoise, y, sigmas, sampler, fresh_noise), sigmas[-1])
         return found
+
+
+def decoder_hidden(vae: TokComVAE, y: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    """The decoder's hidden states (B, C, K, D) of y (B, C, latent_dim), each vector by itself, with noise s (B, C, 1)."""
+    shrunk = y / (1 + s**2) * vae.latent_std + vae.latent_mean
+    return vae.hidden(shrunk.flatten(0, 1)).view(*y.shape[:2], vae.args.chunk_size, -1)
 
 
 def real_chunks(mask: torch.Tensor, chunk_size: int) -> torch.Tensor:

@@ -38,7 +38,11 @@ class NGramDecoder(nn.Module):
 
     def state(self) -> dict:
         """Plain tensors."""
-        return {"ngram": self.ngram.state(), "log_sigmas": self.log_sigmas, "weights": self.weights}
+        return {"ngram": self.ngram.state(), **self.tuned()}
+
+    def tuned(self) -> dict:
+        """What of it was tuned rather than counted."""
+        return {"log_sigmas": self.log_sigmas, "weights": self.weights}
 
     def load_weights(self, state: dict) -> "NGramDecoder":
         """The weights of each noise level, of `state()`. Raises ValueError if they are none."""

@@ -8,12 +8,13 @@ from torch import nn
 
 from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
+from dataset import collate
 from kit.cross_entropy import cross_entropy
 from kit.device import Runtime, autocast_dtype
 from kit.times import TimeSampler
 from tokcom.config import TrainConfig
-from tokcom.dataset import chosen_batches, collate, in_order
-from tokcom.flow import Flow, Prediction, real_chunks
+from tokcom.dataset import chosen_batches, in_order
+from tokcom.flow import Flow, Prediction, decoder_hidden, real_chunks
 from tokcom.model import DenoisedModel, TokComVAE
 from tokcom.ngram_decoder import NGramDecoder
 
@@ -51,16 +52,13 @@ class VAELoss(nn.Module):
 class VAEStage:
     """Stage one: chunks to vectors and back."""
 
-    name = "vae"
+    name, ngrams = "vae", None
 
     def __init__(self, vae: TokComVAE, config: TrainConfig, runtime: Runtime):
         self.vae, self.config, self.runtime = vae, config, runtime
         self.trained = vae  # what the optimizer and the average see
         self.module = VAELoss(vae, config)
         self.lr, self.epochs = config.vae_lr, config.vae_epochs
-
-    def ngram_weights(self) -> None:
-        """This stage has no n-grams."""
 
     def step(self, module: nn.Module, batch: dict, self_condition: bool, progress: float) -> tuple[torch.Tensor, dict]:
         """Loss of a batch on the host, and numbers for the log."""
@@ -127,10 +125,6 @@ class DiffusionStage:
         self.trained = denoiser
         self.module = Flow(vae, denoiser, config.noise_std, config.mse_weight)
         self.lr, self.epochs = config.diffusion_lr, config.diffusion_epochs
-
-    def ngram_weights(self) -> dict | None:
-        """What was tuned for the n-grams, for a run that goes on."""
-        return self.ngrams and {"log_sigmas": self.ngrams.log_sigmas, "weights": self.ngrams.weights}
 
     def step(self, module: nn.Module, batch: dict, self_condition: bool, progress: float) -> tuple[torch.Tensor, dict]:
         """Loss of a batch on the host, and numbers for the log. Draws times (stratified over the batch), noise and prompts.
@@ -217,7 +211,6 @@ def validation_batches(val: Chunks, batch_size: int, chunk_size: int, runtime: R
 def tune_ngrams(ngrams: NGramDecoder, vae: TokComVAE, config: TrainConfig, runtime: Runtime) -> None:
     """The weights of the decoder's posteriors at each of TUNED_SIGMAS, under which n-grams recover most of some training text."""
     train, K = ngrams.train_chunks, vae.args.chunk_size
-    flow = Flow(vae, None)
     chosen = torch.linspace(0, len(train) - 1, min(TUNED_SEQUENCES, len(train))).round().long()
 
     def texts(sigma: float):
@@ -226,7 +219,7 @@ def tune_ngrams(ngrams: NGramDecoder, vae: TokComVAE, config: TrainConfig, runti
             tokens, mask = (runtime.to(batch[name]) for name in ("tokens", "mask"))
             x = vae.encode(tokens, mask)
             y = x + sigma * torch.randn(x.shape, generator=generator).to(x.device)
-            hidden = flow.decoder_hidden(y, torch.full_like(y[..., :1], sigma))
+            hidden = decoder_hidden(vae, y, torch.full_like(y[..., :1], sigma))
             yield runtime.to(index), vae.head(hidden.flatten(1, 2)).float().log_softmax(-1), tokens, mask
 
     with runtime.autocast():

@@ -21,6 +21,7 @@ from torch import nn
 
 from corpus.chunks import LengthBuckets
 from corpus.tokenizer import Tokenizer
+from dataset import batches
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.budget import TimeBudget
@@ -36,7 +37,7 @@ from kit.runlog import RunLog, make_folder, progress_bar
 from kit.schedule import lr_at
 from kit.times import TIME_SAMPLERS, TimeSampler, canonical
 from tokcom.config import PRESETS, ModelArgs, TrainConfig, from_dict, to_dict, to_saved
-from tokcom.dataset import batches, open_data
+from tokcom.dataset import open_data
 from tokcom.model import DenoisedModel, TokComVAE
 from tokcom.ngram_decoder import NGramDecoder
 from tokcom.stages import DiffusionStage, VAEStage, measure_latents, tune_ngrams
@@ -235,7 +236,7 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
     if args.compile:
         compile_blocks(stage.module, dynamic=True)
     module = runtime.parallel(  # tables never change; before n-grams join, their weights have no gradient
-        stage.module, broadcast_buffers=False, find_unused_parameters=True
+        stage.module, broadcast_buffers=False, find_unused_parameters=stage.ngrams is not None
     )
     losses = Losses(log, runtime, writer.output)
     bar = progress_bar(total_steps, stage.name, initial=step, active=runtime.is_main)
@@ -291,7 +292,7 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
                 state = {
                     "weights": {name: value.clone() for name, value in stage.trained.state_dict().items()},
                     "ema": ema.state_dict(), "optimizer": optimizer.state_dict(),
-                    "step": step, "offset": offset, "best": best, "seconds": budget.spent, "ngram_weights": stage.ngram_weights(),
+                    "step": step, "offset": offset, "best": best, "seconds": budget.spent, "ngram_weights": stage.ngrams and stage.ngrams.tuned(),
                 }  # fmt: skip
                 with ema.applied(stage.trained):
                     writer.save(LAST, stage.name, epoch, best, state)

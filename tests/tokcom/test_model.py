@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from dataset import collate
 from kit.errors import UserError
 from tests.tokcom.test_flow import ARGS
 from tokcom.config import PRESETS, ModelArgs, TrainConfig, from_dict, to_dict
-from tokcom.dataset import collate
 from tokcom.model import DenoisedModel, TokComVAE
 
 

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dataset import collate
+from corpus.loader import collate
 from diffusion import Diffusion
 from kit import device, errors
 from kit.arguments import add_common, program
@@ -324,8 +324,8 @@ def loader(args: argparse.Namespace, runtime: device.Runtime) -> dict:
     from pyarrow import parquet
 
     from corpus.chunks import LengthBuckets, open_built
+    from corpus.loader import batches
     from corpus.shards import GROUP_CHUNKS
-    from dataset import batches
 
     rng, capacity = np.random.default_rng(args.seed), args.img_size**2
     lengths = rng.integers(max(1, capacity // 4), capacity + 1, max(64 * args.batch_size, 4_000_000 // capacity))

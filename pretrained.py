@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from corpus.loader import collate
 from corpus.ngram import ALL, NGram
 from corpus.tokenizer import Tokenizer
-from dataset import collate
 from diffusion import OBJECTIVES, Diffusion
 from kit.checkpoint import load_checkpoint, reading, validated
 from kit.errors import UserError

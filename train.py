@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from corpus.chunks import LengthBuckets, open_built, open_chunks
+from corpus.loader import batches
 from corpus.ngram import ALL, ORDERS, NGram
 from corpus.pairs import open_pairs
 from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
-from dataset import batches
 from diffusion import OBJECTIVES, Diffusion
 from kit import device, errors
 from kit.arguments import add_common, program

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import torch
 
+from corpus.loader import collate
 from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
-from dataset import collate
 from diffusion import Diffusion
 from kit.device import Runtime
 from kit.times import t_of

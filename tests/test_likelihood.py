@@ -9,8 +9,8 @@ import torch
 import evaluate
 import likelihood
 from corpus.bits import per_byte
+from corpus.loader import collate
 from corpus.ngram import ALL, NGram, unigram_context
-from dataset import collate
 from diffusion import Diffusion
 from model import build_jit_model
 from palette import Layout, build_palette

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from corpus.chunks import open_built
+from corpus.loader import collate
 from corpus.ngram import NGram
-from dataset import collate
 from diffusion import Diffusion
 from kit.compiling import compile_blocks
 from kit.errors import UserError

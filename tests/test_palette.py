@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from corpus.documents import documents, find_sources
+from corpus.loader import collate
 from corpus.tokenizer import load_tokenizer
-from dataset import collate
 from kit.errors import UserError
 from palette import (
     MAX_VOCAB,

@@ -15,8 +15,8 @@ from rapidfuzz.distance import Levenshtein
 
 import train
 from corpus.chunks import open_built
+from corpus.loader import batches
 from corpus.ngram import ALL, NGram
-from dataset import batches
 from diffusion import Diffusion
 from kit import device
 from kit.errors import UserError

@@ -7,9 +7,9 @@ import torch
 
 from corpus.builder import BuildSettings
 from corpus.chunks import build_once, open_built, open_chunks
+from corpus.loader import collate
 from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
-from dataset import collate
 from kit.errors import UserError
 
 

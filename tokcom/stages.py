@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch import nn
 
+from corpus.loader import collate
 from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
-from dataset import collate
 from kit.cross_entropy import cross_entropy
 from kit.device import Runtime, autocast_dtype
 from kit.times import TimeSampler

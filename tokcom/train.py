@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from corpus.chunks import LengthBuckets
+from corpus.loader import batches
 from corpus.tokenizer import Tokenizer
-from dataset import batches
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.budget import TimeBudget

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dataset import collate
+from corpus.loader import collate
 from kit.errors import UserError
 from tests.tokcom.test_flow import ARGS
 from tokcom.config import PRESETS, ModelArgs, TrainConfig, from_dict, to_dict

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from corpus.chunks import open_built
-from dataset import batches, collate
+from corpus.loader import batches, collate
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -1,6 +1,6 @@
-"""What moves the texts that a checkpoint draws: temperature, churn, the sampler, candidates of the n-grams, each alone.
+"""What moves the texts that a checkpoint draws: temperature, churn, the sampler, candidates of the n-grams, guidance, each alone.
 
-    python -m recipes.generation --checkpoint RUN/best_model.pth --autoregressive RUN --data_path data
+    python -m recipes.generation --checkpoint RUN/best_model.pth --guide "epoch 10=RUN/checkpoint_epoch_10.pth" --autoregressive RUN --data_path data
 
 Writes results/generation.json: perplexity under the autoregressive baseline, entropy, 4-grams seen in training, words that exist.
 """
@@ -11,17 +11,27 @@ import torch
 
 from baselines.judge import Judge, load_baseline
 from corpus.chunks import open_chunks
-from diffusion import GAP_CANDIDATES
+from diffusion import GAP_CANDIDATES, Guide
 from kit import device
 from kit.arguments import add_common, program
-from kit.errors import run
+from kit.errors import UserError, run
 from kit.runlog import environment, make_folder, progress_bar, write_json
 from pretrained import load_pretrained
 
 RESULTS = Path(__file__).parent.parent / "results"
-BASE = {"sampler": "euler", "temperature": 1.0, "churn": 0.0, "noise_scale": 1.0, "candidates": None}
+BASE = {
+    "sampler": "euler",
+    "temperature": 1.0,
+    "churn": 0.0,
+    "noise_scale": 1.0,
+    "candidates": None,
+    "guide": None,
+    "guidance": 0.0,
+}
+GUIDANCE = (0.5, 1.0)
 TRIED = {
-    "Euler": {}, "temperature 0.9": {"temperature": 0.9}, "temperature 0.8": {"temperature": 0.8}, "churn 10": {"churn": 10.0},
+    "Euler": {}, "temperature 0.9": {"temperature": 0.9}, "temperature 0.8": {"temperature": 0.8},
+    "temperature 0.7": {"temperature": 0.7}, "churn 10": {"churn": 10.0},
     "churn 40": {"churn": 40.0}, "churn 40, noise 1.05": {"churn": 40.0, "noise_scale": 1.05}, "stochastic": {"sampler": "stochastic"},
     "stochastic, temperature 0.9": {"sampler": "stochastic", "temperature": 0.9},
     "Euler, 64 candidates of the n-grams": {"candidates": GAP_CANDIDATES},
@@ -32,6 +42,9 @@ TRIED = {
 def main() -> None:
     parser = program(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of train.py")
+    parser.add_argument(
+        "--guide", metavar="NAME=PATH", nargs="*", default=[], help="weaker checkpoints to guide away from"
+    )
     parser.add_argument("--autoregressive", required=True, help="the baseline that judges")
     parser.add_argument("--data_path", required=True, help="data of both")
     parser.add_argument("--passes", type=int, default=32, help="forward passes")
@@ -42,21 +55,31 @@ def main() -> None:
     args = parser.parse_args()
     runtime = device.start(args.device, args.seed, "fp32")
     loaded = load_pretrained(args.checkpoint, runtime.device)
+    guides, tried = {"itself without its earlier pass": loaded.diffusion}, dict(TRIED)
+    for given in args.guide:
+        name, _, path = given.partition("=")
+        if not path:
+            raise UserError(f"--guide {given}: write NAME=PATH")
+        guides[name] = load_pretrained(path, runtime.device).diffusion
+    for name in guides:
+        for weight in GUIDANCE:
+            tried[f"guided by {name}, {weight:g}"] = {"guide": name, "guidance": weight}
     output = make_folder(args.output_dir)
     train, _, _ = open_chunks(args.data_path, output / "data", loaded.tokenizer)
     model = load_baseline(args.autoregressive, loaded.tokenizer.vocab_size).to(runtime.device)
     judge, rows = Judge(model, train, loaded.tokenizer, runtime), []
     blank = torch.zeros(args.num_texts, args.length, dtype=torch.long)
     usual = loaded.diffusion.ngram_candidates
-    with progress_bar(len(TRIED), "generation", unit="row") as bar:
-        for name, changed in TRIED.items():
+    with progress_bar(len(tried), "generation", unit="row") as bar:
+        for name, changed in tried.items():
             setting = BASE | changed
+            guide = Guide(guides[setting["guide"]], setting["guidance"]) if setting["guide"] else None
             generator, drawn = torch.Generator(runtime.device).manual_seed(args.seed), []
             loaded.diffusion.ngram_candidates = setting["candidates"] or usual
             for part in blank.split(32):
                 found = loaded.diffusion.sample(
                     loaded.collate(list(part))["mask"], loaded.grid(args.passes), setting["sampler"], temperature=setting["temperature"],
-                    generator=generator, churn=setting["churn"], noise_scale=setting["noise_scale"],
+                    generator=generator, churn=setting["churn"], noise_scale=setting["noise_scale"], guide=guide,
                 )  # fmt: skip
                 drawn += list(found[:, : args.length].cpu())
             rows.append({"name": name, **setting, **judge.score(drawn), "sample": loaded.tokenizer.decode(drawn[0])})

@@ -15,7 +15,7 @@ from image_context import plot_results
 from kit.arguments import program
 from kit.errors import run
 from recipes import robust_pictures
-from tokcom import evaluate as tokcom
+from tokcom import figures as tokcom
 
 RESULTS = Path(__file__).parent.parent / "results"
 

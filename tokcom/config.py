@@ -41,8 +41,8 @@ class ModelArgs:
         for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "latent_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: need at least 1")
-        if not 2 <= self.chunk_size <= 16:
-            raise UserError(f"--chunk_size {self.chunk_size}: need 2 to 16")
+        if not 1 <= self.chunk_size <= 16:
+            raise UserError(f"--chunk_size {self.chunk_size}: need 1 to 16")
         if self.max_length < self.chunk_size or self.max_length % self.chunk_size:
             raise UserError(f"--max_length {self.max_length} is no multiple of --chunk_size {self.chunk_size}")
         if self.hidden_size % (2 * self.num_attention_heads):

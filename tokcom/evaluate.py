@@ -6,8 +6,8 @@ Of built data it reads the test set, which neither trained the checkpoint nor ch
 Padding and prompts count nowhere. Accuracies are fractions of held-out tokens. `nll` is the variational bound of the whole model
 in nats per token (Kingma et al., arXiv 2107.00630): the cross-entropy of one forward pass at the least noise, plus half the squared error of
 the denoiser integrated over the signal-to-noise ratio, for the least noise that makes the sum smallest. `brier_lm` is CALM's
-(arXiv 2510.27688): two independent continuations of real prompts, n-grams of one chunk against the true one, geometric mean over
-n = 1 to 4. `no_context` is the network on each chunk without its neighbors, `decoder_only` the VAE's decoder without the network,
+(arXiv 2510.27688): two independent continuations of real prompts by whole chunks, at least 4 tokens, n-grams of it against the true one,
+geometric mean over n = 1 to 4. `no_context` is the network on each chunk without its neighbors, `decoder_only` the VAE's decoder without the network,
 `decoder_bigrams` and `decoder_trigrams` what n-grams of the training text make of its posteriors (tokcom/ngram_decoder.py), `model_trigrams` what they make of
 the network's. `compression` counts bits per token: of vectors whose numbers are quantized (tokcom/quantize.py), of the text under
 zstd at its strongest, and under n-grams of the training text as a language model. `nfe` counts forward passes of the network; `flops_per_token_and_pass` is of a pass over whole sequences, divided by their
@@ -20,23 +20,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from backports import zstd
 from torch.utils.flop_counter import FlopCounterMode
 
-from corpus.brier import brier_lm
+from corpus.brier import NGRAMS, brier_lm
 from corpus.chunks import is_built, open_built, open_test, reported
 from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.errors import UserError
-from kit.figures import BLUE, GRAY, GREEN, ORANGE, RED, SKY, blank, plt, save
-from kit.page import Section, write_report
 from kit.runlog import environment, make_folder, write_json
 from kit.textfile import read_text
 from kit.times import TimeSampler
 from tokcom.dataset import chosen_batches
+from tokcom.figures import plot_map, plot_nfe, plot_reconstruction, plot_schedule, write_page
 from tokcom.flow import Flow, real_chunks
 from tokcom.inference import decode, encode, load_checkpoint, read_ids
 from tokcom.ngram_decoder import NAMES, NGramDecoder
@@ -50,12 +48,7 @@ NOISE_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NFE = (1, 2, 4, 8, 16, 32, 64)
 ACTIVE_VARIANCE = 0.01  # of a dimension's posterior mean (Burda et al., arXiv 1509.00519)
 MIN_SIGMA, MAX_SIGMA, NLL_LEVELS = 0.1, 20.0, 24  # of the bound's integral
-MAP_CHUNKS = 3000
 TUNED = 32  # training sequences on which the weights of the n-grams are tuned
-DENOISED = {
-    "decoder_only": "decoder only", "decoder_bigrams": "decoder and bigrams", "decoder_trigrams": "decoder and trigrams",
-    "no_context": "network, each chunk alone", "model": "network", "model_trigrams": "network and trigrams",
-}  # fmt: skip
 LESS_MEMORY = "lower `num_samples` and `num_prompts`"
 
 
@@ -70,6 +63,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_samples", type=int, default=128, help="sequences measured")
     parser.add_argument("--num_prompts", type=int, default=512, help="prompts continued for BrierLM")
     parser.add_argument("--num_steps", type=int, default=16, help="forward passes for brier_lm")
+    parser.add_argument(
+        "--without_ngrams", action="store_true", help="leave out the decoder with n-grams, which takes most of the time"
+    )
     add_common(parser, "seed", "device", "precision")
     return parser.parse_args()
 
@@ -93,7 +89,9 @@ def main() -> None:
     chunks.check(model_args.max_length, tokenizer.vocab_size, "max_length")
     flow = Flow(vae, denoiser, config["noise_std"])
     split = Path(args.data_path) / "train"
-    ngrams = NGramDecoder.of(open_built(split), tokenizer.vocab_size).to(runtime.device) if is_built(split) else None
+    ngrams = None
+    if is_built(split) and not args.without_ngrams:
+        ngrams = NGramDecoder.of(open_built(split), tokenizer.vocab_size).to(runtime.device)
     held_out = HeldOut(flow, denoiser.times, chunks, args, runtime, ngrams)
 
     with torch.no_grad(), runtime.autocast():
@@ -119,7 +117,7 @@ def main() -> None:
     plot_reconstruction(report, output / "reconstruction.png")
     plot_nfe(report, output / "nfe.png")
     plot_schedule(denoiser.times, output / "schedule.png")
-    plot_map(held_out, tokenizer, output / "map.png")
+    plot_map(torch.cat(held_out.latents()), held_out.texts(tokenizer), output / "map.png")
     write_page(report, args, output)
     print(f"reconstruction {report['reconstruction']:.2%}, at noise 0.3 {recovery['0.3']:.2%}")
     half = denoise[NOISE_LEVELS.index(0.5)]
@@ -152,7 +150,8 @@ class HeldOut:
         self.batches = [to_device(b, runtime) for b in chosen_batches(chunks, chosen, 16, self.K)]
         self.num_tokens = sum(int(b["mask"].sum()) for b in self.batches)
         self.given = max(1, self.vae.args.max_chunks // 4)  # chunks of a prompt
-        length = (self.given + 1) * self.K
+        self.written = -(-NGRAMS // self.K)  # chunks after it, of BrierLM
+        length = (self.given + self.written) * self.K
         long_enough = reported(chunks, args.num_prompts, length)
         if not len(long_enough):
             raise UserError(f"{args.data_path} has no sequence of the {length} tokens that BrierLM needs")
@@ -280,22 +279,24 @@ class HeldOut:
         }
 
     def brier_lm(self, steps: int) -> dict:
-        """BrierLM of the chunk after real prompts of a quarter of the window, with `steps` forward passes, and Brier of its n-grams."""
-        samples = []
+        """BrierLM of what follows real prompts of a quarter of the window, with `steps` forward passes, and Brier of its n-grams."""
+        samples, ahead = [], self.written * self.K
         for salt in (1, 2):
             generator = torch.Generator(self.runtime.device).manual_seed(self.args.seed * 1000 + salt)
             parts = []
             for part in self.prompts.split(64):
                 clean = self.vae.encode(part, torch.ones_like(part, dtype=torch.bool))
-                cond_mask = torch.arange(self.given + 1, device=part.device).expand(len(part), -1) < self.given
+                cond_mask = (
+                    torch.arange(self.given + self.written, device=part.device).expand(len(part), -1) < self.given
+                )
                 mask = torch.ones_like(cond_mask)
                 grid = self.times.grid(steps)
                 found = self.flow.sample(
                     mask, grid, "stochastic", cond_mask=cond_mask, cond_latents=clean, generator=generator
                 )
-                parts.append(found.tokens()[:, -self.K :])
+                parts.append(found.tokens()[:, -ahead:])
             samples.append(torch.cat(parts))
-        return brier_lm(*samples, self.prompts[:, -self.K :])
+        return brier_lm(*samples, self.prompts[:, -ahead:])
 
     def variance(self) -> torch.Tensor:
         """Variance (latent_dim,) of the posterior means over the sequences, in the encoder's own units."""
@@ -308,6 +309,14 @@ class HeldOut:
             for batch in self.batches:
                 mask = real_chunks(batch["mask"], self.K)
                 found.append(self.vae.encode(batch["tokens"], batch["mask"])[mask])
+        return found
+
+    def texts(self, tokenizer: Tokenizer) -> list[str]:
+        """The text of every real chunk, in the order of `latents`."""
+        found = []
+        for batch in self.batches:
+            tokens, mask = by_chunk(batch, self.K)
+            found += [tokenizer.decode(row[real]) for row, real in zip(tokens.cpu(), mask.cpu()) if real.any()]
         return found
 
     def flops(self) -> float:
@@ -336,144 +345,6 @@ class HeldOut:
             "tokens": count, "wrong": wrong, "recovered": 1 - wrong / count,
             "encode_tokens_per_second": count / (marks[1] - marks[0]), "decode_tokens_per_second": count / (marks[2] - marks[1]),
         }  # fmt: skip
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Figures and page
-
-
-def write_page(report: dict, args: argparse.Namespace, output: Path) -> None:
-    """report.html: what there is to know of a checkpoint, in one file."""
-    facts = {
-        "tokens reconstructed": f"{report['reconstruction']:.2%}",
-        "… with noise of 0.3 on the vectors": f"{report['reconstruction_at_noise']['0.3']:.2%}",
-        "nats per token, at most": f"{report['nll']:.2f}", "BrierLM": f"{report['brier_lm']:.3f}",
-        "dimensions in use": f"{report['active_dims']} of {report['latent_dim']}",
-    }  # fmt: skip
-    denoise = [
-        {
-            "noise level t": row["noise_level"],
-            **{name: f"{row[name]:.1%}" for name in DENOISED if name in row},
-        }
-        for row in report["denoise"]
-    ]
-    compression = report["compression"]
-    sizes = [
-        {
-            "numbers of": f"{row['bits']} bits",
-            "bits per token": row["bits_per_token"],
-            "tokens recovered": f"{row['recovered']:.2%}",
-        }
-        for row in compression["vectors"]
-    ]
-    others = ", ".join(f"{name} {compression[name]:.2f}" for name in ("zstd", *NAMES.values()) if name in compression)
-    passes = [{"forward passes": row["nfe"], "BrierLM": row["brier_lm"]} for row in report["by_nfe"]]
-    tokens = f"{report['num_tokens']:,} held-out tokens in {report['num_sequences']:,} sequences"
-    sections = [
-        Section(
-            "Tokens recovered from noisy vectors", f"Fraction of {tokens}.", denoise, [output / "reconstruction.png"]
-        ),
-        Section("Vectors of few bits", f"The text itself, bits per token: {others}.", sizes),
-        Section("Writing", "The chunk after a real prompt, against forward passes.", passes, [output / "nfe.png"]),
-        Section("Noise schedule", pictures=[output / "schedule.png"]),
-        Section("Map of the vectors", pictures=[output / "map.png"]),
-    ]
-    title = f"TokCom: {report['chunk_size']} tokens in a vector of {report['latent_dim']} numbers"
-    settings = {"evaluation": vars(args), "environment": report["environment"]}
-    write_report(output / "report.html", title, facts, sections, settings)
-
-
-def plot_reconstruction(report: dict, path: Path) -> None:
-    """Left: tokens recovered against noise on the latents. Right: against where the flow starts."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.9), sharey=True)
-    noises = [0.0, *map(float, report["reconstruction_at_noise"])]
-    left.plot(
-        noises,
-        [report["reconstruction"], *report["reconstruction_at_noise"].values()],
-        "o-",
-    )
-    left.set_xlabel("noise on the latents, standard deviations")
-    left.set_ylabel("fraction of held-out tokens recovered")
-    left.set_title(f"VAE alone, {report['chunk_size']} tokens in {report['latent_dim']} numbers")
-    levels = [row["noise_level"] for row in report["denoise"]]
-    for (key, label), color in zip(DENOISED.items(), (GRAY, ORANGE, SKY, RED, BLUE, GREEN)):
-        if key not in report["denoise"][0]:
-            continue
-        right.plot(levels, [row[key] for row in report["denoise"]], "o-", color=color, label=label)
-    right.set_xlabel("noise_level (0 = pure noise, 1 = none)")
-    right.set_title("flow, one forward pass")
-    right.legend(loc="lower right")
-    for axis in (left, right):
-        axis.set_ylim(0, 1.02)
-    save(figure, path)
-
-
-def plot_nfe(report: dict, path: Path) -> None:
-    """Quality against forward passes of the network."""
-    figure, axis = plt.subplots(figsize=(5.2, 3.9))
-    nfe = [row["nfe"] for row in report["by_nfe"]]
-    for values, label, color in (
-        ([row["brier"][0] for row in report["by_nfe"]], "its first token (Brier)", GRAY),
-        ([row["brier_lm"] for row in report["by_nfe"]], "all of it (BrierLM)", BLUE),
-    ):
-        axis.plot(nfe, values, "o-", color=color, label=label)
-    axis.legend()
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(nfe, nfe)
-    axis.set_xlabel("forward passes (NFE) for a chunk")
-    axis.set_ylabel("score of the chunk after a real prompt")
-    save(figure, path)
-
-
-def plot_schedule(times: TimeSampler, path: Path) -> None:
-    """Cross-entropy as measured in training: against noise, with where times were drawn; and over the times drawn.
-
-    The adaptive schedule makes the latter straight: the loss rises evenly over the times drawn.
-    """
-    figure, axes = plt.subplot_mosaic("AC;BC", figsize=(9.6, 4.8))
-    above, below, over = (axes[name] for name in "ABC")
-    sigma = ((times.edges[1:] + times.edges[:-1]) / 2).exp().numpy()
-    curve = times.curve()
-    if curve is not None:
-        above.plot(sigma, curve.numpy(), color=BLUE)
-    for density, label, color in ((times.start, "initial", GRAY), (times.density, "adaptive", BLUE)):
-        below.plot(sigma, density.numpy(), color=color, label=label)
-        if curve is not None:
-            over.plot((density.cumsum(0) - density / 2).numpy(), curve.numpy(), color=color, label=label)
-    above.set_ylabel("cross-entropy, nats per token")
-    above.tick_params(labelbottom=False)
-    below.set_ylabel("probability of training times")
-    below.set_xlabel("noise σ = (1 − t) / t")
-    below.legend()
-    over.set_xlabel("times drawn, least noise first")
-    over.set_ylabel("cross-entropy, nats per token")
-    for axis in (above, below):
-        axis.set_xscale("log")
-    save(figure, path)
-
-
-def plot_map(held_out: HeldOut, tokenizer: Tokenizer, path: Path) -> None:
-    """The two directions in which latents vary most, with real chunks written where they lie."""
-    latents = torch.cat(held_out.latents())[:MAP_CHUNKS].float().cpu()
-    texts = []
-    for batch in held_out.batches:
-        tokens, mask = by_chunk(batch, held_out.K)
-        texts += [tokenizer.decode(row[real]) for row, real in zip(tokens.cpu(), mask.cpu()) if real.any()]
-    _, _, directions = torch.pca_lowrank(F.pad(latents, (0, 1)), q=2, niter=4)  # two directions even of a single number
-    points = (F.pad(latents - latents.mean(0), (0, 1)) @ directions).numpy()
-    figure, axis = plt.subplots(figsize=(9, 7))
-    axis.scatter(*points.T, s=3, color=SKY, alpha=0.4)
-    taken: list[np.ndarray] = []
-    span = points.max(0) - points.min(0)
-    for index in np.random.default_rng(0).permutation(len(points)):
-        place = points[index] / span * (9, 22)
-        text = texts[index].replace("\n", "⏎").replace("$", r"\$").strip()
-        if text and all((np.abs(place - other) > 1).any() for other in taken):
-            taken.append(place)
-            axis.annotate(text, points[index], fontsize=7, ha="center", va="center")
-    blank(axis)
-    axis.set_title("held-out chunks along the two main directions of their vectors")
-    save(figure, path)
 
 
 if __name__ == "__main__":

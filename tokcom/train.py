@@ -58,7 +58,7 @@ VALIDATIONS = 10  # in a stage that has fewer epochs
 HELP = {
     "hidden_size": "width", "num_hidden_layers": "blocks of the denoiser", "vae_num_hidden_layers": "blocks of the VAE, half of them its encoder's",
     "num_attention_heads": "query heads", "num_key_value_heads": "key and value heads", "intermediate_size": "width inside the MLP",
-    "latent_dim": "numbers in a vector", "chunk_size": "tokens in a vector, 2 to 16", "ngram": "order of the n-grams inside the denoiser, 2 or 3; 0 = none", "max_length": "longest sequence, in tokens",
+    "latent_dim": "numbers in a vector", "chunk_size": "tokens in a vector, 1 to 16", "ngram": "order of the n-grams inside the denoiser, 2 or 3; 0 = none", "max_length": "longest sequence, in tokens",
     "batch_size": "sequences per device and step", "vae_epochs": "passes of stage one", "vae_lr": "its peak learning rate",
     "diffusion_epochs": "passes of stage two", "diffusion_lr": "its peak learning rate", "warmup_fraction": "fraction of a stage with a rising rate",
     "weight_decay": "AdamW's", "grad_clip": "largest gradient norm", "ema_decay": "of the averaged weights, ramped up",

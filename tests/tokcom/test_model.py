@@ -84,7 +84,7 @@ def test_settings_go_to_a_dict_and_come_back(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"chunk_size": 1}, "need 2 to 16"), ({"chunk_size": 17}, "need 2 to 16"), ({"max_length": 30}, "no multiple"),
+        ({"chunk_size": 0}, "need 1 to 16"), ({"chunk_size": 17}, "need 1 to 16"), ({"max_length": 30}, "no multiple"),
         ({"hidden_size": 33}, "even width"), ({"num_key_value_heads": 3}, "no multiple"), ({"latent_dim": 0}, "--latent_dim 0: need at least 1"),
     ],
 )  # fmt: skip

@@ -149,7 +149,7 @@ def test_raw_text_and_local_datasets_train_without_a_separate_build(call, text_f
     ("options", "message"),
     [
         (["--data_path", "absent"], "no data at absent"),
-        (["--chunk_size", "1"], "need 2 to 16"),
+        (["--chunk_size", "0"], "need 1 to 16"),
         (["--max_length", "30"], "no multiple of --chunk_size"),
         (["--max_length", "32"], "rebuild the data with --max_tokens 32"),
         (["--batch_size", "5000"], "lower --batch_size"),

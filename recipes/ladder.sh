@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One text, so many minutes of training each: the network with n-grams and alone, an autoregressive transformer, masked diffusion; one
-# table and one figure for each rung, RESULTS/MINUTES.json and .png. recipes/shakespeare.sh is the first ladder; further ones:
+# table and one figure for each rung, RESULTS/MINUTES.json and .png (of further seeds MINUTES-seedN.json). recipes/shakespeare.sh is the first ladder; further ones:
 #   TEXT=books/ VOCAB_SIZE=1024 MINUTES=5 PARTS=likelihood RESULTS=results/books ./recipes/ladder.sh
 #   TEXT=novels/ VOCAB_SIZE=2048 MINUTES=5 PARTS=likelihood RESULTS=results/novels_ladder ./recipes/ladder.sh
 #   TEXT=Salesforce/wikitext CONFIG=wikitext-2-raw-v1 VOCAB_SIZE=1024 MINUTES=5 PARTS=likelihood RESULTS=results/wikitext2 ./recipes/ladder.sh
@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
 TEXT=${TEXT:?a text file, a folder of them, or the name of a Hugging Face dataset} CONFIG=${CONFIG:-}
-MINUTES=${MINUTES:-3 15 60} VOCAB_SIZE=${VOCAB_SIZE:-512} LENGTH=${LENGTH:-128} SEED=${SEED:-0} THREADS=${THREADS:-2}
+MINUTES=${MINUTES:-3 15 60} VOCAB_SIZE=${VOCAB_SIZE:-512} LENGTH=${LENGTH:-128} SEEDS=${SEEDS:-0} THREADS=${THREADS:-2}
 RESULTS=${RESULTS:?where to write}
 WORK=${WORK:-checkpoints/ladder/$(basename "$RESULTS")}
 MODEL=${MODEL:-JiT-Ti/4} IMG_SIZE=${IMG_SIZE:-16} BATCH_SIZE=${BATCH_SIZE:-16} LR=${LR:-4e-3} # of the network
@@ -22,7 +22,7 @@ mkdir -p "$RESULTS"
 if [ ! -e "$WORK/data/stats.json" ]; then
   if [ -e "$TEXT" ]; then from=(--input "$TEXT"); else from=(--dataset_name "$TEXT" ${CONFIG:+--dataset_config "$CONFIG"}); fi
   "$PYTHON" build_pretrain_data.py "${from[@]}" --vocab_size "$VOCAB_SIZE" --min_tokens "$LENGTH" --max_tokens "$LENGTH" \
-    --val_fraction 0.05 --test_fraction 0.05 --seed "$SEED" --output_dir "$WORK/data"
+    --val_fraction 0.05 --test_fraction 0.05 --output_dir "$WORK/data"
 fi
 
 # baseline NAME MINUTES FOLDER SIZE... : trains unless it has
@@ -30,7 +30,7 @@ baseline() {
   name=$1 minutes=$2 folder=$3
   shift 3
   [ -e "$folder/report.json" ] || "$PYTHON" -m "baselines.$name" --data_path "$WORK/data" --output_dir "$folder" \
-    --time_budget "${minutes}m" --max_length "$LENGTH" --seed "$SEED" "$@"
+    --time_budget "${minutes}m" --max_length "$LENGTH" --seed "$seed" "$@"
 }
 
 for minutes in $MINUTES; do
@@ -43,23 +43,26 @@ for minutes in $MINUTES; do
     size=(--hidden_size 256 --num_hidden_layers 6 --intermediate_size 704) ours=(--token_dim 128)
   fi
   if [ -n "$SIZE" ]; then read -r -a size <<<"$SIZE"; ours=(); fi
-  for name in autoregressive masked; do
-    for lr in $LRS; do
-      for dropout in $DROPOUTS; do
-        baseline "$name" "$minutes" "$WORK/$minutes/$name-$lr-$dropout" "${size[@]}" --lr "$lr" --dropout "$dropout"
+  for seed in $SEEDS; do
+    rung=$WORK/$minutes
+    if [ "$seed" != 0 ]; then rung=$rung-seed$seed; fi
+    for name in autoregressive masked; do
+      for lr in $LRS; do
+        for dropout in $DROPOUTS; do
+          baseline "$name" "$minutes" "$rung/$name-$lr-$dropout" "${size[@]}" --lr "$lr" --dropout "$dropout"
+        done
       done
     done
-  done
-  for ngram in 0 3; do
-    run=$WORK/$minutes/ngram$ngram
-    resume=()
-    if [ -e "$run/last.pth" ]; then resume=(--resume auto); fi
-    [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$WORK/data/train" --output_dir "$run" --time_budget "${minutes}m" --ngram "$ngram" \
-      --model "$MODEL" --img_size "$IMG_SIZE" ${ours[@]+"${ours[@]}"} --ngram_start 0.5 --batch_size "$BATCH_SIZE" --lr "$LR" --seed "$SEED" --val_samples 64 ${resume[@]+"${resume[@]}"}
-    touch "$run/finished"
-  done
-  best() { # the run of a baseline with the lowest validation loss
-    "$PYTHON" - "$WORK/$minutes" "$1" <<'EOF'
+    for ngram in 0 3; do
+      run=$rung/ngram$ngram
+      resume=()
+      if [ -e "$run/last.pth" ]; then resume=(--resume auto); fi
+      [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$WORK/data/train" --output_dir "$run" --time_budget "${minutes}m" --ngram "$ngram" \
+        --model "$MODEL" --img_size "$IMG_SIZE" ${ours[@]+"${ours[@]}"} --ngram_start 0.5 --batch_size "$BATCH_SIZE" --lr "$LR" --seed "$seed" --val_samples 64 ${resume[@]+"${resume[@]}"}
+      touch "$run/finished"
+    done
+    best() { # the run of a baseline with the lowest validation loss
+      "$PYTHON" - "$rung" "$1" <<'EOF'
 import json, sys
 from pathlib import Path
 def loss(run):
@@ -67,10 +70,11 @@ def loss(run):
     return min(row["val_loss"] for row in rows if "val_loss" in row)
 print(min(Path(sys.argv[1]).glob(f"{sys.argv[2]}-*"), key=loss))
 EOF
-  }
-  "$PYTHON" compare.py --checkpoint "network with n-grams=$WORK/$minutes/ngram3/best_model.pth" "network alone=$WORK/$minutes/ngram0/best_model.pth" \
-    --autoregressive "$(best autoregressive)" --masked "$(best masked)" --data_path "$WORK/data" --passes $PASSES --parts $PARTS \
-    --output_dir "$WORK/$minutes/comparison" --seed "$SEED"
-  cp "$WORK/$minutes/comparison/compare.json" "$RESULTS/$minutes.json"
-  if [ -e "$WORK/$minutes/comparison/frontier.png" ]; then cp "$WORK/$minutes/comparison/frontier.png" "$RESULTS/$minutes.png"; fi
+    }
+    "$PYTHON" compare.py --checkpoint "network with n-grams=$rung/ngram3/best_model.pth" "network alone=$rung/ngram0/best_model.pth" \
+      --autoregressive "$(best autoregressive)" --masked "$(best masked)" --data_path "$WORK/data" --passes $PASSES --parts $PARTS \
+      --output_dir "$rung/comparison" --seed "$seed"
+    cp "$rung/comparison/compare.json" "$RESULTS/${rung##*/}.json"
+    if [ -e "$rung/comparison/frontier.png" ]; then cp "$rung/comparison/frontier.png" "$RESULTS/${rung##*/}.png"; fi
+  done
 done

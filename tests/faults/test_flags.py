@@ -8,18 +8,16 @@ import contextlib
 import importlib
 import os
 import random
-import signal
 import sys
-import traceback
 from pathlib import Path
 
 import pytest
 
-from kit import errors
+from tests.faults.one_case import HANG, Cases
 from tests.faults.programs import NAMES, programs  # noqa: F401
 
 CASES = int(os.environ.get("FLAG_CASES", "2000"))
-LIMIT, MEMORY = 20, 4 << 30  # seconds and bytes of a case, most of both the libraries'
+MEMORY = 4 << 30  # bytes of a case, most of it the libraries'
 VALUES = (
     "", " ", "nan", "inf", "-inf", "-1", "0", "1", "2", "1e999", "1e-320", "99999999999999999999", "9223372036854775807", "2147483648", "-0.5", "1.5",
     "abc", "True", "a" * 300, "/" + "a/" * 3000, "..", "/", "/dev/null", "/dev/zero", "/proc/self/mem", "/none/none", "\udcff", "ÄÖ漢字", "--seed",
@@ -29,6 +27,7 @@ pytestmark = pytest.mark.faults
 
 
 def module_of(command: list[str]):
+    """The module that a command line runs, and its arguments."""
     name = command[2] if command[1] == "-m" else command[1].removesuffix(".py")
     return importlib.import_module(name), command[3 if command[1] == "-m" else 2 :]
 
@@ -63,60 +62,36 @@ def case_of(flags: list[argparse.Action], rng: random.Random) -> list[str]:
     return found
 
 
-def outcome(module, arguments: list[str], said: Path) -> tuple[str, int]:
-    """How a run in a child process ended: "fine", "traceback", "hang" or "wrong", and the most memory it held."""
-    child = os.fork()
-    if not child:
-        with open(said, "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", errors="backslashreplace", closefd=False) for number in (1, 2))
-        signal.alarm(LIMIT)
-        code = 1
-        try:
-            sys.argv = [module.__file__, *arguments]
-            errors.run(module.main, getattr(module, "LESS_MEMORY", errors.LESS_MEMORY), getattr(module, "KEYS", None))
-            code = 0
-        except SystemExit as leaving:
-            code = leaving.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(Exception):
-                    stream.flush()
-            os._exit(code if isinstance(code, int) else 1)
-    _, status, usage = os.wait4(child, 0)
+def outcome(cases: Cases, arguments: list[str], folder: Path, said: Path) -> tuple[str, int]:
+    """How a run ended: "fine", "traceback", "hang" or "wrong", and the most memory it held."""
+    code, memory = cases.run(arguments, folder, said)
     text = said.read_text(errors="replace")
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-        return "hang", usage.ru_maxrss * 1024
+    if code == HANG:
+        return "hang", memory
     if "Traceback (most recent call last)" in text:
-        return "traceback", usage.ru_maxrss * 1024
-    code = os.waitstatus_to_exitcode(status)
+        return "traceback", memory
     lines = [line for line in text.replace("\r", "\n").splitlines() if "error: " in line]
-    return "fine" if code == 0 or (code == 2 and len(lines) == 1) else "wrong", usage.ru_maxrss * 1024
+    return "fine" if code == 0 or (code == 2 and len(lines) == 1) else "wrong", memory
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_flags_are_taken_or_refused(programs, record, tmp_path, monkeypatch, name):  # noqa: F811
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_flags_are_taken_or_refused(programs, record, tmp_path, name):  # noqa: F811
     rng = random.Random(name)
     module, _ = module_of(programs[name](tmp_path / "none"))
     flags, counts, failures = flags_of(module), {"tracebacks": 0, "hangs": 0, "wrong": 0}, []
     plural = {"traceback": "tracebacks", "hang": "hangs", "wrong": "wrong"}
-    tried = max(1, CASES // len(NAMES))
+    tried, cases = max(1, CASES // len(NAMES)), Cases(module.__name__)
     for number in range(tried):
         output = tmp_path / str(number)
         output.mkdir()
         case = case_of(flags, rng)
         _, arguments = module_of(programs[name](output))
-        monkeypatch.chdir(output)
-        found, memory = outcome(module, [*arguments, *case], tmp_path / "said.txt")
+        found, memory = outcome(cases, [*arguments, *case], output, tmp_path / "said.txt")
         if found == "fine" and memory > MEMORY:
             found = "wrong"
         if found != "fine":
             counts[plural[found]] += 1
             failures.append((case, found, (tmp_path / "said.txt").read_text(errors="replace")[-600:]))
+    cases.close()
     record("flags", name, tried=tried, **counts)
     assert not failures, failures

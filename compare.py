@@ -54,8 +54,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--churn", type=float, default=0.0, help="fresh noise of euler and heun in all (EDM's S_churn)")
     parser.add_argument("--noise_scale", type=float, default=1.0, help="how strong it is (EDM's S_noise)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the context logits")
-    parser.add_argument("--guide", metavar="PATH", help="early checkpoint to guide the checkpoints away from")
-    parser.add_argument("--guidance", type=float, default=0.5, help="how far")
+    parser.add_argument("--guide", metavar="PATH", help="early checkpoint, by which guided texts are drawn too")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        help="draw guided texts too, this far from --guide, else from the network without its n-grams",
+    )
     parser.add_argument("--batch_size", type=int, default=32, help="texts at once")
     add_common(parser, "device", "precision", "seed")
     return parser.parse_args()
@@ -87,8 +91,7 @@ def main() -> None:
     longest = min(first.capacity, *(model.config.max_position_embeddings - 1 for model in rivals.values()))
     test.check(longest, vocab_size, "img_size")
     chunks = [test[i] for i in reported(test, args.num_samples)]
-    guide = Guide(load_pretrained(args.guide, runtime.device).diffusion, args.guidance) if args.guide else None
-    setting = Setting(args, runtime, first, chunks, min(longest, int(test.lengths.max())), guide)
+    setting = Setting(args, runtime, first, chunks, min(longest, int(test.lengths.max())))
 
     measured = {
         "likelihood": lambda: setting.likelihood(ours, rivals),
@@ -137,7 +140,6 @@ class Setting:
     first: Pretrained
     chunks: list[torch.Tensor]
     length: int
-    guide: Guide | None
 
     # ------------------------------------------------------------------------------------------------------------------
     # Likelihood
@@ -171,7 +173,11 @@ class Setting:
             rows.append({"name": name, "passes": passes, **judge.score(texts), "sample": sample})
             bar.update()
 
-        count = len(args.passes) * (len(ours) + len(rivals) - 1) + 4
+        drawn_from = {name: (loaded, None) for name, loaded in ours.items()}
+        for name, loaded in ours.items():
+            if args.guide or (args.guidance and loaded.diffusion.joined):
+                drawn_from[f"{name}, guided"] = loaded, loaded.guide(args.guide, args.guidance)
+        count = len(args.passes) * (len(drawn_from) + len(rivals) - 1) + 4
         with progress_bar(count, "generation", unit="row") as bar:
             long = [chunk[: self.length] for chunk in self.chunks if len(chunk) >= self.length // 2][: args.num_texts]
             add("test texts", None, long)
@@ -188,11 +194,11 @@ class Setting:
                         for part in blank.split(args.batch_size)
                     ]
                     add("masked diffusion", passes, torch.cat(drawn))
-                for name, loaded in ours.items():
-                    add(name, passes, self.draw(loaded, passes, blank))
+                for name, (loaded, guide) in drawn_from.items():
+                    add(name, passes, self.draw(loaded, guide, passes, blank))
         return rows
 
-    def draw(self, loaded: Pretrained, passes: int, blank: torch.Tensor) -> torch.Tensor:
+    def draw(self, loaded: Pretrained, guide: Guide | None, passes: int, blank: torch.Tensor) -> torch.Tensor:
         """Texts like `blank` (S, length) of a checkpoint, in that many forward passes (Heun: one less where that is odd)."""
         args, drawn = self.args, []
         grid = loaded.grid(passes if args.sampler != "heun" else passes // 2 + 1)
@@ -201,7 +207,7 @@ class Setting:
             mask = loaded.collate(list(part.cpu()))["mask"]
             found = loaded.diffusion.sample(
                 mask, grid, args.sampler, temperature=args.temperature, generator=generator, churn=args.churn,
-                noise_scale=args.noise_scale, guide=self.guide,
+                noise_scale=args.noise_scale, guide=guide,
             )  # fmt: skip
             drawn.append(found[:, : self.length])
         return torch.cat(drawn)

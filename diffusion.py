@@ -9,6 +9,7 @@ pixel        The reference recipe: the network predicts the clean image (or the 
 Padding enters no loss and no statistic. Positions in `cond_mask` are given clean: no loss falls on them.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -414,14 +415,23 @@ class Diffusion(nn.Module):
 
 
 class Guide:
-    """Autoguidance (Karras et al., arXiv 2406.02507): a worse version of a network, such as an early checkpoint, from whose logits
-    those of the better one are moved away, `weight` times their difference.
+    """Autoguidance (Karras et al., arXiv 2406.02507): a worse version of a network, such as an early checkpoint or itself without
+    its n-grams, from whose logits those of the better one are moved away, `weight` times their difference.
 
     It sees the same noisy colors, but no earlier pass. Raises UserError if it has another palette.
     """
 
     def __init__(self, diffusion: Diffusion, weight: float):
         self.diffusion, self.weight = diffusion, weight
+
+    @classmethod
+    def without_ngrams(cls, diffusion: Diffusion, weight: float) -> "Guide":
+        """The network itself, its n-grams left out. Raises UserError where it has none."""
+        if not diffusion.joined:
+            raise UserError("a network without n-grams is guided by a weaker checkpoint only: name one")
+        weaker = copy.copy(diffusion)  # the same weights
+        weaker.joined = False
+        return cls(weaker, weight)
 
     def logits(self, guided: Diffusion, t, mask, cond_mask, observation: Observation, temperature: float):
         """Logits (r, V) of the same rows, one slice after another, that `guided` computes from what it observed."""

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from corpus.documents import documents, find_sources
-from diffusion import SAMPLERS, Guide
+from diffusion import SAMPLERS
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.errors import UserError
@@ -84,9 +84,13 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--noise_scale", type=float, default=1.0, help="how strong it is (EDM's S_noise)")
     parser.add_argument(
-        "--guide", metavar="PATH", help="an early checkpoint of the same run, which is guided away from"
+        "--guide",
+        metavar="PATH",
+        help="an early checkpoint of the same run, which drawn texts are guided away from (default: itself without n-grams)",
     )
-    parser.add_argument("--guidance", type=float, default=0.5, help="how far")
+    parser.add_argument(
+        "--guidance", type=float, help="how far (default: 0.5 where there is something to guide by); 0 = not at all"
+    )
     parser.add_argument(
         "--t",
         type=float,
@@ -144,7 +148,7 @@ def check(args: argparse.Namespace) -> None:
     for name in ("churn", "noise_scale"):
         if not 0 <= getattr(args, name) < float("inf"):
             raise UserError(f"--{name} {getattr(args, name)}: need 0 or more")
-    if not abs(args.guidance) < float("inf"):
+    if args.guidance is not None and not abs(args.guidance) < float("inf"):
         raise UserError(f"--guidance {args.guidance}: need a number")
     if args.sampler is None:
         args.sampler = "posterior" if args.mode in ("reconstruct", "decode") else "stochastic"
@@ -231,7 +235,7 @@ def write_samples(loaded: Pretrained, args, output: Path, tokens: list, cond_mas
     generator = torch.Generator(loaded.device).manual_seed(args.seed)
     samples, drawn, frames = [], [], []  # frames: the estimates of the first sample on its way
     passes = num_passes(args.sampler, len(grid))
-    guide = Guide(load_pretrained(args.guide, loaded.device).diffusion, args.guidance) if args.guide else None
+    guide = loaded.guide(args.guide, args.guidance) if args.sampler != "posterior" else None
     bar = progress_bar(passes * -(-len(tokens) // args.batch_size), "sample", unit="pass")
 
     def callback(x_pred):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from corpus.loader import collate
 from corpus.ngram import ALL, NGram
 from corpus.tokenizer import Tokenizer
-from diffusion import OBJECTIVES, Diffusion
+from diffusion import OBJECTIVES, Diffusion, Guide
 from kit.checkpoint import load_checkpoint, reading, validated
 from kit.errors import UserError
 from kit.hub import HubModel
@@ -24,6 +24,7 @@ from palette import MAX_VOCAB, SCANS, Layout, Palette
 
 RELEASED = Path(__file__).parent / "checkpoints"  # NAME.safetensors, which come with the repository
 DEFAULT = "english"
+GUIDANCE = 0.5
 PATHS = (
     "data_path",
     "val_path",
@@ -118,6 +119,16 @@ class Pretrained(HubModel):
     def grid(self, num_steps: int, t_start: float | None = None) -> torch.Tensor:
         """Times (num_steps,) for sampling from t_start (None = pure noise) to an eighth of the palette's spacing."""
         return self.times.grid(num_steps, t_start, self.diffusion.palette.spacing / 8)
+
+    def guide(self, path: str | Path | None, weight: float | None) -> Guide | None:
+        """What texts are guided away from while they are drawn: the checkpoint at `path`, or where None is named itself without its
+        n-grams, if it has any; `weight` None is GUIDANCE, 0 no guide. Raises UserError where there is nothing to guide by."""
+        if weight == 0 or (weight is None and not path and not self.diffusion.joined):
+            return None
+        weight = GUIDANCE if weight is None else weight
+        if path:
+            return Guide(load_pretrained(path, self.device).diffusion, weight)
+        return Guide.without_ngrams(self.diffusion, weight)
 
     def chunk(self, tokens: np.ndarray) -> list[torch.Tensor]:
         """Tokens (n,) as consecutive long tensors of at most `capacity`, none of which splits a UTF-8 character."""

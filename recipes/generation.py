@@ -1,6 +1,6 @@
 """What moves the texts that a checkpoint draws: temperature, churn, the sampler, candidates of the n-grams, guidance, each alone.
 
-    python -m recipes.generation --checkpoint RUN/best_model.pth --guide "epoch 10=RUN/checkpoint_epoch_10.pth" --autoregressive RUN --data_path data
+    python -m recipes.generation --checkpoint RUN/best_model.pth --guide "its epoch 10=RUN/checkpoint_epoch_10.pth" --autoregressive RUN --data_path data
 
 Writes results/generation.json: perplexity under the autoregressive baseline, entropy, 4-grams seen in training, words that exist.
 """
@@ -28,7 +28,7 @@ BASE = {
     "guide": None,
     "guidance": 0.0,
 }
-GUIDANCE = (0.5, 1.0)
+GUIDANCE = (0.5, 1.0, 2.0)
 TRIED = {
     "Euler": {}, "temperature 0.9": {"temperature": 0.9}, "temperature 0.8": {"temperature": 0.8},
     "temperature 0.7": {"temperature": 0.7}, "churn 10": {"churn": 10.0},
@@ -55,7 +55,13 @@ def main() -> None:
     args = parser.parse_args()
     runtime = device.start(args.device, args.seed, "fp32")
     loaded = load_pretrained(args.checkpoint, runtime.device)
-    guides, tried = {"itself without its earlier pass": loaded.diffusion}, dict(TRIED)
+    guides, tried = (
+        {
+            "itself without n-grams": Guide.without_ngrams(loaded.diffusion, 0).diffusion,
+            "itself without its earlier pass": loaded.diffusion,
+        },
+        dict(TRIED),
+    )
     for given in args.guide:
         name, _, path = given.partition("=")
         if not path:
@@ -64,6 +70,7 @@ def main() -> None:
     for name in guides:
         for weight in GUIDANCE:
             tried[f"guided by {name}, {weight:g}"] = {"guide": name, "guidance": weight}
+        tried[f"guided by {name}, 1, temperature 0.8"] = {"guide": name, "guidance": 1.0, "temperature": 0.8}
     output = make_folder(args.output_dir)
     train, _, _ = open_chunks(args.data_path, output / "data", loaded.tokenizer)
     model = load_baseline(args.autoregressive, loaded.tokenizer.vocab_size).to(runtime.device)

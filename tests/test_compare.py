@@ -25,7 +25,7 @@ def test_one_table_of_likelihood_gaps_and_texts(rivals, trained, trained_alone, 
     given = (
         "--checkpoint", f"hybrid={trained / 'best_model.pth'}", f"network={trained_alone / 'best_model.pth'}", "--data_path", data,
         "--autoregressive", rivals / "autoregressive", "--masked", rivals / "masked" / "model", "--output_dir", tmp_path,
-        "--num_samples", 24, "--num_texts", 20, "--likelihood_levels", 4, "--passes", 2, 6, "--churn", 2, "--guide", trained_alone / "last.pth", *CPU,
+        "--num_samples", 24, "--num_texts", 20, "--likelihood_levels", 4, "--passes", 2, 6, "--churn", 2, "--guidance", 1, *CPU,
     )  # fmt: skip
     assert call(compare, *given) == 0
     found = json.loads((tmp_path / "compare.json").read_text())
@@ -44,7 +44,8 @@ def test_one_table_of_likelihood_gaps_and_texts(rivals, trained, trained_alone, 
     assert {name for name, passes in rows if passes is None} == {
         "test texts", "trigrams", "tokens by frequency", "autoregressive",
     }  # fmt: skip
-    assert {row for row in rows if row[1]} == {(n, p) for n in systems - {"autoregressive"} for p in (2, 6)}
+    drawn = systems - {"autoregressive"} | {"hybrid, guided"}
+    assert {row for row in rows if row[1]} == {(n, p) for n in drawn for p in (2, 6)}
     assert (tmp_path / "frontier.png").stat().st_size > 5000
 
 

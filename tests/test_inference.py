@@ -247,6 +247,37 @@ def test_churn_and_guidance_change_what_is_drawn(use, trained_alone, tmp_path):
     assert np.load(tmp_path / "generate_tokens.npy").shape == (1, 64)
 
 
+def test_texts_are_guided_by_the_network_without_its_ngrams_where_it_has_any(
+    call, refused, trained, trained_alone, tmp_path
+):
+    def text(checkpoint, *options):
+        given = (
+            "--checkpoint",
+            checkpoint / "best_model.pth",
+            "--num_inference_steps",
+            8,
+            "--output_dir",
+            tmp_path,
+            "--overwrite",
+            *CPU,
+        )
+        assert call(inference, *given, "--mode", "generate", *options) == 0
+        return json.loads((tmp_path / "generate.json").read_text())["samples"][0]["text"]
+
+    assert text(trained) == text(trained, "--guidance", 0.5) != text(trained, "--guidance", 0)
+    assert text(trained_alone) == text(trained_alone, "--guidance", 0)
+    given = (
+        "--checkpoint",
+        trained_alone / "best_model.pth",
+        "--mode",
+        "generate",
+        "--output_dir",
+        tmp_path / "x",
+        *CPU,
+    )
+    assert "without n-grams is guided by a weaker checkpoint" in refused(inference, *given, "--guidance", 1)
+
+
 def test_a_checkpoint_of_something_else_is_refused(refused, tmp_path):
     torch.save({"model_state_dict": {}, "config": {}}, tmp_path / "other.pth")
     for name, message in (("other.pth", "lacks ema_state_dict"), ("absent.pth", "no checkpoint at")):

@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser = program(__doc__)
     gpu = torch.cuda.is_available()
     parser.add_argument("--what", nargs="+", default=PARTS, choices=PARTS, help="what to measure")
-    parser.add_argument("--model", default="JiT-B/4" if gpu else "JiT-Ti/4", help="JiT-{Ti,S,B,L,H}/{patch size}")
+    parser.add_argument("--model", default="JiT-B/4" if gpu else "JiT-Ti/4", help="JiT-{N,Ti,S,B,L,H}/{patch size}")
     parser.add_argument("--img_size", type=int, default=64 if gpu else 16, help="side of the picture")
     parser.add_argument("--vocab_size", type=int, default=4096 if gpu else 512, help="tokens")
     parser.add_argument("--batch_size", type=int, default=32, help="texts in a step")

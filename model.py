@@ -33,7 +33,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim)) if affine else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):  # the meta device has none
             return F.rms_norm(x, (self.dim,), None if self.weight is None else self.weight.to(x.dtype), eps=1e-6)
 
 
@@ -332,6 +332,7 @@ class JiT(nn.Module):
 
 SIZE_FLAGS = ("token_dim", "token_depth", "soft_input")  # arguments of train.py that change a preset
 SIZES = {
+    "N": dict(embed_dim=128, depth=4, num_heads=4, token_dim=64),
     "Ti": dict(embed_dim=256, depth=6, num_heads=4, token_dim=128),
     "S": dict(embed_dim=384, depth=12, num_heads=6, token_dim=64),
     "B": dict(embed_dim=768, depth=12, num_heads=12, token_dim=128),
@@ -349,7 +350,7 @@ def build_jit_model(
     ngram: int = 0,
     **sizes,
 ) -> JiT:
-    """A JiT with random weights. `model_name`: JiT-{Ti,S,B,L,H}/{patch size}, for any patch size that divides img_size.
+    """A JiT with random weights. `model_name`: JiT-{N,Ti,S,B,L,H}/{patch size}, for any patch size that divides img_size.
 
     `vocab_size` chooses the palette-softmax head; None the color head. `ngram`: the order of the n-gram model it is combined with. `sizes`
     replace those of the preset (token_dim, token_depth, ...). Raises UserError for an unknown name.

@@ -85,7 +85,7 @@ def parse_args() -> argparse.Namespace:
     data.add_argument("--min_tokens", type=int, default=64, help="shortest chunk cut from raw text")
     add_common(data, "num_workers")
     model = parser.add_argument_group("model and method")
-    model.add_argument("--model", default="JiT-B/4", help="JiT-{Ti,S,B,L,H}/{patch size}")
+    model.add_argument("--model", default="JiT-B/4", help="JiT-{N,Ti,S,B,L,H}/{patch size}")
     model.add_argument("--img_size", type=int, default=64, help="side of the picture: it holds img_size^2 tokens")
     model.add_argument("--objective", default="token", choices=OBJECTIVES, help="palette softmax, or pixel regression")
     model.add_argument(

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Answers to prompts, right or wrong word for word: sums, sorted letters, entries of a dictionary, each a run of so many minutes,
 # and an autoregressive transformer in as many. Writes results/answers/TASK.json.
-#   MINUTES=10 THREADS=2 ./recipes/answers.sh
+#   MINUTES=6 THREADS=1 ./recipes/answers.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
-MINUTES=${MINUTES:-10} THREADS=${THREADS:-2} SEED=${SEED:-0} TASKS=${TASKS:-addition sorting lookup} WORK=${WORK:-checkpoints/answers}
+MINUTES=${MINUTES:-6} THREADS=${THREADS:-1} SEED=${SEED:-0} TASKS=${TASKS:-addition sorting lookup} WORK=${WORK:-checkpoints/answers}
 export OMP_NUM_THREADS=$THREADS
 mkdir -p "$WORK" results/answers
 for task in $TASKS; do
   pairs=$WORK/$task.jsonl
   [ -e "$pairs" ] || "$PYTHON" -m recipes.make_pairs --tasks "$task" --output_file "$pairs" --seed "$SEED"
-  [ -e "$WORK/$task/last.pth" ] || "$PYTHON" train.py --data_path "$pairs" --pairs --vocab_size 257 --model JiT-Ti/1 --img_size 7 --token_dim 64 --token_depth 1 \
-    --ngram 0 --batch_size 64 --lr 1e-3 --self_cond_prob 0.5 --time_budget "${MINUTES}m" --output_dir "$WORK/$task" --seed "$SEED"
+  [ -e "$WORK/$task/last.pth" ] || "$PYTHON" train.py --data_path "$pairs" --pairs --vocab_size 257 --model JiT-N/1 --img_size 7 --token_depth 1 \
+    --ngram 0 --batch_size 64 --lr 2e-3 --self_cond_prob 0 --time_budget "${MINUTES}m" --output_dir "$WORK/$task" --seed "$SEED"
   [ -e "$WORK/$task-ar/report.json" ] || "$PYTHON" -m baselines.autoregressive --data_path "$pairs" --pairs --vocab_size 257 --max_length 49 --batch_size 64 \
     --lr 3e-3 --time_budget "${MINUTES}m" --output_dir "$WORK/$task-ar" --seed "$SEED"
   "$PYTHON" answers.py --checkpoint "$WORK/$task/best_model.pth" --data_path "$pairs" --autoregressive "$WORK/$task-ar" --output_dir "$WORK/$task-answers"

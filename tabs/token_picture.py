@@ -125,7 +125,7 @@ def write(
     generator = torch.Generator(loaded.device).manual_seed(int(seed or 0))
     found = diffusion.sample(
         batch["mask"], loaded.grid(total), "stochastic", cond_mask=cond_mask if given.any() else None, cond_tokens=batch["tokens"],
-        temperature=temperature, generator=generator, callback=callback,
+        temperature=temperature, generator=generator, callback=callback, guide=loaded.guide(None, None),
     )[0][: len(tokens)]  # fmt: skip
     pieces, start = [], 0
     while start < len(found):  # runs of given and of new tokens

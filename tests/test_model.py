@@ -14,6 +14,7 @@ from kit.compiling import compile_blocks
 from kit.errors import UserError
 from model import GatedSiLU, TokenBlock, build_jit_model, load_pretrained_jit, rope_angles, rotate
 from palette import Layout, build_palette
+from recipes import model_sizes
 
 NAMED = [
     "JiT-Ti/4",
@@ -360,3 +361,9 @@ def test_the_gate_and_its_gradient_are_those_of_silu():
     x = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
     assert torch.allclose(GatedSiLU.apply(x), torch.nn.functional.silu(x[..., :4]) * x[..., 4:])
     assert torch.autograd.gradcheck(GatedSiLU.apply, x)
+
+
+def test_the_parts_of_a_preset_are_counted_without_memory():
+    row = model_sizes.measure("N", 512)
+    assert row["trunk"] + row["token_path"] + row["vocabulary"] == pytest.approx(row["flops_per_token"])
+    assert min(row[part] for part in ("trunk", "token_path", "vocabulary")) > 0 and 1e6 < row["parameters"] < 4e6

@@ -115,8 +115,10 @@ def uninterrupted(data, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "stops",
-    [((signal.SIGKILL, 14), (signal.SIGKILL, 30)), ((signal.SIGTERM, 20), (signal.SIGINT, 40))],
-    ids=["killed", "asked"],
+    [
+        pytest.param(((signal.SIGKILL, 14), (signal.SIGKILL, 30)), id="killed"),
+        pytest.param(((signal.SIGTERM, 20), (signal.SIGINT, 40)), id="asked", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_was_stopped_twice_goes_on_bit_for_bit(data, uninterrupted, tmp_path, stops):
     command = [sys.executable, "train.py", "--data_path", data, *TINY, *OPTIONS, "--output_dir", tmp_path]

@@ -39,17 +39,16 @@ def run(tmp_path, text_folder):
     return call
 
 
-def test_three_steps_then_the_same_again_and_two_more(run, tmp_path):
+def test_three_steps_and_later_two_more(run, tmp_path):
     first = run()
     assert first.returncode == 0, first.stderr[-2000:]
     folder = tmp_path / "work" / "run"
     assert load(folder / "last.pth")["step"] == 3 and (folder / "report" / "recovery.png").exists()
     report = json.loads((folder / "report" / "report.json").read_text())
     assert report["num_chunks"] == 4 and (folder / "samples" / "generate_000.gif").exists()
-    for steps in ("3", "5"):
-        again = run(MAX_STEPS=steps)
-        assert again.returncode == 0 and "continuing the run in" in again.stdout, again.stderr[-2000:]
-        assert load(folder / "last.pth")["step"] == int(steps)
+    again = run(MAX_STEPS="5")
+    assert again.returncode == 0 and "continuing the run in" in again.stdout, again.stderr[-2000:]
+    assert load(folder / "last.pth")["step"] == 5
 
 
 def test_a_stopped_run_is_saved_and_data_of_another_text_is_refused(run, tmp_path):

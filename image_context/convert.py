@@ -11,7 +11,6 @@ exit code is 2.
 """
 
 import argparse
-import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from kit import errors
 from kit.arguments import program
 from kit.errors import UserError
 from kit.images import open_image
-from kit.runlog import make_folder
 from kit.textfile import read_text, write_text
+from kit.whole import whole_folder
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CHOICES = ("codebook", "qr", "render")
@@ -72,14 +71,9 @@ def write_pages(codec, args: argparse.Namespace) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is not empty: name a new folder, so that pages of two texts do not mix")
     encoded = codec.encode(text)
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    make_folder(partial)
-    for number, image in enumerate(encoded.images):
-        image.save(partial / f"page_{number:04d}.png")
-    if output.exists():
-        output.rmdir()
-    shutil.move(partial, output)
+    with whole_folder(output) as partial:
+        for number, image in enumerate(encoded.images):
+            image.save(partial / f"page_{number:04d}.png")
     tokens, size = codec.visual_tokens(encoded), len(text.encode())
     print(
         f"{size} bytes in {len(encoded.images)} images, {tokens} visual tokens, {size / max(1, tokens):.1f} bytes each: {args.output_dir}"

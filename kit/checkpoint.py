@@ -42,7 +42,12 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
         with suppress(OSError):
             partial.unlink()
         kept = f"; {path} keeps its previous content" if path.exists() else ""
-        raise UserError(f"cannot write {path} ({_first_line(error)}): free some disk space{kept}") from error
+        advice = "free some disk space"
+        if isinstance(error, FileNotFoundError):
+            advice = "its folder was removed meanwhile"
+        elif isinstance(error, PermissionError):
+            advice = "choose a folder that can be written"
+        raise UserError(f"cannot write {path} ({_first_line(error)}): {advice}{kept}") from error
 
 
 class BackgroundWriter:

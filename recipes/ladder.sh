@@ -72,7 +72,7 @@ print(min(Path(sys.argv[1]).glob(f"{sys.argv[2]}-*"), key=loss))
 EOF
     }
     "$PYTHON" compare.py --checkpoint "network with n-grams=$rung/ngram3/best_model.pth" "network alone=$rung/ngram0/best_model.pth" \
-      --autoregressive "$(best autoregressive)" --masked "$(best masked)" --data_path "$WORK/data" --passes $PASSES --parts $PARTS \
+      --autoregressive "$(best autoregressive)" --masked "$(best masked)" --data_path "$WORK/data" --passes $PASSES --parts $PARTS --guidance 1 \
       --output_dir "$rung/comparison" --seed "$seed"
     cp "$rung/comparison/compare.json" "$RESULTS/${rung##*/}.json"
     if [ -e "$rung/comparison/frontier.png" ]; then cp "$rung/comparison/frontier.png" "$RESULTS/${rung##*/}.png"; fi

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import mean, stdev
 
 from kit.arguments import program
 from kit.errors import UserError, run
@@ -259,10 +260,17 @@ def rungs() -> dict[str, dict]:
 def ladder() -> str:
     """Nats per character of the test text after so many minutes of training."""
     found = rungs()
-    rows = [
-        [label, *(likelihood(found.get(minutes), name, math.log(2)) for minutes in RUNGS)]
-        for name, label in SYSTEMS.items()
-    ]
+
+    def cell(minutes: str, name: str) -> str:
+        seeds = [
+            load(f"shakespeare/{path.name}") for path in sorted((RESULTS / "shakespeare").glob(f"{minutes}-seed*.json"))
+        ]
+        if not seeds or name in ("bigrams", "trigrams"):
+            return likelihood(found.get(minutes), name, math.log(2))
+        values = [rung["likelihood"][name]["bits_per_byte"] * math.log(2) for rung in (found[minutes], *seeds)]
+        return f"{mean(values):.3f} ± {stdev(values):.3f}"
+
+    rows = [[label, *(cell(minutes, name) for minutes in RUNGS)] for name, label in SYSTEMS.items()]
     return table(["nats per character", *(f"{minutes} minutes" for minutes in RUNGS)], [*rows, *PUBLISHED])
 
 
@@ -320,6 +328,53 @@ def levers() -> str:
         for row in found["rows"]
     ]
     return table([f"{found['passes']} passes", "perplexity", "entropy, bits", "4-grams seen", "words that exist"], rows)
+
+
+def trainings() -> str:
+    """Texts of networks that were trained differently."""
+    found = load("generation_training.json")
+    names = list(dict.fromkeys(row["name"] for row in found["generation"] if row["passes"]))
+    rows = []
+    for name in names:
+        row = next(row for row in found["generation"] if row["name"] == name and row["passes"] == 64)
+        nats = found["likelihood"][name]["bits_per_byte"] * math.log(2)
+        rows.append(
+            [
+                name,
+                f"{nats:.3f}",
+                f"{row['gen_ppl']:.0f}",
+                f"{row['entropy']:.2f}",
+                percent(row["seen"]),
+                percent(row["words"]),
+            ]
+        )
+    return table(
+        ["64 passes", "nats per character", "perplexity", "entropy, bits", "4-grams seen", "words that exist"], rows
+    )
+
+
+def tokcom_books() -> str:
+    """TokCom of several chunks beside an autoregressive transformer."""
+    rows = []
+    for row in load("tokcom/books.json")["rows"]:
+        ours = "chunk_size" in row
+        name = f"TokCom, {row['chunk_size']} to a vector" if ours else "autoregressive transformer"
+        rows.append([
+            name, f"{row['steps']:,}", f"{row['nll']:.2f}", f"{row['brier_lm']:.3f}", f"{row['brier'][0]:.3f}", f"{row['nfe_per_token']:.0f}",
+            f"{row['flops_per_token_and_pass'] / 1e6:.1f}",
+        ])  # fmt: skip
+    return table(
+        [
+            "",
+            "steps",
+            "nats per token",
+            "BrierLM of 4 tokens",
+            "… of the first",
+            "passes per token",
+            "MFLOPs per token and pass",
+        ],
+        rows,
+    )
 
 
 def answers() -> str:
@@ -396,7 +451,7 @@ def faults() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
-    "ladder": ladder, "further": further, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "released": released, "speed": speed,
+    "ladder": ladder, "further": further, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": tokcom_books, "released": released, "speed": speed,
     "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "vit_rows": vit_rows,
 }  # fmt: skip
 

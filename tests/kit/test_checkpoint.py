@@ -3,6 +3,7 @@
 import os
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -40,6 +41,18 @@ def test_a_checkpoint_written_in_the_background_holds_what_was_there_when_it_was
     for step in range(3):
         state = load_checkpoint(tmp_path / f"{step}.pth")
         assert (state["model_state_dict"]["w"] == step).all() and (state["list"][0] == step).all()
+
+
+def test_a_folder_that_was_removed_is_not_called_a_full_disk(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def removed(source, target):
+        shutil.rmtree(tmp_path / "run")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", removed)
+    with pytest.raises(UserError, match="its folder was removed meanwhile"):
+        save_checkpoint(tmp_path / "run" / "a.pth", GOOD)
 
 
 def test_a_background_write_that_failed_is_told_at_the_next_call(tmp_path):

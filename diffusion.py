@@ -28,7 +28,7 @@ from model import JiT
 from palette import Layout, Palette
 
 OBJECTIVES = ("token", "pixel")
-SAMPLERS = ("posterior", *sampling.SAMPLERS)
+SAMPLERS = ("posterior", "confident", *sampling.SAMPLERS)
 V_LOSS_EPS = 0.05  # JiT's floor under 1 - t
 NGRAM_CANDIDATES, NGRAM_SEGMENT = (8, 24), 64  # of the n-gram model beside the network, see NGram.contexts
 GAP_CANDIDATES = (64,)  # where gaps get their likeliest tokens: there nothing is seen, and many are likely
@@ -51,16 +51,17 @@ class Observation:
 
 @dataclass
 class Prediction:
-    """One forward pass: x_pred (B, N, 3), tokens (B, N) long, nll (B, N) of the truth in nats, and `prev`.
+    """One forward pass: x_pred (B, N, 3), tokens (B, N) long, nll (B, N) of the truth in nats, `prev`, and `confidence` (B, N).
 
     `nll` is None without the truth or in the pixel objective, which gives no likelihood. `prev` is what the next pass is
-    conditioned on. Padding holds zeros.
+    conditioned on, `confidence` the probability of each token (pixel objective: 1). Padding holds zeros.
     """
 
     x_pred: torch.Tensor
     tokens: torch.Tensor
     nll: torch.Tensor | None
     prev: torch.Tensor
+    confidence: torch.Tensor
 
 
 class Diffusion(nn.Module):
@@ -310,6 +311,23 @@ class Diffusion(nn.Module):
                 callback(found.x_pred)
         return found
 
+    def settle(self, z, t, mask, cond_mask, passes: int, callback=None) -> torch.Tensor:
+        """Tokens (B, N) in `passes` forward passes, each of which settles its surest share of what is open: the others see it clean.
+
+        The likeliest token of each position by itself, as `recover` takes it, gets more tokens right, this more texts.
+        """
+        given = torch.zeros_like(mask) if cond_mask is None else cond_mask
+        for left in range(passes, 0, -1):
+            found = self.denoise(z, t, mask, given)
+            if callback:
+                callback(found.x_pred)
+            open_ = mask & ~given
+            order = found.confidence.masked_fill(~open_, -1).argsort(1, descending=True).argsort(1)
+            surest = open_ & (order < -(-open_.sum(1, keepdim=True) // left))
+            given = given | surest
+            z = torch.where(surest[..., None], self.palette.colors[found.tokens], z)
+        return found.tokens
+
     def predict(
         self, observation: Observation, t, mask, cond_mask=None, tokens=None, prev=None, temperature=1.0, guide=None
     ) -> Prediction:
@@ -320,9 +338,9 @@ class Diffusion(nn.Module):
             x = out.float() if self.network.predict_clean else z + (1 - t)[:, None, None] * out.float()
             x = x if cond_mask is None else torch.where(cond_mask[..., None], z, x)
             x = x * mask[..., None]
-            return Prediction(x, self.palette.decode(x) * mask, None, x)
+            return Prediction(x, self.palette.decode(x) * mask, None, x, mask.float())
         embedding, count = self.network.embedding.detach(), mask.numel()
-        x, nll = (torch.empty(count, *shape, device=z.device) for shape in ((3,), ()))
+        x, nll, confidence = (torch.empty(count, *shape, device=z.device) for shape in ((3,), (), ()))
         found = torch.empty(count, dtype=torch.long, device=z.device)
         prev = torch.empty(count, embedding.shape[1], dtype=autocast_dtype(z.device), device=z.device)
         weaker = guide.logits(self, t, mask, cond_mask, observation, temperature) if guide else None
@@ -333,15 +351,19 @@ class Diffusion(nn.Module):
                 nll[rows] = F.cross_entropy(logits, tokens.flatten()[rows], reduction="none")
             found[rows] = logits.argmax(-1)
             p = logits.softmax(-1)
+            confidence[rows] = p.gather(-1, found[rows, None])[:, 0]
             prev[rows] = p @ embedding
             with torch.autocast(z.device.type, enabled=False):
                 x[rows] = p @ self.palette.colors
-        x, found, prev, nll = (each.view(*mask.shape, *each.shape[1:]) for each in (x, found, prev, nll))
+        x, found, prev, nll, confidence = (
+            each.view(*mask.shape, *each.shape[1:]) for each in (x, found, prev, nll, confidence)
+        )
         if cond_mask is not None:
             x = torch.where(cond_mask[..., None], z, x)
             found = torch.where(cond_mask, self.palette.decode(z), found)
         scored = mask if cond_mask is None else mask & ~cond_mask
-        return Prediction(x * mask[..., None], found * mask, None if tokens is None else nll * scored, prev)
+        nll = None if tokens is None else nll * scored
+        return Prediction(x * mask[..., None], found * mask, nll, prev, confidence * mask)
 
     def _condition(self, observation: Observation, t, mask, cond_mask) -> torch.Tensor:
         """`prev` of a first pass, without the rest of a Prediction."""
@@ -377,7 +399,7 @@ class Diffusion(nn.Module):
         mask (B, N); `grid` (S,) ascending times; z (B, N, 3) the noisy colors at grid[0], or None for pure noise. Positions in
         cond_mask (B, N) hold cond_tokens (B, N) throughout. The samplers of kit/sampling.py draw a text; `posterior`, and any
         of them at temperature 0, stays at grid[0] and takes each position's likeliest
-        token after S passes (`recover`). `callback(x_pred)` is called after each forward pass. `churn` and `noise_scale` are
+        token after S passes (`recover`), `confident` the surest first (`settle`). `callback(x_pred)` is called after each forward pass. `churn` and `noise_scale` are
         those of kit/sampling.py, `guide` a Guide.
         """
         if sampler not in SAMPLERS:
@@ -393,8 +415,11 @@ class Diffusion(nn.Module):
 
         if z is None:
             z = noise() * (1 - grid[0])
+        times = torch.full((len(mask),), float(grid[0]), device=device)
+        if sampler == "confident":
+            tokens = self.settle(clamp(z), times, mask, cond_mask, len(grid), callback)
+            return tokens if cond_mask is None else torch.where(cond_mask, cond_tokens, tokens)
         if sampler == "posterior" or temperature == 0:
-            times = torch.full((len(mask),), float(grid[0]), device=device)
             found = self.recover(clamp(z), times, mask, cond_mask, passes=len(grid), callback=callback)
         else:
             found = None

@@ -22,11 +22,10 @@ import torch
 
 from corpus.documents import documents, find_sources
 from diffusion import SAMPLERS
-from kit import device, errors
+from kit import device, errors, sampling
 from kit.arguments import add_common, program
 from kit.errors import UserError
 from kit.runlog import clear_numbered, make_folder, progress_bar, write_json
-from kit.sampling import num_passes
 from kit.textfile import replace_text
 from kit.times import sigma_of, t_of
 from kit.whole import whole
@@ -66,12 +65,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--num_inference_steps",
         type=int,
-        help="forward passes of the network (default: 32 where a text is drawn, 4 for posterior)",
+        help="forward passes of the network (default: 32 where a text is drawn, else 4)",
     )
     parser.add_argument(
         "--sampler",
         choices=SAMPLERS,
-        help="posterior takes the likeliest tokens, the others draw a text (default: posterior to reconstruct and decode, stochastic to generate and infill)",
+        help="posterior takes the likeliest token of each place, confident the surest first, the others draw a text (default: posterior to reconstruct and decode, stochastic to generate and infill)",
     )
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="of the context logits; 0 takes the likeliest tokens"
@@ -153,7 +152,7 @@ def check(args: argparse.Namespace) -> None:
     if args.sampler is None:
         args.sampler = "posterior" if args.mode in ("reconstruct", "decode") else "stochastic"
     if args.num_inference_steps is None:
-        args.num_inference_steps = 4 if args.sampler == "posterior" else 32
+        args.num_inference_steps = 32 if args.sampler in sampling.SAMPLERS else 4
     needs_text = args.mode in ("reconstruct", "infill", "encode")
     if needs_text and (args.input_text is None) == (args.input_file is None):
         raise UserError(f"--mode {args.mode} needs --input_text or --input_file")
@@ -234,8 +233,8 @@ def write_samples(loaded: Pretrained, args, output: Path, tokens: list, cond_mas
     grid = loaded.grid(args.num_inference_steps)
     generator = torch.Generator(loaded.device).manual_seed(args.seed)
     samples, drawn, frames = [], [], []  # frames: the estimates of the first sample on its way
-    passes = num_passes(args.sampler, len(grid))
-    guide = loaded.guide(args.guide, args.guidance) if args.sampler != "posterior" else None
+    passes = sampling.num_passes(args.sampler, len(grid))
+    guide = loaded.guide(args.guide, args.guidance) if args.sampler in sampling.SAMPLERS else None
     bar = progress_bar(passes * -(-len(tokens) // args.batch_size), "sample", unit="pass")
 
     def callback(x_pred):

@@ -376,8 +376,10 @@ def main() -> None:
                     part, per_sample = parallel(**inputs, self_condition=self_condition)
                 (part / args.grad_accum).backward()
             loss = loss + part.detach() / args.grad_accum
-            partly_given = (inputs["cond_mask"] & inputs["mask"]).any(1)
-            times.observe(inputs["t"], torch.where(partly_given, math.nan, per_sample))
+            if not args.pairs:  # whose prompts are always given; elsewhere what is partly given is the exception
+                partly_given = (inputs["cond_mask"] & inputs["mask"]).any(1)
+                per_sample = torch.where(partly_given, math.nan, per_sample)
+            times.observe(inputs["t"], per_sample)
         norm = nn.utils.clip_grad_norm_(network.parameters(), args.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -514,7 +516,9 @@ def draw(
     torch.manual_seed(step_seed(args.seed, step, 0, 0))
     S, N = len(lengths), -(-int(lengths.max()) // multiple) * multiple
     t = times.sample((torch.randperm(S) + torch.rand(S)) / S)
-    cond_mask = sample_cond_mask(lengths, N, args.infill_prob) if given is None else torch.arange(N) < given[:, None]
+    cond_mask = sample_cond_mask(lengths, N, args.infill_prob)
+    if given is not None:
+        cond_mask |= torch.arange(N) < given[:, None]
     predicted = (torch.arange(N) < lengths[:, None]) & ~cond_mask
     if args.loss_fraction < 1:
         predicted &= torch.rand(S, N) < args.loss_fraction

@@ -77,10 +77,8 @@ def _with_confidence(loaded: Pretrained, z, t, mask, passes: int) -> tuple[torch
     observation = diffusion.observe(z, t, mask)
     for _ in range(passes - 1):
         prev = diffusion.predict(observation, t, mask, prev=prev).prev
-    found = diffusion.predict(observation, t, mask, prev=prev).tokens
-    if diffusion.objective == "pixel":  # which gives no probabilities
-        return found, torch.ones_like(found, dtype=torch.float)
-    return found, (-diffusion.predict(observation, t, mask, tokens=found, prev=prev).nll).exp()
+    found = diffusion.predict(observation, t, mask, prev=prev)
+    return found.tokens, found.confidence
 
 
 @torch.no_grad()

@@ -21,13 +21,7 @@ from kit.intervals import wilson
 from kit.runlog import environment, make_folder, progress_bar, write_json
 from pretrained import Pretrained, load_pretrained
 
-WAYS = (
-    ("posterior", 1),
-    ("confident", 4),
-    ("confident", 8),
-    ("euler", 32),
-    ("stochastic", 32),
-)  # sampler, forward passes
+WAYS = (("posterior", 1), ("posterior", 4), ("euler", 8), ("euler", 32), ("stochastic", 32))  # sampler, forward passes
 SHOWN = 5
 LESS_MEMORY = "lower `batch_size`"
 

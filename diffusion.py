@@ -28,7 +28,7 @@ from model import JiT
 from palette import Layout, Palette
 
 OBJECTIVES = ("token", "pixel")
-SAMPLERS = ("posterior", "confident", *sampling.SAMPLERS)
+SAMPLERS = ("posterior", *sampling.SAMPLERS)
 V_LOSS_EPS = 0.05  # JiT's floor under 1 - t
 NGRAM_CANDIDATES, NGRAM_SEGMENT = (8, 24), 64  # of the n-gram model beside the network, see NGram.contexts
 GAP_CANDIDATES = (64,)  # where gaps get their likeliest tokens: there nothing is seen, and many are likely
@@ -311,23 +311,6 @@ class Diffusion(nn.Module):
                 callback(found.x_pred)
         return found
 
-    def settle(self, z, t, mask, cond_mask, passes: int, callback=None) -> torch.Tensor:
-        """Tokens (B, N) in `passes` forward passes, each of which settles its surest share of what is open: the others see it clean.
-
-        The likeliest token of each position by itself, as `recover` takes it, gets more tokens right, this more texts.
-        """
-        given = torch.zeros_like(mask) if cond_mask is None else cond_mask
-        for left in range(passes, 0, -1):
-            found = self.denoise(z, t, mask, given)
-            if callback:
-                callback(found.x_pred)
-            open_ = mask & ~given
-            order = found.confidence.masked_fill(~open_, -1).argsort(1, descending=True).argsort(1)
-            surest = open_ & (order < -(-open_.sum(1, keepdim=True) // left))
-            given = given | surest
-            z = torch.where(surest[..., None], self.palette.colors[found.tokens], z)
-        return found.tokens
-
     def predict(
         self, observation: Observation, t, mask, cond_mask=None, tokens=None, prev=None, temperature=1.0, guide=None
     ) -> Prediction:
@@ -399,7 +382,7 @@ class Diffusion(nn.Module):
         mask (B, N); `grid` (S,) ascending times; z (B, N, 3) the noisy colors at grid[0], or None for pure noise. Positions in
         cond_mask (B, N) hold cond_tokens (B, N) throughout. The samplers of kit/sampling.py draw a text; `posterior`, and any
         of them at temperature 0, stays at grid[0] and takes each position's likeliest
-        token after S passes (`recover`), `confident` the surest first (`settle`). `callback(x_pred)` is called after each forward pass. `churn` and `noise_scale` are
+        token after S passes (`recover`). `callback(x_pred)` is called after each forward pass. `churn` and `noise_scale` are
         those of kit/sampling.py, `guide` a Guide.
         """
         if sampler not in SAMPLERS:
@@ -415,11 +398,8 @@ class Diffusion(nn.Module):
 
         if z is None:
             z = noise() * (1 - grid[0])
-        times = torch.full((len(mask),), float(grid[0]), device=device)
-        if sampler == "confident":
-            tokens = self.settle(clamp(z), times, mask, cond_mask, len(grid), callback)
-            return tokens if cond_mask is None else torch.where(cond_mask, cond_tokens, tokens)
         if sampler == "posterior" or temperature == 0:
+            times = torch.full((len(mask),), float(grid[0]), device=device)
             found = self.recover(clamp(z), times, mask, cond_mask, passes=len(grid), callback=callback)
         else:
             found = None

@@ -70,7 +70,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--sampler",
         choices=SAMPLERS,
-        help="posterior takes the likeliest token of each place, confident the surest first, the others draw a text (default: posterior to reconstruct and decode, stochastic to generate and infill)",
+        help="posterior takes the likeliest tokens, the others draw a text (default: posterior to reconstruct and decode, stochastic to generate and infill)",
     )
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="of the context logits; 0 takes the likeliest tokens"

@@ -649,24 +649,3 @@ def test_a_network_for_ngrams_and_a_diffusion_without_them_are_refused_and_the_o
         message = "n-grams of order {} .* n-gram model of order {}$".format(*orders)
         with pytest.raises(UserError, match=message):
             Diffusion(network, palette, layout, ngram=given)
-
-
-def test_the_surest_tokens_are_settled_first_and_the_others_follow_them():
-    """A network that knows token n + 1 of its neighbor n and else nothing: one pass cannot tell, as many as tokens can."""
-
-    class Following(TwoTokens):
-        def forward(self, z, t, mask, cond_mask=None, soft=None, prev=None):
-            known = build_palette("shuffled", VOCAB).decode(z)
-            before = torch.roll(torch.where(cond_mask, known, -1), 1, 1)
-            sure = torch.nn.functional.one_hot((before + 1) % VOCAB, VOCAB) * 9.0
-            return torch.where(before[..., None] >= 0, sure, 0.0)
-
-        def head(self, features):
-            return features
-
-    diffusion = Diffusion(Following(), build_palette("shuffled", VOCAB), Layout(4, 1))
-    tokens = torch.arange(16)[None] % VOCAB
-    mask, cond_mask = torch.ones_like(tokens, dtype=torch.bool), torch.arange(16)[None] < 1
-    given = dict(cond_mask=cond_mask, cond_tokens=tokens, generator=torch.Generator().manual_seed(0))
-    found = {n: diffusion.sample(mask, torch.linspace(1e-4, 1, n), "confident", **given) for n in (1, 15)}
-    assert torch.equal(found[15], tokens) and not torch.equal(found[1], tokens)

@@ -383,7 +383,7 @@ def answers() -> str:
     found = {path.stem: json.loads(path.read_text(encoding="utf-8"))["rows"] for path in files}
     names = list(dict.fromkeys(row["name"] for rows in found.values() for row in rows))
     right = {task: {row["name"]: row for row in rows} for task, rows in found.items()}
-    tasks = ("addition", "sorting", "lookup")
+    tasks = ("sorting", "lookup")
     rows = [
         [name, *(percent(right[t][name]["exact"]) if t in found else "not yet measured" for t in tasks)]
         for name in names

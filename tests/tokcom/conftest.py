@@ -11,7 +11,7 @@ SMALL = (
     "--ngram", "0",
 )  # fmt: skip
 LEARNING = (
-    "--ngram", "3", "--vae_epochs", "6", "--diffusion_epochs", "6", "--vae_lr", "5e-3", "--diffusion_lr", "5e-3",
+    "--ngram", "3", "--ngram_start", "0.8", "--vae_epochs", "6", "--diffusion_epochs", "6", "--vae_lr", "5e-3", "--diffusion_lr", "5e-3",
 )  # fmt: skip
 
 

@@ -175,8 +175,9 @@ class Setting:
 
         drawn_from = {name: (loaded, None) for name, loaded in ours.items()}
         for name, loaded in ours.items():
-            if args.guide or (args.guidance and loaded.diffusion.joined):
-                drawn_from[f"{name}, guided"] = loaded, loaded.guide(args.guide, args.guidance)
+            asked = args.guide or (args.guidance and loaded.diffusion.joined)
+            if asked and (guide := loaded.guide(args.guide, args.guidance)):
+                drawn_from[f"{name}, guided"] = loaded, guide
         count = len(args.passes) * (len(drawn_from) + len(rivals) - 1) + 4
         with progress_bar(count, "generation", unit="row") as bar:
             long = [chunk[: self.length] for chunk in self.chunks if len(chunk) >= self.length // 2][: args.num_texts]

@@ -20,14 +20,8 @@ from pretrained import load_pretrained
 
 RESULTS = Path(__file__).parent.parent / "results"
 BASE = {
-    "sampler": "euler",
-    "temperature": 1.0,
-    "churn": 0.0,
-    "noise_scale": 1.0,
-    "candidates": None,
-    "guide": None,
-    "guidance": 0.0,
-}
+    "sampler": "euler", "temperature": 1.0, "churn": 0.0, "noise_scale": 1.0, "candidates": None, "guide": None, "guidance": 0.0,
+}  # fmt: skip
 GUIDANCE = (0.5, 1.0, 2.0)
 TRIED = {
     "Euler": {}, "temperature 0.9": {"temperature": 0.9}, "temperature 0.8": {"temperature": 0.8},
@@ -55,13 +49,9 @@ def main() -> None:
     args = parser.parse_args()
     runtime = device.start(args.device, args.seed, "fp32")
     loaded = load_pretrained(args.checkpoint, runtime.device)
-    guides, tried = (
-        {
-            "itself without n-grams": Guide.without_ngrams(loaded.diffusion, 0).diffusion,
-            "itself without its earlier pass": loaded.diffusion,
-        },
-        dict(TRIED),
-    )
+    without_ngrams = Guide.without_ngrams(loaded.diffusion, 0).diffusion
+    guides = {"itself without n-grams": without_ngrams, "itself without its earlier pass": loaded.diffusion}
+    tried = dict(TRIED)
     for given in args.guide:
         name, _, path = given.partition("=")
         if not path:

@@ -24,6 +24,7 @@ from pretrained import RELEASED, Pretrained, load_pretrained
 from tabs import image_context, show, tokcom, token_picture, vit
 
 LARGEST_UPLOAD = "5mb"
+QUEUE = 128  # requests that wait; they are answered one after the other
 FONTS = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # those of the machine: nothing is fetched
 LESS_MEMORY = "close other programs, or load fewer checkpoints"
 
@@ -54,7 +55,7 @@ def main() -> None:
     runtime = device.start(args.device, 0, "fp32")
     page = build(args, runtime)
     try:
-        page.queue(default_concurrency_limit=1, max_size=16).launch(
+        page.queue(default_concurrency_limit=1, max_size=QUEUE).launch(
             server_name=args.host, server_port=args.port, share=args.share, inbrowser=args.browser, max_file_size=LARGEST_UPLOAD,
             theme=gradio.themes.Base(primary_hue="emerald", font=FONTS[0], font_mono=FONTS[1]), css=show.CSS, footer_links=["settings"],
         )  # fmt: skip

@@ -1,7 +1,9 @@
 """A training run from outside: start it, stop it at a place, read what it wrote."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -43,6 +45,36 @@ def run_stopped(command: Sequence, log: Path, is_time: Callable[[str], bool], si
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 0 and "--resume auto" in output
+
+
+def kill_tree(process: subprocess.Popen) -> None:
+    """SIGKILL to a process and all below it, the launcher first, as when a machine loses power."""
+    found = [process.pid]
+    for parent in found:
+        children = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True).stdout.split()
+        found += map(int, children)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_port(port: int, process: subprocess.Popen) -> None:
+    """Until a program listens there; fails if it ends before."""
+    for _ in range(600):
+        assert process.poll() is None
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"nobody listens on {port}")
 
 
 def same_tensors(first: dict, second: dict) -> bool:

@@ -2,17 +2,15 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.conftest import SENTENCE
-from tests.runs import ROOT
+from tests.runs import ROOT, free_port, wait_for_port
 
 pytestmark = pytest.mark.browser
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -31,9 +29,7 @@ SHOTS = os.environ.get("TOKENCOLOR_SCREENSHOTS")  # a folder to keep pictures of
 @pytest.fixture(scope="session")
 def address(trained, tokcom_checkpoint, reader, vit_checkpoint):
     """A demo that runs, with small checkpoints of all systems."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "demo.py", "--checkpoint", trained / "best_model.pth", "--tokcom", tokcom_checkpoint]
     command += [
         "--image_context",
@@ -47,12 +43,7 @@ def address(trained, tokcom_checkpoint, reader, vit_checkpoint):
         "cpu",
     ]
     process = subprocess.Popen(command, cwd=ROOT)
-    for _ in range(600):
-        assert process.poll() is None
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.2)
+    wait_for_port(port, process)
     yield f"http://127.0.0.1:{port}"
     process.terminate()
     process.wait()

@@ -164,7 +164,7 @@ def test_numbers_that_are_none_are_refused_by_every_flag(refused):
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
-    hold = "import sys; from pathlib import Path; from kit.lock import FolderLock; FolderLock(Path(sys.argv[1])); print('held', flush=True); input()"
+    hold = "import sys; from pathlib import Path; from kit.lock import FolderLock; lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", hold, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:

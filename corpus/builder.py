@@ -11,10 +11,8 @@ fifty bytes a document.
 import hashlib
 import os
 import shutil
-import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,12 +31,12 @@ from corpus.documents import (
     size_on_disk,
 )
 from corpus.shards import GROUP_CHUNKS, close_shard
+from corpus.spool import Spool, batches, tokenize
 from corpus.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from kit.errors import UserError
 from kit.runlog import progress_bar, write_json
 
 SPLITS = ("train", "val", "test")
-BATCH_PIECES = 32  # pieces of 65,536 characters that are tokenized at once; two batches are in flight
 SHARD_TOKENS = 1 << 24
 BPE_TRAINING_BYTES = 16 << 20  # more changes little, and a trainer holds every distinct word
 BPE_WIDE_BYTE = 2.5  # what a byte beyond ASCII counts: text without spaces is all distinct words
@@ -91,7 +89,7 @@ def build(
     corpus, partial = begin(settings, Path(output_dir), overwrite)
     try:
         tokenizer = tokenizer or choose_tokenizer(settings, corpus)
-        return finish(tokenize(corpus, tokenizer, partial), tokenizer, corpus, partial, Path(output_dir))
+        return finish(corpus.tokenize(tokenizer, partial), tokenizer, corpus, partial, Path(output_dir))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -119,7 +117,7 @@ def begin(settings: BuildSettings, output: Path, overwrite: bool) -> tuple["Corp
     return corpus, partial
 
 
-def finish(spool: "Spool", tokenizer: Tokenizer, corpus: "Corpus", partial: Path, output: Path) -> dict:
+def finish(spool: Spool, tokenizer: Tokenizer, corpus: "Corpus", partial: Path, output: Path) -> dict:
     """Split and cut what was tokenized, and move the build into place; returns what went into stats.json."""
     stats = write_splits(spool, tokenizer, corpus.settings, partial)
     stats["sources"] = corpus.sources_summary()
@@ -158,6 +156,11 @@ class Corpus:
         for source in self.sources:
             yield from documents(source, settings.encoding, settings.text_column)
             advance(source.path.stat().st_size)
+
+    def tokenize(self, tokenizer: Tokenizer, folder: Path) -> Spool:
+        """Every document that is new, as tokens in `folder`."""
+        total = None if self.hub else self.bytes
+        return tokenize(self.documents, total, self.settings.seed, tokenizer, folder)
 
     def sources_summary(self) -> dict:
         """Where the text came from: file hashes (one combined hash always, each file's for up to 1000 files)."""
@@ -199,156 +202,6 @@ def choose_tokenizer(settings: BuildSettings, corpus: Corpus) -> Tokenizer:
 def _wide_bytes(text: str, size: int) -> int:
     """How many of the `size` UTF-8 bytes of `text` belong to characters beyond ASCII."""
     return 0 if size == len(text) else size - len(text.encode("ascii", "ignore"))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Tokenizing into a spool: all tokens of all documents in one file, and their lengths
-
-
-class Spool:
-    """Token ids of the kept documents, back to back on disk; in memory, for each, their number (`lengths`), a random number
-    (`keys`), its digest and bytes, and after how many documents each source ended."""
-
-    def __init__(self, folder: Path):
-        self.path = folder / "tokens.uint32"
-        self.lengths = array("Q")
-        self.keys = array("Q")
-        self.sizes = array("Q")
-        self.digests = bytearray()
-        self.source_ends = array("Q")
-        self.duplicates = 0
-
-    @property
-    def bytes(self) -> int:
-        return sum(self.sizes)
-
-    def add(self, digest: bytes, key: int) -> None:
-        """Begin a document."""
-        self.digests += digest
-        self.keys.append(key)
-        self.lengths.append(0)
-        self.sizes.append(0)
-
-    def save(self) -> None:
-        """Write everything but the tokens beside them."""
-        names = ("lengths", "keys", "sizes", "source_ends")
-        numbers = {name: np.array(getattr(self, name), np.uint64) for name in names}
-        digests = np.array(self.digests, np.uint8)
-        np.savez(self.path.with_suffix(".npz"), **numbers, digests=digests, duplicates=self.duplicates)
-
-    @classmethod
-    def load(cls, folder: Path) -> "Spool":
-        spool = cls(folder)
-        with np.load(spool.path.with_suffix(".npz")) as saved:
-            for name in ("lengths", "keys", "sizes", "source_ends"):
-                setattr(spool, name, array("Q", saved[name].tobytes()))
-            spool.digests, spool.duplicates = bytearray(saved["digests"].tobytes()), int(saved["duplicates"])
-        return spool
-
-    def slices(self, chosen: np.ndarray, block: int = 1 << 20) -> Iterator[np.ndarray]:
-        """Tokens of the documents flagged in `chosen` (bool per document), in order, at most `block` at a time."""
-        tokens = np.memmap(self.path, dtype=np.uint32, mode="r")
-        ends = np.cumsum(np.frombuffer(self.lengths, dtype=np.uint64)).astype(np.int64)
-        for index in np.flatnonzero(chosen):
-            for start in range(int(ends[index] - self.lengths[index]), int(ends[index]), block):
-                yield np.asarray(tokens[start : min(start + block, int(ends[index]))])
-
-    def cut_end(self, index: int, size: int, continues: np.ndarray) -> None:
-        """Make the last `size` tokens of document `index`, and the rest of a split character, the document after it."""
-        tokens = np.memmap(self.path, dtype=np.uint32, mode="r")
-        end = sum(self.lengths[: index + 1])
-        start = end - min(size, self.lengths[index])
-        while continues[tokens[start]]:
-            start -= 1
-        self.lengths[index] -= end - start
-        self.lengths.insert(index + 1, end - start)
-        self.keys.insert(index + 1, 0)
-
-
-def tokenize(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Spool:
-    """Tokenize every document that was not seen before. Reading and writing run beside the tokenizing threads."""
-    spool = Spool(folder)
-    seed = corpus.settings.seed.to_bytes(8, "little", signed=True)
-    seen = Seen(folder)
-    end = np.array([tokenizer.end_id], dtype=np.uint32)
-
-    def pieces(bar) -> Iterator[tuple[str, bool, bool]]:
-        """(text, begins a document, ends it) of all documents that are new."""
-
-        def source_done(size: int) -> None:
-            bar.update(size)
-            spool.source_ends.append(len(spool.lengths))
-
-        for document in corpus.documents(advance=source_done):
-            if not seen.is_new(document.digest):
-                spool.duplicates += 1
-                continue
-            key = hashlib.blake2b(document.digest, key=seed, digest_size=8).digest()
-            spool.add(document.digest, int.from_bytes(key, "little"))
-            previous = None
-            for number, piece in enumerate(document.pieces()):
-                if previous is not None:
-                    yield previous, number == 1, False
-                previous = piece
-            yield previous, number == 0, True
-
-    with (
-        progress_bar(None if corpus.hub else corpus.bytes, "tokenize", unit="B") as bar,
-        open(spool.path, "wb") as file,
-        ThreadPoolExecutor(1) as thread,
-    ):
-        document = 0
-        for batch, ids in _ahead(thread, _batches(pieces(bar), BATCH_PIECES), tokenizer):
-            for (text, _, ends), tokens in zip(batch, ids):
-                spool.sizes[document] += len(text.encode())
-                tokens = np.concatenate([tokens, end]) if ends else tokens
-                file.write(tokens.tobytes())
-                spool.lengths[document] += len(tokens)
-                document += ends
-    seen.close()
-    return spool
-
-
-class Seen:
-    """Which documents were seen, on disk, so that memory does not grow with them."""
-
-    def __init__(self, folder: Path):
-        self.table = sqlite3.connect(folder / "seen.sqlite")
-        self.table.executescript(
-            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID"
-        )
-
-    def is_new(self, digest: bytes) -> bool:
-        """Whether a digest comes for the first time."""
-        return bool(self.table.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount)
-
-    def close(self) -> None:
-        self.table.close()
-
-
-def _ahead(thread: ThreadPoolExecutor, batches: Iterator[list], tokenizer: Tokenizer) -> Iterator[tuple[list, list]]:
-    """Each batch with its ids, the next one being tokenized meanwhile."""
-    waiting = None
-    for batch in batches:
-        future = thread.submit(
-            tokenizer.encode_pieces, [text for text, _, _ in batch], [begins for _, begins, _ in batch]
-        )
-        if waiting:
-            yield waiting[0], waiting[1].result()
-        waiting = batch, future
-    if waiting:
-        yield waiting[0], waiting[1].result()
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -496,7 +349,7 @@ def write_shards(
     folder.mkdir()
     sizes, writer, first = array("L"), None, 0  # `first`: of the open shard
     with progress_bar(total, f"write {split}", unit="token") as bar:
-        for batch in _batches(chunks, GROUP_CHUNKS):
+        for batch in batches(chunks, GROUP_CHUNKS):
             if writer is None:
                 shard = len(list(folder.iterdir()))
                 writer = parquet.ParquetWriter(folder / f"{split}-{shard:05d}.parquet", schema)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus.builder import BuildSettings, Corpus, Seen, Spool, begin, choose_tokenizer, finish, tokenize
+from corpus.builder import BuildSettings, Corpus, begin, choose_tokenizer, finish
+from corpus.spool import Seen, Spool
 from corpus.tokenizer import load_tokenizer
 from kit.errors import UserError
 
@@ -77,7 +78,7 @@ class TokenizePart:
         shutil.rmtree(folder, ignore_errors=True)  # of a task that was stopped
         folder.mkdir()
         corpus = Corpus(self.settings, rank, world_size)
-        tokenize(corpus, load_tokenizer(self.partial / "tokenizer.json"), folder).save()
+        corpus.tokenize(load_tokenizer(self.partial / "tokenizer.json"), folder).save()
 
 
 class Join:

@@ -129,17 +129,22 @@ def model_sizes() -> str:
     return table(["preset", "parameters", "MFLOPs a token", "trunk", "token path", "vocabulary"], rows)
 
 
+BOOKS = {"pg1260_jane_eyre": "*Jane Eyre*", "honglou_meng_simplified": "*Honglou meng*"}
+
+
 def tokcom() -> str:
     found = load("tokcom/cpu/report.json")
     trip, denoise = found["round_trip"], found["denoise"]
+    texts = load("tokcom/round_trip.json")["rows"]
     facts = table(["", ""], [
         ["held-out tokens reconstructed", percent(found["reconstruction"], 2)],
         ["… with noise of 0.3 standard deviations on the vectors", percent(found["reconstruction_at_noise"]["0.3"], 2)],
         ["dimensions in use", f"{found['active_dims']} of {found['latent_dim']}"],
         ["variational bound of the whole model", f"{found['nll']:.2f} nats per token"],
         [f"BrierLM of the next chunk, {found['num_steps']} forward passes", f"{found['brier_lm']:.3f}"],
-        [f"*Jane Eyre* ({trip['tokens']:,} tokens) through vectors and back", f"{percent(trip['recovered'], 2)} of tokens; to the letter with `--exact`"],
-        ["encoding, decoding it", f"{trip['encode_tokens_per_second']:,.0f} and {trip['decode_tokens_per_second']:,.0f} tokens/s"],
+        *([f"wrong tokens of {row['tokens']:,} through vectors and back: {BOOKS.get(row['text'], row['text'])}",
+           f"{row['wrong']['0.0']:,}; with that noise {row['wrong']['0.3']:,}"] for row in texts),
+        ["encoding, decoding", f"{trip['encode_tokens_per_second']:,.0f} and {trip['decode_tokens_per_second']:,.0f} tokens/s"],
     ])  # fmt: skip
     levels = [row for row in denoise if 0.15 < row["noise_level"] < 0.75]
     names = {

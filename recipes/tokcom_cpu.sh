@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
-# TokCom's preset `tiny` on one core of a CPU: train, evaluate, all modes. Writes results/tokcom/cpu/. BOOK: a text to encode and decode whole.
+# TokCom's preset `tiny` on one core of a CPU: train, evaluate, all modes. Writes results/tokcom/cpu/. BOOKS: texts to
+# encode and decode whole, with spaces between them, for results/tokcom/round_trip.json.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
 RUN=${RUN:-checkpoints/tokcom_cpu} TIME=${TIME:-22m} RESULTS=results/tokcom/cpu
 export OMP_NUM_THREADS=${THREADS:-1}
 "$PYTHON" -m tokcom.train --preset tiny --time_budget "$TIME" --output_dir "$RUN" --device cpu
-"$PYTHON" -m tokcom.evaluate --checkpoint "$RUN/best_diffusion.pt" --data_path "$RUN/data" --output_dir "$RUN/report" --num_prompts 128 ${BOOK:+--book "$BOOK"} --device cpu
+"$PYTHON" -m tokcom.evaluate --checkpoint "$RUN/best_diffusion.pt" --data_path "$RUN/data" --output_dir "$RUN/report" --num_prompts 128 --device cpu
+if [ -n "${BOOKS:-}" ]; then
+  read -r -a books <<<"$BOOKS"
+  "$PYTHON" -m recipes.tokcom_round_trip --checkpoint "$RUN/best_diffusion.pt" --texts "${books[@]}" --device cpu
+fi
 mkdir -p "$RESULTS"
 cp "$RUN/report/"*.png "$RUN/report/report.json" "$RUN/config.json" "$RESULTS/"
 TEXT="Return the list of names that the module defines, sorted. If the argument is omitted, the current scope is used."

@@ -11,9 +11,16 @@ from PIL import Image
 from image_context.codecs.encoded import BLOCK
 
 HEADER_REACH = 8  # blocks of a page's beginning in which its header stands, corners included
+HEADER_SEEN = (
+    HEADER_REACH + 1
+)  # blocks of a wider page's first row that are drawn to look for it, none of which is its right corner
 MAX_BLOCKS = 160  # on a side of a page that is looked for
 LIKENESS = 0.6  # correlation above which something is a finder pattern
+FAINT = 0.4  # below which no size near one tried is worth trying
 SIZES = np.geomspace(0.4, 2.0, 24)  # of a block, in 28 pixels
+STRETCH = (
+    0.006  # share of its height that an image may be taller or flatter than a page of whole blocks, beside two pixels
+)
 COARSE = 3  # every so many of them are tried first
 
 
@@ -61,16 +68,26 @@ def candidates(image: Image.Image, has_header: Callable[[np.ndarray, bool], bool
         yield from _by_size(view, has_header)
 
 
+def _header_of(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of blocks, from the upper left of a page, that show its header as the whole page does."""
+    if width > HEADER_SEEN:
+        return 1, HEADER_SEEN
+    return min(height, -(-HEADER_REACH // width) + 1), width
+
+
 def _by_size(image: Image.Image, has_header) -> Iterator[tuple[np.ndarray, bool]]:
     """The whole image is the page, of unknown size in blocks."""
     guess = image.width / BLOCK
     for width in sorted(range(1, MAX_BLOCKS), key=lambda w: abs(np.log(w / guess))):
         height = round(image.height * width / image.width)
-        if not 1 <= height < MAX_BLOCKS:
+        bent = abs(
+            image.height - height * image.width / width
+        )  # pixels that a page of whole blocks would be stretched by
+        if not 1 <= height < MAX_BLOCKS or bent > STRETCH * image.height + 2:
             continue
-        rows = min(height, -(-HEADER_REACH // width) + 1)
-        box = (0, 0, image.width, image.height * rows / height)
-        top = np.asarray(image.resize((width * BLOCK, rows * BLOCK), Image.BICUBIC, box))
+        rows, columns = _header_of(height, width)
+        box = (0, 0, image.width * columns / width, image.height * rows / height)
+        top = np.asarray(image.resize((columns * BLOCK, rows * BLOCK), Image.BICUBIC, box, reducing_gap=2.0))
         for fiducials in (False, True):
             if has_header(top, fiducials):
                 yield np.asarray(image.resize((width * BLOCK, height * BLOCK), Image.BICUBIC)), fiducials
@@ -90,9 +107,9 @@ def _by_bullseyes(
         height = round(high * (width - 1) / wide) + 1 + tall
         if height < 2:
             continue
-        rows = min(height, -(-HEADER_REACH // width) + 1)
+        rows, columns = _header_of(height, width)
         mapping = perspective(corners, width, height)
-        view = image.transform((width * BLOCK, rows * BLOCK), Image.PERSPECTIVE, mapping, Image.BICUBIC)
+        view = image.transform((columns * BLOCK, rows * BLOCK), Image.PERSPECTIVE, mapping, Image.BICUBIC)
         if has_header(np.asarray(view), True):
             whole = image.transform((width * BLOCK, height * BLOCK), Image.PERSPECTIVE, mapping, Image.BICUBIC)
             yield np.asarray(whole), True
@@ -108,15 +125,17 @@ def find_bullseyes(gray: np.ndarray) -> tuple[np.ndarray, float] | None:
     if min(height, width) < BLOCK:
         return None
     windows = [(0, 0), (width - reach_x, 0), (width - reach_x, height - reach_y), (0, height - reach_y)]
-    parts = np.stack([gray[y : y + reach_y, x : x + reach_x] for x, y in windows]) / 255
-    maps = {i: _correlate(parts, SIZES[i]) for i in range(0, len(SIZES), COARSE)}
+    correlate = Correlation(np.stack([gray[y : y + reach_y, x : x + reach_x] for x, y in windows]) / 255)
+    maps = {i: correlate(SIZES[i]) for i in range(0, len(SIZES), COARSE)}
 
     def likeness(i: int) -> float:
         return float(maps[i].max((1, 2)).mean())
 
     near = max(maps, key=likeness)
+    if likeness(near) < FAINT:
+        return None
     around = range(max(0, near - COARSE), min(len(SIZES), near + COARSE + 1))
-    maps |= {i: _correlate(parts, SIZES[i]) for i in around if i not in maps}
+    maps |= {i: correlate(SIZES[i]) for i in around if i not in maps}
     at = max(around, key=likeness)
     if maps[at].max((1, 2)).min() < LIKENESS:
         return None
@@ -131,19 +150,28 @@ def find_bullseyes(gray: np.ndarray) -> tuple[np.ndarray, float] | None:
     return (np.array(corners), block) if apart > block / 2 else None
 
 
-def _correlate(parts: np.ndarray, size: float) -> np.ndarray:
-    """Normalized cross-correlation (4, H, W) of image parts (4, H, W) with a finder pattern, over its disc."""
-    reach = int(np.ceil(13.5 * size))
-    template, disc = bullseye(size, reach)
-    count = disc.sum()
-    pattern = np.where(disc, template - template[disc].mean(), 0)
-    pattern /= np.sqrt((pattern**2).sum())
-    kernels = torch.from_numpy(np.stack([pattern, disc.astype(float)])).float()[:, None]
-    image = torch.from_numpy(parts).float()[:, None]
-    image = F.pad(image, (reach,) * 4, value=1.0)
-    match, sums = F.conv2d(image, kernels).unbind(1)
-    squares = F.conv2d(image.square(), kernels[1:])[:, 0]
-    return (match / (squares - sums.square() / count).clamp_min(1e-3 * count).sqrt()).numpy()
+class Correlation:
+    """Normalized cross-correlation of image parts (4, H, W), in [0, 1], with finder patterns of any size: by Fourier transform, whose
+    time does not depend on the size."""
+
+    def __init__(self, parts: np.ndarray):
+        self.shape, self.reach = parts.shape[1:], int(np.ceil(13.5 * SIZES[-1]))
+        padded = F.pad(torch.from_numpy(parts).float(), (self.reach,) * 4, value=1.0)
+        self.size = [-(-side // 64) * 64 for side in padded.shape[1:]]
+        self.image, self.square = (torch.fft.rfft2(each, s=self.size) for each in (padded, padded.square()))
+
+    def __call__(self, size: float) -> np.ndarray:
+        """(4, H, W): over the disc of a pattern of blocks of `size` x 28 pixels whose center is there."""
+        template, disc = bullseye(size, self.reach)
+        count = disc.sum()
+        pattern = np.where(disc, template - template[disc].mean(), 0)
+        pattern /= np.sqrt((pattern**2).sum())
+        kernels = torch.from_numpy(np.stack([pattern, disc.astype(float)])).float()
+        kernels = torch.fft.rfft2(kernels, s=self.size).conj()
+        products = torch.stack([self.image * kernels[0], self.image * kernels[1], self.square * kernels[1]])
+        height, width = self.shape
+        match, sums, squares = torch.fft.irfft2(products, s=self.size)[:, :, :height, :width]
+        return (match / (squares - sums.square() / count).clamp_min(1e-3 * count).sqrt()).numpy()
 
 
 def _peak(values: np.ndarray, at: int) -> float:

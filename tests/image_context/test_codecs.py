@@ -1,6 +1,7 @@
 """A text that a codec writes comes back to the letter, also from an image that something has happened to."""
 
 import random
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -254,6 +255,23 @@ def test_an_image_without_code_is_refused(name):
     for image in (Image.new("RGB", (112, 112), "white"), Image.fromarray(noise), Image.new("RGB", (3, 5))):
         with pytest.raises(DamagedCode, match=r"no codebook page|no QR symbol"):
             build_codec(name).decode([image])
+
+
+def test_a_photograph_without_a_page_is_refused_within_seconds():
+    rough = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    photograph, codec = Image.fromarray(rough).resize((2000, 1500), Image.BICUBIC), build_codec("codebook")
+    codec.decode(codec.encode(SAMPLE).images)  # what is set up once
+    start = time.thread_time()
+    with pytest.raises(DamagedCode, match="no codebook page"):
+        codec.decode([photograph])
+    assert time.thread_time() - start < 3
+
+
+@pytest.mark.parametrize("stretched", [0.996, 1.004])
+def test_a_page_that_was_scaled_a_little_unevenly_is_read(stretched):
+    (page,) = build_codec("codebook", parity=32).encode(SAMPLE[:700]).images
+    uneven = page.resize((round(page.width * 1.37), round(page.height * 1.37 * stretched)), Image.BICUBIC)
+    assert build_codec("codebook").decode([uneven]) == SAMPLE[:700]
 
 
 def test_a_header_that_is_never_written_is_none():

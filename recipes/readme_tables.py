@@ -427,8 +427,16 @@ UNTOLD = "not told in one line, or a file left half-written"
 FAULTS = {
     "signals": ("signals to all processes of a run, and a closed terminal", "without a checkpoint within ten seconds"),
     "disk, file too large": ("a program on a disk that takes no more of a file", UNTOLD),
+    "disk, full": ("a program on a full disk", UNTOLD),
     "disk, read-only": ("a program in a read-only folder", UNTOLD),
+    "disk, folder removed": ("a trainer whose folder is removed", UNTOLD),
     "disk, former checkpoint": ("no room for a new checkpoint", "former ones harmed"),
+    "numbers": (
+        "gradients that are no numbers, settings at their edge, empty to full pictures",
+        "not recovered from, or not told in one line",
+    ),
+    "load": ("ten programs at once, fifty requests at once to the page for a minute", "errors, or memory that grows"),
+    "same seed": ("trainings again, builds by 1 to 4 threads, under other hash seeds", "with another result"),
 }
 
 
@@ -437,7 +445,7 @@ def faults() -> str:
     found = load("faults.json")
     rows = [
         [
-            f"`{name}` killed at random moments",
+            f"`{name.partition(', ')[0]}`{name.partition(',')[2] and ' in two processes'} killed at random moments",
             f"{row['tried']:,}",
             f"{row['differing']} ended otherwise than a run left alone",
         ]
@@ -446,6 +454,18 @@ def faults() -> str:
     files = found["bad_inputs"].values()
     tried, tracebacks, hangs = (sum(row[key] for row in files) for key in ("tried", "tracebacks", "hangs"))
     rows.append([f"damaged files, {len(files)} kinds", f"{tried:,}", f"{tracebacks} tracebacks, {hangs} hangs"])
+    if "flags" in found:
+        flags = found["flags"].values()
+        tried, tracebacks, hangs, wrong = (
+            sum(row[key] for row in flags) for key in ("tried", "tracebacks", "hangs", "wrong")
+        )
+        rows.append(
+            [
+                "values that flags should not have",
+                f"{tried:,}",
+                f"{tracebacks} tracebacks, {hangs} hangs, {wrong} otherwise wrong",
+            ]
+        )
     for kind, (label, failure) in FAULTS.items():
         if kind in found:
             tried, wrong = (sum(row[key] for row in found[kind].values()) for key in ("tried", "wrong"))

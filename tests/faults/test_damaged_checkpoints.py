@@ -1,6 +1,7 @@
 """Whatever is wrong with a checkpoint, it is refused in one line: nothing is computed with it, and no code in it runs."""
 
 import copy
+import gc
 import pickle
 import subprocess
 import sys
@@ -172,4 +173,15 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         with pytest.raises(UserError, match="another run is writing"):
             FolderLock(tmp_path)
         other.kill()
+    FolderLock(tmp_path).release()
+
+
+def test_a_run_that_failed_lets_its_folder_go(tmp_path):
+    def fail():
+        lock = FolderLock(tmp_path)
+        raise UserError(f"{lock}")
+
+    with pytest.raises(UserError):
+        fail()
+    gc.collect()
     FolderLock(tmp_path).release()

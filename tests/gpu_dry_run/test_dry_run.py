@@ -4,14 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
+import torch
 
 import train
 from tests.conftest import TINY, run_main
-from tests.runs import ROOT
+from tests.runs import ROOT, load
 from tests.tokcom.conftest import SMALL
 from tokcom import train as tokcom_train
+from tokcom.config import PRESETS, ModelArgs, from_dict, to_saved
+from tokcom.model import TokComVAE
 
 pytestmark = [
     pytest.mark.dry_run,
@@ -73,6 +77,21 @@ def test_a_step_of_tokcom_waits_for_nothing(data, tmp_path):
     ]  # fmt: skip
     for found in stages:
         assert len(found["steps"]) > 5 and not any(step["waits"] for step in found["steps"])
+
+
+@pytest.mark.parametrize("preset", ["base", "v5.2"])
+def test_steps_of_the_large_presets_wait_for_nothing(data, tokcom_checkpoint, tmp_path, preset):
+    sizes = {"max_length": 64, "vocab_size": 300}
+    options = ("--preset", preset, "--data_path", data, "--batch_size", 200, "--log_interval", 100, "--device", "cuda")
+    options += ("--max_length", 64, "--vae_epochs", 1, "--diffusion_epochs", 1, "--num_sample_steps", 2)
+    untrained = tmp_path / "untrained.pt"
+    model_args = ModelArgs(**{**asdict(from_dict(ModelArgs, PRESETS[preset])), **sizes})
+    state = load(tokcom_checkpoint.parent / "best_vae.pt")
+    weights = TokComVAE(model_args).state_dict()
+    torch.save({**state, "model_args": to_saved(model_args), "vae_model_state_dict": weights}, untrained)
+    for stage, given in (("vae", ()), ("diffusion", ("--vae_checkpoint", untrained))):
+        found = dry_run("tokcom.train", *options, "--stage", stage, *given, "--output_dir", tmp_path / stage)
+        assert len(found["steps"]) > 1 and not any(step["waits"] for step in found["steps"])
 
 
 def test_evaluation_and_sampling_run(data, checkpoint, tmp_path):

@@ -1,8 +1,5 @@
-"""Noise, likelihood, posterior, losses and samplers do what their formulas say."""
+"""Noise, likelihood, posterior and losses do what their formulas say."""
 
-import math
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,70 +7,14 @@ from torch import nn
 import corpus.ngram_tables
 import diffusion as method
 import kit.cross_entropy
-from corpus.ngram import ALL, NGram, unigram_context
-from diffusion import SAMPLERS, Diffusion, Guide
-from kit import sampling
+from corpus.ngram import ALL, unigram_context
+from diffusion import Diffusion
 from kit.errors import UserError
-from kit.sampling import num_passes
-from kit.times import TimeSampler
 from model import build_jit_model
 from palette import SCANS, Layout, build_palette
+from tests.small_diffusion import VOCAB, batch, counted, make, opened, real_batch, texts
 
-VOCAB = 64
 LARGE = 5000
-
-
-def texts(vocab_size=VOCAB, seed=0, count=40, length=60):
-    """Tokens (count, length) in which u is followed by one of three tokens."""
-    rng = np.random.default_rng(seed)
-    rows = [rng.integers(vocab_size, size=count)]
-    for _ in range(length - 1):
-        rows.append((5 * rows[-1] + 1 + rng.integers(3, size=count)) % vocab_size)
-    return np.stack(rows, axis=1)
-
-
-def counted(order=3, folds=1, vocab_size=VOCAB):
-    """An n-gram model of such texts."""
-    parts = [texts(vocab_size, seed) for seed in range(folds)]
-    return NGram([[(part.ravel(), np.arange(0, part.size, part.shape[1]))] for part in parts], vocab_size, order)
-
-
-def make(objective="token", predict_clean=True, ngram=None, scan="block", vocab_size=VOCAB):
-    """A new network; beside n-grams, with zero logits of its own, and gate 1 for them and for the highest order."""
-    torch.manual_seed(0)
-    network = build_jit_model(
-        "JiT-Ti/4", 8, predict_clean, vocab_size if objective == "token" else None,
-        ngram=ngram.order if ngram else 0, token_dim=16, token_depth=1,
-    )  # fmt: skip
-    if ngram:
-        nn.init.zeros_(network.gate.bias)
-        network.gate.bias.data[[0, -1]] = 1
-    log_unigram = ngram.log_unigram[ALL] if ngram else None
-    palette, layout = build_palette("shuffled", vocab_size), Layout(8, 4, scan)
-    return Diffusion(network, palette, layout, objective, log_unigram, ngram)
-
-
-def opened(diffusion):
-    """Open the gates of the network, so that every part of it speaks."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in diffusion.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return diffusion.eval()
-
-
-def batch(seed=0, size=4, vocab_size=VOCAB):
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(vocab_size, (size, 64), generator=generator)
-    mask = torch.arange(64)[None] < torch.tensor([[64], [40], [17], [3]])[:size]
-    return tokens, mask, torch.rand(size, generator=generator), torch.randn(size, 64, 3, generator=generator)
-
-
-def real_batch(sigma=0.3, size=4, vocab_size=VOCAB):
-    """Unseen texts of the kind that `counted` has counted, at one noise level."""
-    tokens, mask, t, noise = batch(size=size)
-    tokens[:, :60] = torch.from_numpy(texts(vocab_size, seed=99, count=size))
-    return tokens, mask, torch.full_like(t, 1 / (1 + sigma)), noise
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -484,144 +425,6 @@ def test_recovering_in_several_passes_gives_each_the_one_before():
     assert not torch.allclose(by_hand[1].nll, by_hand[2].nll, atol=1e-4)
     assert len(seen) == 3
     assert all(torch.allclose(x, each.x_pred, atol=1e-5) for x, each in zip(seen, by_hand))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Samplers
-
-
-class TwoTokens(nn.Module):
-    """A perfect denoiser for one-token pictures whose only tokens are 0 (chance 0.8) and 1: no context, known prior."""
-
-    vocab_size, predict_clean, ngram = VOCAB, True, 0
-
-    def __init__(self):
-        super().__init__()
-        self.prior = torch.full((VOCAB,), -1e9)
-        self.prior[:2] = torch.tensor([0.8, 0.2]).log()
-        self.embedding = nn.Parameter(torch.zeros(VOCAB, 1))
-
-    def forward(self, z, t, mask, cond_mask=None, soft=None, prev=None):
-        return torch.zeros(*mask.shape, 1)
-
-    def head(self, features):
-        return self.prior.expand(*features.shape[:-1], VOCAB)
-
-
-@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
-def test_samplers_draw_tokens_in_their_true_proportions(sampler):
-    diffusion = Diffusion(TwoTokens(), build_palette("shuffled", VOCAB), Layout(8, 4))
-    mask = torch.ones(64, 64, dtype=torch.bool)
-    grid = TimeSampler("logit_normal", 0.0, 1.5).grid(40)
-    found = diffusion.sample(mask, grid, sampler, generator=torch.Generator().manual_seed(0))
-    share = (found == 0).float().mean().item()
-    assert (found <= 1).all()
-    assert abs(share - 0.8) < 4 * math.sqrt(0.8 * 0.2 / found.numel()) + 0.01
-
-
-def test_churn_leaves_the_proportions_and_guidance_sharpens_them():
-    """Guidance away from a network to which both tokens are alike: p^(1 + w), normalized."""
-    diffusion, other = (Diffusion(TwoTokens(), build_palette("shuffled", VOCAB), Layout(8, 4)) for _ in range(2))
-    other.network.prior = torch.where(diffusion.network.prior > -5, 0.0, -30.0)
-    mask, grid = torch.ones(64, 64, dtype=torch.bool), TimeSampler("logit_normal", 0.0, 1.5).grid(40)
-    for options, expected in (
-        ({"churn": 20.0}, 0.8),
-        ({"guide": Guide(other, 1.0)}, 0.64 / 0.68),
-        ({"guide": Guide(other, -0.5)}, 2 / 3),
-    ):
-        generator = torch.Generator().manual_seed(0)
-        found = diffusion.sample(mask, grid, "euler", generator=generator, **options)
-        share = (found == 0).float().mean().item()
-        assert (found <= 1).all() and abs(share - expected) < 4 * math.sqrt(0.16 / found.numel()) + 0.01, options
-    stranger = Diffusion(TwoTokens(), build_palette("digits", VOCAB), Layout(8, 4))
-    with pytest.raises(UserError, match="another palette"):
-        diffusion.sample(mask, grid, "euler", guide=Guide(stranger, 1.0))
-
-
-def test_heun_follows_the_flow_more_closely_than_euler():
-    """From the same noise, a few steps of each against many."""
-    diffusion = Diffusion(TwoTokens(), build_palette("shuffled", VOCAB), Layout(8, 4))
-    mask, times = torch.ones(8, 64, dtype=torch.bool), TimeSampler("logit_normal", 0.0, 1.5)
-    noise = torch.randn(8, 64, 3, generator=torch.Generator().manual_seed(0))
-
-    def end(sampler, num_steps):
-        grid, estimates = times.grid(num_steps, 0.1, lowest=1.0), []
-        diffusion.sample(mask, grid, sampler, noise * (1 - grid[0]), callback=estimates.append)
-        return estimates[-1]
-
-    exact = end("euler", 400)
-    error = [(end(sampler, 8) - exact).square().mean() for sampler in ("euler", "heun")]
-    assert error[1] < 0.3 * error[0]
-
-
-@pytest.mark.parametrize(("sampler", "temperature"), [("posterior", 1.0), ("stochastic", 0), ("euler", 0)])
-def test_the_posterior_takes_the_likelier_token_instead_of_drawing(sampler, temperature):
-    diffusion = Diffusion(TwoTokens(), build_palette("shuffled", VOCAB), Layout(8, 4))
-    mask = torch.ones(64, 64, dtype=torch.bool)
-    grid = TimeSampler("logit_normal", 0.0, 1.5).grid(3)
-    generator = torch.Generator().manual_seed(0)
-    assert (diffusion.sample(mask, grid, sampler, temperature=temperature, generator=generator) == 0).all()
-
-
-@pytest.mark.parametrize("ngram", [False, True])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_given_tokens_stay_and_padding_stays_empty(sampler, ngram):
-    diffusion = opened(make(ngram=counted() if ngram else None))
-    tokens, mask, _, _ = batch()
-    given = mask & (torch.arange(64) < 9)
-    grid = TimeSampler("logit_normal").grid(4)
-    calls = []
-    found = diffusion.sample(mask, grid, sampler, cond_mask=given, cond_tokens=tokens, callback=calls.append)
-    assert torch.equal(found[given], tokens[given])
-    assert (found[~mask] == 0).all() and found[mask & ~given].any()
-    assert len(calls) == (4 if sampler == "posterior" else num_passes(sampler, 4))
-    assert all(torch.equal(x[given], diffusion.palette.colors[tokens[given]]) for x in calls)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_temperature_zero_and_the_posterior_sampler_recover(sampler):
-    """Both stay at the noise they were given and make as many passes as the grid has times."""
-    diffusion = opened(make(ngram=counted()))
-    nn.init.normal_(diffusion.network.prev_proj.weight, std=0.5)
-    tokens, mask, t, noise = real_batch(0.5)
-    given = mask & (torch.arange(64) < 4)
-    z = diffusion.add_noise(tokens, t, noise, given)
-    grid = TimeSampler("logit_normal").grid(3, float(t[0]))
-    settings = dict(z=z, cond_mask=given, cond_tokens=tokens)
-    found = diffusion.sample(mask, grid, sampler, temperature=0 if sampler != "posterior" else 1.0, **settings)
-    assert torch.equal(found, diffusion.recover(z, torch.full((4,), float(grid[0])), mask, given, passes=3).tokens)
-    assert not torch.equal(found, diffusion.recover(z, t, mask, given, passes=1).tokens)
-
-
-@pytest.mark.parametrize("sampler", ["euler", "heun", "stochastic"])
-def test_samplers_return_a_clean_text_from_little_noise(sampler):
-    diffusion = make(ngram=counted())
-    tokens, mask, t, noise = real_batch(0.1)
-    grid = TimeSampler("logit_normal").grid(5, float(t[0]))
-    z = diffusion.add_noise(tokens, t, noise)
-    found = diffusion.sample(mask, grid, sampler, z, generator=torch.Generator().manual_seed(0))
-    assert (found == tokens)[mask].float().mean() > 0.97
-
-
-def test_a_low_temperature_draws_likelier_texts():
-    ngram = counted()
-    diffusion = make(ngram=ngram)
-    diffusion.network.head.bias.data.copy_(torch.randn(VOCAB) * 0.1)
-    mask, grid = torch.ones(8, 64, dtype=torch.bool), TimeSampler("logit_normal", 0.0, 1.5).grid(12)
-    bits = []
-    for temperature in (1.0, 0.5):
-        found = diffusion.sample(
-            mask, grid, "stochastic", temperature=temperature, generator=torch.Generator().manual_seed(0)
-        )
-        bits.append(ngram.bits_per_token(found.numpy(), 3))
-    assert bits[1] < bits[0]
-
-
-def test_a_sampler_repeats_itself_for_a_seed():
-    diffusion, mask = make(), torch.ones(1, 64, dtype=torch.bool)
-    grid = TimeSampler("logit_normal").grid(4)
-    runs = [diffusion.sample(mask, grid, "stochastic", generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
-    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_a_build_that_was_killed_anywhere_is_the_same_when_done_again(record, tm
     text = tmp_path / "texts"
     text.mkdir()
     for index in range(40):
-        (text / f"{index}.txt").write_text(sentences(index, 4000), encoding="utf-8")
+        (text / f"{index}.txt").write_text(sentences(index, 400), encoding="utf-8")
     command = [sys.executable, "build_pretrain_data.py", "--input", text, "--vocab_size", "300", "--output_dir"]
     start = time.monotonic()
     run_whole([*command, tmp_path / "whole"])

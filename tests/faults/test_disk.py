@@ -106,15 +106,14 @@ def disk(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_full_disk_is_told_in_one_line(programs, disk, record, name):  # noqa: F811
     wrong = []
-    for kilobytes in DISKS:
+    sizes = DISKS[1:] if "train_lora" in name else DISKS  # the least of them would not hold its data
+    for kilobytes in sizes:
         output = disk(kilobytes)
-        if "train_lora" in name and kilobytes < 512:
-            continue  # its data would not fit
         done = run(programs[name](output))
         if not in_one_line(done):
             wrong.append((kilobytes, done.returncode, done.stderr[-1500:]))
         wrong += [(kilobytes, each) for each in broken(output)]
-    record("disk, full", name, tried=len(DISKS), wrong=len(wrong))
+    record("disk, full", name, tried=len(sizes), wrong=len(wrong))
     assert not wrong, wrong
 
 

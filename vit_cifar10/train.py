@@ -330,6 +330,8 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {getattr(args, name)}: need 0 or more")
     if not 0 < args.lr < math.inf:
         raise UserError(f"--lr {args.lr}: need a positive number")
+    if not 0 < args.mlp_ratio <= 64:
+        raise UserError(f"--mlp_ratio {args.mlp_ratio}: need a number above 0, up to 64")
     if args.img_size % args.patch_size:
         raise UserError(f"--img_size {args.img_size} is no multiple of --patch_size {args.patch_size}")
     if args.embed_dim % args.num_heads:

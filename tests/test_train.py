@@ -13,6 +13,7 @@ import pytest
 import torch
 from rapidfuzz.distance import Levenshtein
 
+import draws
 import train
 from corpus.chunks import open_built
 from corpus.loader import batches
@@ -235,7 +236,7 @@ def test_a_loss_on_some_positions_is_that_of_all_on_average(data):
 
     def drawn(fraction, step):
         args = argparse.Namespace(seed=0, infill_prob=0.3, loss_fraction=fraction)
-        return train.draw(lengths, None, 16, TimeSampler("uniform"), step, args, runtime)
+        return draws.draw(lengths, None, 16, TimeSampler("uniform"), step, args, runtime)
 
     def weight(fraction):  # of each sample in the loss, on average
         parts = (drawn(fraction, step) for step in range(400))
@@ -298,11 +299,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(refused, data
 def test_given_positions_come_as_prefixes_gaps_and_runs():
     torch.manual_seed(0)
     count = torch.full((400,), 50)
-    known = train.sample_cond_mask(count, 64, probability=1.0)
+    known = draws.sample_cond_mask(count, 64, probability=1.0)
     assert not known[:, 50:].any() and (~known[:, :50]).any(1).all() and known.any(1).float().mean() > 0.9
     prefixes = [(row[:50].diff() != 0).sum() == 1 and row[0] for row in known.int()]
     assert 0.2 < sum(map(bool, prefixes)) / 400 < 0.6
-    assert not train.sample_cond_mask(count, 64, probability=0.0).any()
+    assert not draws.sample_cond_mask(count, 64, probability=0.0).any()
 
 
 @pytest.mark.parametrize(
@@ -404,18 +405,18 @@ def test_a_checkpoint_from_before_the_ngrams_is_refused(refused, data, trained, 
 def test_a_chunk_is_trained_beside_counts_of_other_chunks(data):
     """Its fold is that whose tables were counted without it."""
     chunks = open_built(data / "train")
-    folds = chunks.folds(train.FOLDS)
+    folds = chunks.folds(draws.FOLDS)
     ngram = NGram(folds, 300, 2)
     args, runtime = argparse.Namespace(infill_prob=0.0, loss_fraction=1.0, ngram=3, seed=0), device.start("cpu")
     for index in range(0, len(chunks), 41):
         (batch,) = batches(chunks, iter([[index]]), 16)
-        drawn = train.draw(batch["num_tokens"], None, 16, TimeSampler("uniform"), 0, args, runtime)
-        (fold,) = train.sample_inputs(batch, drawn, slice(None), chunks, 1, args, runtime)["fold"].tolist()
+        drawn = draws.draw(batch["num_tokens"], None, 16, TimeSampler("uniform"), 0, args, runtime)
+        (fold,) = draws.sample_inputs(batch, drawn, slice(None), chunks, 1, args, runtime)["fold"].tolist()
         text = chunks[index].numpy()
         held = [[piece for tokens, first in part for piece in np.split(tokens, first[1:])] for part in folds]
         inside = [any(np.array_equal(text, piece) for piece in pieces) for pieces in held]
         assert inside[fold - 1] and sum(inside) == 1
-    assert ngram.folds == 1 + train.FOLDS
+    assert ngram.folds == 1 + draws.FOLDS
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half"])

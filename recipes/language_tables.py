@@ -1,0 +1,133 @@
+"""README's tables on language: likelihood, gaps, generated texts and answers."""
+
+import json
+import math
+from statistics import mean, stdev
+
+from recipes.markdown import RESULTS, load, percent, table
+
+RUNGS = ("3", "15", "60")  # minutes
+SHOWN_PASSES = (None, 16, 64)
+FURTHER = {"wikitext2": "WikiText-2", "books": "English books", "novels_ladder": "Chinese novels"}
+SYSTEMS = {
+    "bigrams": "bigrams, counted", "trigrams": "trigrams, counted", "autoregressive": "autoregressive transformer",
+    "masked diffusion": "masked diffusion (bound)", "network alone": "network alone (bound)",
+    "network with n-grams": "**network with n-grams** (bound)",
+}  # fmt: skip
+PUBLISHED = [["nanoGPT by characters, as published", "1.88", "", "1.47 (GPU)"]]
+
+
+def rungs() -> dict[str, dict]:
+    """The rungs of the ladder that were measured."""
+    files = {minutes: f"shakespeare/{minutes}.json" for minutes in RUNGS}
+    return {minutes: load(file) for minutes, file in files.items() if (RESULTS / file).is_file()}
+
+
+def ladder() -> str:
+    """Nats per character of the test text after so many minutes of training."""
+    found = rungs()
+
+    def cell(minutes: str, name: str) -> str:
+        seeds = [
+            load(f"shakespeare/{path.name}") for path in sorted((RESULTS / "shakespeare").glob(f"{minutes}-seed*.json"))
+        ]
+        if not seeds or name in ("bigrams", "trigrams"):
+            return likelihood(found.get(minutes), name, math.log(2))
+        values = [rung["likelihood"][name]["bits_per_byte"] * math.log(2) for rung in (found[minutes], *seeds)]
+        return f"{mean(values):.3f} ± {stdev(values):.3f}"
+
+    rows = [[label, *(cell(minutes, name) for minutes in RUNGS)] for name, label in SYSTEMS.items()]
+    return table(["nats per character", *(f"{minutes} minutes" for minutes in RUNGS)], [*rows, *PUBLISHED])
+
+
+def likelihood(found: dict | None, name: str, unit: float = 1.0) -> str:
+    """Bits per byte of a system in a comparison, with its interval, times `unit`."""
+    if found is None or name not in found["likelihood"]:
+        return "not yet measured"
+    row = found["likelihood"][name]
+    low, high = (value * unit for value in row["bits_per_byte_ci"])
+    return f"{row['bits_per_byte'] * unit:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def further() -> str:
+    """Bits per byte on other texts, each after five minutes of training."""
+    found = {}
+    for name in FURTHER:
+        if (RESULTS / name / "5.json").is_file():
+            found[name] = load(f"{name}/5.json")
+    rows = [[label, *(likelihood(found.get(text), name) for text in FURTHER)] for name, label in SYSTEMS.items()]
+    return table(["bits per byte", *FURTHER.values()], rows)
+
+
+def gaps() -> str:
+    found = rungs()
+    names = list(dict.fromkeys(name for rung in found.values() for name in rung["gaps"]))
+
+    def cell(minutes: str, name: str) -> str:
+        measured = minutes in found and name in found[minutes]["gaps"]
+        return percent(found[minutes]["gaps"][name]["accuracy"]) if measured else "not yet measured"
+
+    rows = [[name, *(cell(minutes, name) for minutes in RUNGS)] for name in names]
+    return table(["tokens in gaps found", *(f"{minutes} minutes" for minutes in RUNGS)], rows)
+
+
+def generation() -> str:
+    """Generated texts of the highest rung that was measured with all systems."""
+    rows = []
+    complete = [rung for rung in rungs().values() if len(rung["likelihood"]) == len(SYSTEMS)]
+    for row in complete[-1]["generation"]:
+        if row["passes"] not in SHOWN_PASSES:
+            continue
+        passes = "" if row["passes"] is None else str(row["passes"])
+        rows.append([
+            row["name"], passes, f"{row['gen_ppl']:.1f}", f"{row['entropy']:.2f}", *(percent(row[key]) for key in ("distinct", "seen", "words")),
+        ])  # fmt: skip
+    header = ["texts", "passes", "perplexity", "entropy, bits", "distinct 4-grams", "4-grams seen", "words that exist"]
+    return table(header, rows)
+
+
+def levers() -> str:
+    """What moves the texts of one checkpoint."""
+    found = load("generation.json")
+    rows = [
+        [row["name"], f"{row['gen_ppl']:.1f}", f"{row['entropy']:.2f}", percent(row["seen"]), percent(row["words"])]
+        for row in found["rows"]
+    ]
+    return table([f"{found['passes']} passes", "perplexity", "entropy, bits", "4-grams seen", "words that exist"], rows)
+
+
+def trainings() -> str:
+    """Texts of networks that were trained differently."""
+    found = load("generation_training.json")
+    names = list(dict.fromkeys(row["name"] for row in found["generation"] if row["passes"]))
+    rows = []
+    for name in names:
+        row = next(row for row in found["generation"] if row["name"] == name and row["passes"] == 64)
+        nats = found["likelihood"][name]["bits_per_byte"] * math.log(2)
+        rows.append(
+            [
+                name,
+                f"{nats:.3f}",
+                f"{row['gen_ppl']:.0f}",
+                f"{row['entropy']:.2f}",
+                percent(row["seen"]),
+                percent(row["words"]),
+            ]
+        )
+    return table(
+        ["64 passes", "nats per character", "perplexity", "entropy, bits", "4-grams seen", "words that exist"], rows
+    )
+
+
+def answers() -> str:
+    """Answers that are right, of each task."""
+    files = sorted((RESULTS / "answers").glob("*.json"))
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8"))["rows"] for path in files}
+    names = list(dict.fromkeys(row["name"] for rows in found.values() for row in rows))
+    right = {task: {row["name"]: row for row in rows} for task, rows in found.items()}
+    tasks = ("sorting", "lookup")
+    rows = [
+        [name, *(percent(right[t][name]["exact"]) if t in found else "not yet measured" for t in tasks)]
+        for name in names
+    ]
+    return table(["answers right", *tasks], rows)

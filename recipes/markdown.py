@@ -1,0 +1,29 @@
+"""Results as Markdown tables."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from kit.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+
+
+def load(name: str) -> dict:
+    path = RESULTS / name
+    if not path.is_file():
+        raise UserError(f"no {path}: run its recipe")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(header)]
+    lines += [["---"] * len(lines[0]), *map(list, rows)]
+    return (
+        "".join("| " + " | ".join(line) + " |\n" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
+    )
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}%"

@@ -78,9 +78,9 @@ def plot(result: dict, path: Path) -> None:
     for axis, (name, color) in zip(axes, (("build", "C0"), ("training", "C2"))):
         minutes = np.array(result[name]["seconds"]) / 60
         axis.plot(minutes, result[name]["megabytes"], color=color)
-        axis.set(xlabel="minutes", ylim=(0, None))
-        axis.set_title(f"{name}, {result['gigabytes']:.1f} GB of text", loc="left")
-    axes[0].set_ylabel("memory held (MB)")
+        axis.set_xlabel("minutes")
+        axis.set_title(f"{name}, {result['gigabytes']:.2g} GB of text", loc="left")
+    axes[0].set(ylabel="memory held (MB)", ylim=(0, None))
     save(figure, path)
 
 

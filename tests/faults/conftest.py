@@ -6,6 +6,7 @@ import json
 import pytest
 
 from kit.runlog import write_json
+from tests.faults.trainers import trainer  # noqa: F401
 from tests.runs import ROOT
 from tests.vit_cifar10.conftest import images  # noqa: F401
 

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from tests.faults.test_kills import TRAINERS, contents, logged, prepare, trainers, write_reader_config
+from tests.faults.test_kills import contents
+from tests.faults.trainers import TRAINERS, logged
 from tests.runs import ROOT, load, same_tensors
 
 pytestmark = pytest.mark.faults
@@ -19,22 +20,17 @@ def run(command, **environment: str) -> None:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, **environment})
 
 
-@pytest.mark.parametrize("name", TRAINERS)
-def test_a_seed_gives_the_same_weights(name, request, record, tmp_path):
-    data = request.getfixturevalue("data") if name in ("train.py", "tokcom.train") else None
-    images = request.getfixturevalue("images") if name == "vit_cifar10.train" else None
-    config = tmp_path / "train.yaml"
-    write_reader_config(config)
-    command, tensors = trainers(data, images, config)[name]
+@pytest.mark.parametrize("trainer", TRAINERS, indirect=True)
+def test_a_seed_gives_the_same_weights(trainer, record, tmp_path):
     found = []
     for hash_seed in ("0", "1"):
         output = tmp_path / hash_seed
-        prepare(name, config, output)
-        run([sys.executable, *command, "--output_dir", output], PYTHONHASHSEED=hash_seed)
-        found.append((tensors(load(output / "last.pth")), logged(output)))
+        trainer.prepare(output)
+        run([sys.executable, *trainer.command, "--output_dir", output], PYTHONHASHSEED=hash_seed)
+        found.append((trainer.tensors(load(output / "last.pth")), logged(output)))
     (first, steps), (second, others) = found
     same = same_tensors(first, second) and steps == others
-    record("same seed", name, tried=1, wrong=int(not same))
+    record("same seed", trainer.name, tried=1, wrong=int(not same))
     assert same
 
 

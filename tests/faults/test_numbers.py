@@ -3,6 +3,7 @@
 ./test.sh -m faults
 """
 
+import itertools
 import json
 import math
 
@@ -10,65 +11,43 @@ import pytest
 import torch
 
 import inference
-import train
-from image_context import train_lora
 from pretrained import load_pretrained
-from tests.conftest import SENTENCE, TINY
-from tests.faults.test_kills import prepare, write_reader_config
-from tests.runs import load, rows, same_tensors
-from tests.tokcom.conftest import SMALL
-from tests.vit_cifar10.conftest import SHORT
+from tests.conftest import SENTENCE
+from tests.faults.trainers import TRAINERS, logged
+from tests.runs import load, same_tensors
 from tokcom import inference as tokcom_inference
-from tokcom import train as tokcom_train
-from vit_cifar10 import train as vit_train
 
 pytestmark = pytest.mark.faults
-OFTEN = ("--save_steps", 2, "--log_interval", 1)
 POISONED = 7  # the step whose gradients are harmed
-
-
-@pytest.fixture(params=["train.py", "tokcom.train", "vit_cifar10.train", "image_context.train_lora"])
-def trainer(request, tmp_path):
-    """Its name, its module, its arguments without --output_dir, what has to lie in the folder before, and its weights in a last.pth."""
-    get, name, config = request.getfixturevalue, request.param, tmp_path / "train.yaml"
-    if name == "image_context.train_lora":
-        write_reader_config(config)
-    found = {
-        "train.py": lambda: (train, ("--data_path", get("data"), *TINY, *OFTEN, "--ngram", 0, "--max_steps", 20), "model_state_dict"),
-        "tokcom.train": lambda: (
-            tokcom_train, ("--data_path", get("data"), *SMALL, *OFTEN, "--vae_epochs", 2, "--diffusion_epochs", 1), "denoised_model_state_dict"
-        ),
-        "vit_cifar10.train": lambda: (vit_train, ("--data_path", get("images"), *SHORT, *OFTEN), "model_state_dict"),
-        "image_context.train_lora": lambda: (train_lora, ("--config", config, "--device", "cpu"), "weights"),
-    }  # fmt: skip
-    module, arguments, weights = found[name]()
-    return name, module, arguments, lambda folder: prepare(name, config, folder), weights
+SHORTER = {
+    "train.py": ("--max_steps", 20, "--ngram", 0), "tokcom.train": ("--vae_epochs", 2, "--diffusion_epochs", 1), "vit_cifar10.train": ("--epochs", 3),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf, 1e38])
+@pytest.mark.parametrize("trainer", TRAINERS, indirect=True)
 def test_a_step_that_breaks_is_named_and_the_run_goes_on_from_before(
     trainer, call, refused, record, tmp_path, monkeypatch, factor
 ):
-    name, module, arguments, ready, weights = trainer
-    for folder in (tmp_path / "whole", tmp_path / "run"):
-        ready(folder)
-    assert call(module, *arguments, "--output_dir", tmp_path / "whole") == 0
-    backward, count = torch.Tensor.backward, iter(range(1, 10**9))
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    for folder in (whole, run):
+        trainer.prepare(folder)
+    arguments = (trainer.module, *trainer.arguments, *SHORTER.get(trainer.name, ()), "--output_dir")
+    assert call(*arguments, whole) == 0
+    backward, count = torch.Tensor.backward, itertools.count(1)
     with monkeypatch.context() as patch:
         patch.setattr(
             torch.Tensor,
             "backward",
             lambda loss, *args, **kwargs: backward(loss * factor if next(count) == POISONED else loss, *args, **kwargs),
         )
-        told = refused(module, *arguments, "--output_dir", tmp_path / "run")
-    kept = load(tmp_path / "run" / "last.pth")
-    finite = all(torch.isfinite(value).all() for value in kept[weights].values())
-    assert call(module, *arguments, "--output_dir", tmp_path / "run", "--resume", "auto") == 0
-    same = same_tensors(*(load(tmp_path / run / "last.pth")[weights] for run in ("whole", "run")))
-    fine = f"at step {POISONED}" in told and "last.pth" in told and finite and same
-    record("numbers", f"{name}, gradients times {factor:g}", tried=1, wrong=int(not fine))
+        told = refused(*arguments, run)
+    finite = all(torch.isfinite(value).all() for value in trainer.tensors(load(run / "last.pth")).values())
+    assert call(*arguments, run, "--resume", "auto") == 0
+    same = same_tensors(*(trainer.tensors(load(folder / "last.pth")) for folder in (whole, run)))
+    fine = f"at step {POISONED}" in told and "last.pth" in told and finite and same and logged(run) == logged(whole)
+    record("numbers", f"{trainer.name}, gradients times {factor:g}", tried=1, wrong=int(not fine))
     assert fine, (told, finite, same)
-    assert list(rows(tmp_path / "run", "loss")) == list(rows(tmp_path / "whole", "loss"))
 
 
 EDGES = {

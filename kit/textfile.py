@@ -8,6 +8,8 @@ from kit.whole import whole
 
 def read_text(path: str | Path) -> str:
     """The text of a file. Raises UserError where there is none or it is not UTF-8."""
+    if Path(path).exists() and not Path(path).is_file():  # a device may have no end, a pipe no beginning
+        raise UserError(f"{path} is no file")
     try:
         return Path(path).read_bytes().decode("utf-8")
     except OSError as error:

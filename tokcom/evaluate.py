@@ -30,7 +30,7 @@ from corpus.tokenizer import Tokenizer
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.errors import UserError
-from kit.runlog import environment, make_folder, write_json
+from kit.runlog import environment, make_folder, progress_bar, write_json
 from kit.textfile import read_text
 from kit.times import TimeSampler
 from tokcom.dataset import chosen_batches
@@ -94,12 +94,22 @@ def main() -> None:
         ngrams = NGramDecoder.of(open_built(split), tokenizer.vocab_size).to(runtime.device)
     held_out = HeldOut(flow, denoiser.times, chunks, args, runtime, ngrams)
 
-    with torch.no_grad(), runtime.autocast():
+    counts = sorted({*NFE, args.num_steps})
+    with (
+        torch.no_grad(),
+        runtime.autocast(),
+        progress_bar(len(NOISE_LEVELS) + 2 + len(counts), "evaluate", unit="part") as bar,
+    ):
+
+        def done(found):
+            bar.update()
+            return found
+
         recovery = {str(noise): held_out.reconstruction(noise) for noise in LATENT_NOISES}
-        denoise = [held_out.denoise(level) for level in NOISE_LEVELS]
-        compression = held_out.compression(tokenizer)
-        bound = held_out.bound()
-        scores = {count: held_out.brier_lm(count) for count in sorted({*NFE, args.num_steps})}
+        denoise = [done(held_out.denoise(level)) for level in NOISE_LEVELS]
+        compression = done(held_out.compression(tokenizer))
+        bound = done(held_out.bound())
+        scores = {count: done(held_out.brier_lm(count)) for count in counts}
         flops = held_out.flops()
         round_trip = held_out.round_trip(book)
     variance = held_out.variance()

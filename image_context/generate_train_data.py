@@ -9,6 +9,8 @@ document can be among them, whatever the seed.
 import argparse
 import io
 import random
+from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 
 from torch.utils.data import DataLoader, Dataset
@@ -28,6 +30,7 @@ from kit.whole import whole_folder
 
 LESS_MEMORY = "lower data.lengths or generation.lengths"
 KEYS = {"seed": "seed"}  # from the config
+MOST = 100_000_000  # pairs of a codec, each of which is a file or more
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,13 +46,13 @@ def main() -> None:
     args = parse_args()
     config = load_config(args.config)
     runtime = device.start("cpu", config.seed, "fp32")
-    if args.num_samples is not None and args.num_samples < 1:
-        raise UserError(f"--num_samples {args.num_samples}: need at least 1")
+    count = config.generation.num_samples_per_codec if args.num_samples is None else args.num_samples
+    if not 1 <= count <= MOST:
+        raise UserError(f"`num_samples` {count}: need 1 to {MOST:,}")
     output = make_folder(args.output_dir or config.output_dir)
     if (output / LAST).exists():
         raise UserError(f"{output} holds a run that was trained on its data: choose another --output_dir")
     vlm = open_vlm(config.model, runtime, output)
-    count = args.num_samples or config.generation.num_samples_per_codec
     write_data(config, vlm, output / "train_data", count, args.num_workers)
     print(f"pairs  {output / 'train_data'}")
 
@@ -65,13 +68,14 @@ class Pairs(Dataset):
             lengths,
             levels,
         )
-        self.names = [(name, index) for name, count in counts.items() for index in range(count)]
+        self.names, self.ends = list(counts), list(accumulate(counts.values()))
 
     def __len__(self) -> int:
-        return len(self.names)
+        return self.ends[-1]
 
     def __getitem__(self, number: int) -> tuple[Record, list[bytes]]:
-        name, index = self.names[number]
+        codec = bisect_right(self.ends, number)
+        name, index = self.names[codec], number - (self.ends[codec - 1] if codec else 0)
         data, seed = self.config.data, self.config.seed * 1_000_000 + index
         rng = random.Random(f"{name}/{seed}")
         sample = make_sample(

@@ -195,6 +195,9 @@ def test_configs_that_make_no_sense_are_refused(refused, tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1")
     assert "is no YAML" in refused(generate_train_data, "--config", tmp_path / "bad.yaml")
     assert "cannot read --config" in refused(generate_train_data, "--config", tmp_path / "none.yaml")
+    config = write_config(tmp_path / "good.yaml")
+    for count in (0, 2**31, 2**63 - 1):  # which once were listed in memory before the first was made
+        assert "need 1 to 100,000,000" in refused(generate_train_data, "--config", config, "--num_samples", count)
 
 
 def test_wrong_folders_and_readers_are_refused(run, refused, tmp_path):

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
 
-import corpus.ngram_tables
 import diffusion as method
 import kit.cross_entropy
 from corpus.ngram import ALL, unigram_context
@@ -13,9 +11,6 @@ from kit.errors import UserError
 from model import build_jit_model
 from palette import SCANS, Layout, build_palette
 from tests.small_diffusion import VOCAB, batch, counted, make, opened, real_batch, texts
-
-LARGE = 5000
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Noising, likelihood, posterior
@@ -316,115 +311,6 @@ def test_weights_of_another_run_are_taken_as_they_are_and_those_that_do_not_fit_
     assert all(torch.equal(a, b) for a, b in zip(again.network.parameters(), trained.network.parameters()))
     with pytest.raises(UserError, match="trained"):
         make().network.start_from(trained.network.state_dict(), "trained.pth")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Large vocabularies
-
-
-@pytest.fixture
-def large_tables(monkeypatch):
-    """Tables of few n-grams over a large vocabulary are hashed, as those of many are."""
-    monkeypatch.setattr(corpus.ngram_tables, "DENSE_TABLE", 1 << 16)
-
-
-@pytest.mark.parametrize("order", [0, 2, 3])
-def test_a_large_vocabulary_trains_through_its_candidates(large_tables, monkeypatch, order):
-    ngram = counted(order, folds=2, vocab_size=LARGE) if order else None
-    tokens, mask, t, noise = real_batch(vocab_size=LARGE, sigma=0.1)
-    fold = torch.tensor([1, 2, 0, 1])
-    results = []
-    for limit in (1 << 27, LARGE * 37):
-        monkeypatch.setitem(kit.cross_entropy.LOGITS_AT_ONCE, "cpu", limit)
-        diffusion = opened(make(ngram=ngram, vocab_size=LARGE))
-        loss, per_sample = diffusion(tokens, mask, t, noise, mask & (torch.arange(64) < 2), fold, self_condition=True)
-        loss.backward()
-        gradients = {name: p.grad for name, p in diffusion.network.named_parameters()}
-        assert all(grad is not None and grad.isfinite().all() and grad.any() for grad in gradients.values())
-        assert per_sample.isfinite().all()
-        found = diffusion.denoise(diffusion.add_noise(tokens, t, noise), t, mask, tokens=tokens)
-        results.append((loss.detach(), gradients, found))
-    (loss, gradients, found), (cut_loss, cut_gradients, cut_found) = results
-    assert torch.allclose(loss, cut_loss)
-    assert all(torch.allclose(gradients[name], cut_gradients[name], atol=1e-6) for name in gradients)
-    assert torch.equal(found.tokens, cut_found.tokens) and torch.allclose(found.nll, cut_found.nll, atol=1e-3)
-
-
-@pytest.mark.parametrize("order", [2, 3])
-def test_a_large_vocabulary_starts_as_the_posterior_of_its_candidates(large_tables, order):
-    diffusion = make(ngram=counted(order, vocab_size=LARGE), vocab_size=LARGE)
-    for spacings, gain in ((0.4, 0.0), (0.8, 0.1)):
-        tokens, mask, t, noise = real_batch(spacings * diffusion.palette.spacing, vocab_size=LARGE)
-        z = diffusion.add_noise(tokens, t, noise)
-        found = diffusion.denoise(z, t, mask, tokens=tokens)
-        nearest = diffusion.palette.decode(z / t[:, None, None])
-        text = mask & (torch.arange(64) < 60)
-        right = [(guess == tokens)[text].float().mean().item() for guess in (found.tokens, nearest)]
-        assert right[0] > right[1] + gain
-        observation = diffusion.observe(z, t, mask)
-        seen = diffusion.likelihoods(z, observation.t)
-        assert (found.tokens == observation.contexts[-1].best(seen))[text].float().mean() > 0.95
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Several passes
-
-
-@pytest.mark.parametrize("ngram", [False, True])
-def test_an_earlier_pass_changes_the_next_once_its_projection_has_learned(ngram):
-    diffusion = opened(make(ngram=counted() if ngram else None))
-    tokens, mask, t, noise = real_batch(0.5)
-    z = diffusion.add_noise(tokens, t, noise)
-    for projection, differs in ((0.0, False), (0.3, True)):
-        nn.init.normal_(diffusion.network.prev_proj.weight, std=projection)
-        first = diffusion.denoise(z, t, mask, tokens=tokens)
-        second = diffusion.denoise(z, t, mask, tokens=tokens, prev=first.prev)
-        assert torch.allclose(first.nll, second.nll, atol=1e-3) != differs
-        losses = [diffusion(tokens, mask, t, noise, self_condition=twice)[0] for twice in (False, True)]
-        assert torch.allclose(losses[0], first.nll.sum() / mask.sum(), rtol=1e-4)
-        assert torch.allclose(losses[1], second.nll.sum() / mask.sum(), rtol=1e-4)
-
-
-@pytest.mark.parametrize("predict_clean", [True, False])
-def test_a_pixel_network_is_given_its_earlier_picture(predict_clean):
-    diffusion = opened(make("pixel", predict_clean))
-    tokens, mask, t, noise = batch()
-    z = diffusion.add_noise(tokens, t, noise)
-    first = diffusion.denoise(z, t, mask)
-    assert torch.equal(first.prev, first.x_pred) and first.nll is None
-    second = diffusion.denoise(z, t, mask, prev=first.prev)
-    assert (second.x_pred - first.x_pred)[mask].abs().max() > 1e-3
-    losses = [diffusion(tokens, mask, t, noise, self_condition=twice)[0] for twice in (False, True)]
-    assert not torch.allclose(*losses, rtol=1e-3)
-
-
-def test_what_the_next_pass_is_given_is_the_mean_embedding_of_the_posterior():
-    diffusion = make()
-    diffusion.network.head.bias.data.normal_()
-    tokens, mask, t, noise = batch()
-    z = diffusion.add_noise(tokens, t, noise)
-    found = diffusion.denoise(z, t, mask)
-    posterior = (diffusion.log_likelihood(z, t[:, None].expand_as(mask)) + diffusion.network.head.bias).softmax(-1)
-    assert torch.allclose(found.prev, posterior @ diffusion.network.embedding, atol=1e-4)
-
-
-def test_recovering_in_several_passes_gives_each_the_one_before():
-    diffusion = opened(make(ngram=counted()))
-    nn.init.normal_(diffusion.network.prev_proj.weight, std=0.5)
-    tokens, mask, t, noise = real_batch(0.5)
-    given = mask & (torch.arange(64) < 4)
-    z = diffusion.add_noise(tokens, t, noise, given)
-    seen = []
-    found = diffusion.recover(z, t, mask, given, tokens, passes=3, callback=seen.append)
-    prev, by_hand = None, []
-    for _ in range(3):
-        by_hand.append(diffusion.denoise(z, t, mask, given, tokens, prev))
-        prev = by_hand[-1].prev
-    assert torch.allclose(found.nll, by_hand[2].nll, atol=1e-4) and torch.equal(found.tokens, by_hand[2].tokens)
-    assert not torch.allclose(by_hand[0].nll, by_hand[1].nll, atol=1e-3)
-    assert not torch.allclose(by_hand[1].nll, by_hand[2].nll, atol=1e-4)
-    assert len(seen) == 3
-    assert all(torch.allclose(x, each.x_pred, atol=1e-5) for x, each in zip(seen, by_hand))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

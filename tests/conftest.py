@@ -93,7 +93,7 @@ def data(text_folder, tmp_path_factory):
 
 
 TINY = (
-    "--model", "JiT-Ti/4", "--img_size", "8", "--token_dim", "32", "--batch_size", "16", "--device", "cpu", "--precision", "fp32",
+    "--model", "JiT-N/4", "--img_size", "8", "--token_dim", "32", "--batch_size", "16", "--device", "cpu", "--precision", "fp32",
 )  # fmt: skip
 TRAINED = ("--max_steps", "120", "--ngram_start", "0.4", "--lr", "3e-3", "--val_interval", "30", "--save_interval", "1")
 ALONE = (*TRAINED, "--max_steps", "60", "--ngram", "0")

@@ -270,14 +270,14 @@ def test_unknown_models_are_refused(name):
 
 def test_a_patch_that_does_not_divide_the_image_is_refused():
     with pytest.raises(UserError, match="not a multiple of the patch size 4"):
-        build_jit_model("JiT-Ti/4", 18)
+        build_jit_model("JiT-N/4", 18)
 
 
 def test_weights_come_back_from_a_checkpoint(trained):
     checkpoint = torch.load(trained / "best_model.pth", weights_only=True)
-    model = load_pretrained_jit("JiT-Ti/4", trained / "best_model.pth", 8)
+    model = load_pretrained_jit("JiT-N/4", trained / "best_model.pth", 8)
     assert torch.equal(model.unpatch.weight, checkpoint["ema_state_dict"]["unpatch.weight"])
-    own = load_pretrained_jit("JiT-Ti/4", trained / "best_model.pth", 8, use_ema=False)
+    own = load_pretrained_jit("JiT-N/4", trained / "best_model.pth", 8, use_ema=False)
     assert torch.equal(own.unpatch.weight, checkpoint["model_state_dict"]["unpatch.weight"])
 
 
@@ -286,13 +286,13 @@ def test_a_checkpoint_of_an_older_network_is_refused(trained, tmp_path):
     del checkpoint["config"]["ngram"]
     torch.save(checkpoint, tmp_path / "old.pth")
     with pytest.raises(UserError, match=r"old\.pth is of an older network"):
-        load_pretrained_jit("JiT-Ti/4", tmp_path / "old.pth", 8)
+        load_pretrained_jit("JiT-N/4", tmp_path / "old.pth", 8)
 
 
 def test_a_checkpoint_of_another_model_or_size_is_refused(trained):
     with pytest.raises(UserError, match="--img_size 8, not 64"):
-        load_pretrained_jit("JiT-Ti/4", trained / "best_model.pth", 64)
-    with pytest.raises(UserError, match="--model JiT-Ti/4, not JiT-B/4"):
+        load_pretrained_jit("JiT-N/4", trained / "best_model.pth", 64)
+    with pytest.raises(UserError, match="--model JiT-N/4, not JiT-B/4"):
         load_pretrained_jit("JiT-B/4", trained / "best_model.pth", 8)
 
 

@@ -96,7 +96,7 @@ TINY = (
     "--model", "JiT-N/4", "--img_size", "8", "--token_dim", "32", "--batch_size", "16", "--device", "cpu", "--precision", "fp32",
 )  # fmt: skip
 TRAINED = ("--max_steps", "120", "--ngram_start", "0.4", "--lr", "3e-3", "--val_interval", "30", "--save_interval", "1")
-ALONE = (*TRAINED, "--max_steps", "60", "--ngram", "0")
+ALONE = (*TRAINED, "--max_steps", "160", "--ngram", "0")
 
 
 def run_main(module, *arguments) -> None:
@@ -119,7 +119,7 @@ def trained(data, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained_alone(data, tmp_path_factory):
-    """A run of 60 steps without n-grams: enough to beat the unigram posterior on these texts by far."""
+    """A run of 160 steps without n-grams: enough to beat the unigram posterior on these texts by far."""
     output = tmp_path_factory.mktemp("alone")
     run_main(train, "--data_path", data, *TINY, *ALONE, "--output_dir", output)
     return output

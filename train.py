@@ -253,7 +253,7 @@ def main() -> None:
         optimizer.load_state_dict(saved["optimizer_state_dict"])
         for group in optimizer.param_groups:
             group["weight_decay"] = args.weight_decay
-        times = TimeSampler.from_state(saved["time_sampler"], runtime.device)
+        times = TimeSampler.from_state(saved["time_sampler"], runtime)
         step, best = saved["step"], saved["best_val_loss"]
         diffusion.joined = saved.get("joined", args.ngram > 0)
     resumed_step = step if saved else None  # what happened there has happened

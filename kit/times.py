@@ -43,6 +43,10 @@ class TimeSampler:
     BINS, LOW, HIGH = 64, math.log(0.01), math.log(MAX_SIGMA)
     FLOOR = 0.2  # weight of the starting distribution in `adaptive`
     MEMORY = 0.9  # what a refit keeps of older measurements
+    UNITS = (
+        2**16
+    )  # of one: sums of whole units are exact in any order, so that ranks may share them out anew after a restart
+    MOST = 2.0**30  # that a loss counts
 
     def __init__(self, name: str, mean: float = -0.8, std: float = 0.8, device="cpu", noise_std: float = 1.0):
         name = canonical(name)
@@ -51,8 +55,9 @@ class TimeSampler:
         if std <= 0:
             raise UserError(f"`t_std` {std}: need a positive spread")
         self.name, self.mean, self.std, self.noise_std = name, mean, std, noise_std
-        self.loss_sum = torch.zeros(self.BINS, device=device)
-        self.weight = torch.zeros(self.BINS, device=device)
+        self.seen = torch.zeros(
+            2, self.BINS, dtype=torch.long, device=device
+        )  # losses and samples of this rank, in units
         edges = torch.linspace(self.LOW, self.HIGH, self.BINS + 1, dtype=torch.float64)
         normal = torch.special.ndtr((edges + mean) / std)
         self.start = (normal.diff() + 1e-6) / (normal.diff() + 1e-6).sum()
@@ -79,26 +84,23 @@ class TimeSampler:
         place = ((self.noise_std * sigma_of(t)).log() - self.LOW) / (self.HIGH - self.LOW) * self.BINS
         index = place.long().clamp(0, self.BINS - 1)
         good = torch.isfinite(loss) & (place >= 0) & (place < self.BINS)
-        self.loss_sum.index_add_(0, index, torch.where(good, loss, 0).float())
-        self.weight.index_add_(0, index, good.float())
+        losses = torch.where(good, loss.float().clamp(-self.MOST, self.MOST), 0.0)
+        self.seen.index_add_(1, index, (torch.stack([losses, good.float()]) * self.UNITS).round().long())
 
     def refit(self, runtime: Runtime) -> None:
         """Adapt the density to what was observed since the start, old observations fading; the same on every rank."""
-        measured = runtime.sum(torch.stack([self.loss_sum, self.weight])).cpu().double() / runtime.world_size
-        self.loss_sum.copy_(measured[0] * self.MEMORY)
-        self.weight.copy_(measured[1] * self.MEMORY)
-        if self.name != "adaptive":
-            return
-        curve = self.curve()
-        if curve is None:
+        total = runtime.sum(self.seen.clone()).cpu()
+        kept = (total.double() * self.MEMORY).round().long()
+        self.seen.copy_(kept if runtime.is_main else torch.zeros_like(kept))
+        if self.name != "adaptive" or (curve := self.curve(kept)) is None:
             return
         gain = F.avg_pool1d(F.pad(curve[None, None], (2, 2), mode="replicate"), 4, stride=1)[0, 0].diff().clamp_min(0)
         if gain.sum() > 0:
             self.density = (1 - self.FLOOR) * gain / gain.sum() + self.FLOOR * self.start
 
-    def curve(self) -> torch.Tensor | None:
+    def curve(self, seen: torch.Tensor) -> torch.Tensor | None:
         """Loss against log sigma at the bins' centers (BINS,), made non-decreasing; None before enough was seen."""
-        weight, total = self.weight.cpu().double(), self.loss_sum.double().cpu()
+        total, weight = seen.double() / self.UNITS
         seen = (weight >= 4).nonzero().flatten()
         if len(seen) < self.BINS // 4:
             return None
@@ -126,30 +128,32 @@ class TimeSampler:
 
     def state_dict(self, runtime: Runtime | None = None) -> dict:
         """What `from_state` takes. With a `runtime`, which every rank has to pass, what all ranks observed."""
-        seen = torch.stack([self.loss_sum, self.weight])
-        if runtime is not None:
-            seen = runtime.sum(seen) / runtime.world_size  # each rank goes on with an equal part of the sum
+        seen = self.seen.clone() if runtime is None else runtime.sum(self.seen.clone())
+        loss_sum, weight = seen.cpu().double() / self.UNITS
         return {
             "name": self.name, "mean": self.mean, "std": self.std, "noise_std": self.noise_std,
-            "loss_sum": seen[0].cpu(), "weight": seen[1].cpu(),
+            "loss_sum": loss_sum, "weight": weight,
             "density": None if self.density is self.start else self.density,
         }  # fmt: skip
 
     @classmethod
-    def from_state(cls, state: dict, device="cpu") -> "TimeSampler":
+    def from_state(cls, state: dict, runtime: Runtime | None = None) -> "TimeSampler":
+        """What `state_dict` gave; of a `runtime`'s ranks the first goes on with what all observed. Raises ValueError for numbers out of range."""
+        device = "cpu" if runtime is None else runtime.device
         sampler = cls(state["name"], state["mean"], state["std"], device, state.get("noise_std", 1.0))
-        sampler.loss_sum.copy_(state["loss_sum"])
-        sampler.weight.copy_(state["weight"])
+        seen = torch.stack([state["loss_sum"], state["weight"]]).double()
         if state["density"] is not None:
             if state["density"].shape != sampler.start.shape:
                 raise ValueError(f"a density of {tuple(state['density'].shape)} bins, not {tuple(sampler.start.shape)}")
             sampler.density = state["density"]
         numbers = torch.tensor([sampler.mean, sampler.std, sampler.noise_std], dtype=torch.float64)
-        for part in (sampler.loss_sum, sampler.weight, sampler.density, numbers):
+        for part in (seen, sampler.density, numbers):
             if (
                 not torch.isfinite(part).all()
                 or (part is not numbers and (part < 0).any())
                 or not numbers[1:].min() > 0
             ):
                 raise ValueError("a noise schedule with numbers out of range")
+        if runtime is None or runtime.is_main:
+            sampler.seen.copy_((seen * cls.UNITS).round())
         return sampler

@@ -191,7 +191,7 @@ def main() -> None:
             if ngrams:
                 ngrams.load_weights(saved["training"]["ngram_weights"])
                 denoiser.ngrams = ngrams if saved["ngrams"] else None
-            times = TimeSampler.from_state(saved["training"]["times"], runtime.device)
+            times = TimeSampler.from_state(saved["training"]["times"], runtime)
         else:
             vae.set_statistics(*measure_latents(vae, train, config, runtime))
             if ngrams:

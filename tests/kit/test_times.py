@@ -35,7 +35,8 @@ def test_the_adaptive_schedule_follows_the_slope_of_the_loss():
 def test_observed_losses_that_are_not_numbers_are_passed_over():
     sampler = TimeSampler("adaptive")
     sampler.observe(torch.tensor([0.5, 0.5]), torch.tensor([math.nan, 2.0]))
-    assert sampler.weight.sum() == 1 and sampler.loss_sum.sum() == 2
+    found = sampler.state_dict()
+    assert found["weight"].sum() == 1 and found["loss_sum"].sum() == 2
 
 
 @pytest.mark.parametrize("t_start", [None, 0.3, 0.97, 0.995])
@@ -48,15 +49,18 @@ def test_grids_ascend_from_the_start_to_nearly_clean(t_start, steps):
 
 
 def test_a_saved_sampler_of_several_ranks_goes_on_as_if_it_had_not_been_saved():
-    class Ranks:
-        """Two ranks in one process: adding over them is adding the other's tensor."""
+    class Rank:
+        """One of two ranks in one process: adding over them is adding the other's tensor."""
 
-        world_size = 2
+        world_size, device = 2, "cpu"
+
+        def __init__(self, rank, other):
+            self.is_main, self.other = rank == 0, other
 
         def sum(self, values):
-            return values + self.other
+            return values + self.other.clone()
 
-    runtime, ranks = Ranks(), []
+    ranks = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         sampler = TimeSampler("adaptive", 0.0, 2.0)
@@ -65,15 +69,20 @@ def test_a_saved_sampler_of_several_ranks_goes_on_as_if_it_had_not_been_saved():
         ranks.append(sampler)
 
     def fit(pair):
-        other = pair[1]
-        runtime.other = torch.stack([other.loss_sum, other.weight])
-        pair[0].refit(runtime)
+        seen = [sampler.seen.clone() for sampler in pair]
+        for rank, sampler in enumerate(pair):
+            sampler.refit(Rank(rank, seen[1 - rank]))
+        assert torch.equal(pair[0].density, pair[1].density)
         return pair[0].density
 
-    runtime.other = torch.stack([ranks[1].loss_sum, ranks[1].weight])
-    saved = ranks[0].state_dict(runtime)
-    resumed = [TimeSampler.from_state(saved) for _ in ranks]
-    assert torch.allclose(fit(resumed), fit(ranks))
+    saved = ranks[0].state_dict(Rank(0, ranks[1].seen))
+    resumed = [TimeSampler.from_state(saved, Rank(rank, None)) for rank in (0, 1)]
+    for _ in range(3):
+        assert torch.equal(fit(resumed), fit(ranks))
+        for pair in (ranks, resumed):
+            for sampler, seed in zip(pair, (3, 4)):
+                torch.manual_seed(seed)
+                sampler.observe(torch.rand(500), torch.rand(500))
 
 
 def test_noise_of_another_size_moves_times_and_no_noise_level():

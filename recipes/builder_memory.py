@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +61,11 @@ def watched(command: list) -> dict:
     seconds, megabytes, start = [], [], time.monotonic()
     while process.poll() is None:
         held = 0
-        for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-            try:
-                held += each.memory_full_info().pss
-            except psutil.Error:  # ended meanwhile
-                continue
+        with suppress(psutil.Error):  # ended meanwhile
+            parent = psutil.Process(process.pid)
+            for each in [parent, *parent.children(recursive=True)]:
+                with suppress(psutil.Error):
+                    held += each.memory_full_info().pss
         seconds.append(round(time.monotonic() - start, 1))
         megabytes.append(held >> 20)
         time.sleep(0.5)
@@ -97,12 +98,8 @@ def main() -> None:
         result["training"] = watched([sys.executable, "train.py", "--data_path", data, "--output_dir", run, *TRAINING])
     for name in ("build", "training"):
         held = result[name]["megabytes"]
-
         result[name] |= {"peak": max(held), "peak_of_first_third": max(held[: max(1, len(held) // 3)])}
-        print(
-            f"{name}: at most {max(held):,} MB, in its first third {result[name]['peak_of_first_third']:,} MB",
-            flush=True,
-        )
+        print(f"{name}: at most {max(held):,} MB, in its first third {result[name]['peak_of_first_third']:,} MB")
     write_json(args.output, result)
     plot(result, Path(args.output).with_suffix(".png"))
 

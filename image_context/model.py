@@ -105,7 +105,7 @@ class VLM:
             save_file(compressors.state_dict(), Path(folder) / COMPRESSORS)
 
 
-def build_vlm(name: str, tokenizer: Tokenizer, max_pixels: int = MAX_PIXELS) -> VLM:
+def build_vlm(name: str, tokenizer: Tokenizer, max_pixels: int = MAX_PIXELS, row_step: int = 1) -> VLM:
     """A VLM of Qwen2-VL's architecture with random weights, one of BUILT, with `tokenizer`'s vocabulary."""
     if name not in BUILT:
         raise UserError(f"no size {name!r}; choose from {', '.join(BUILT)}, or name a model or a folder")
@@ -135,7 +135,7 @@ def build_vlm(name: str, tokenizer: Tokenizer, max_pixels: int = MAX_PIXELS) -> 
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
     )  # fmt: skip
-    config.pooled_token_id = ids[POOLED]
+    config.pooled_token_id, config.row_step = ids[POOLED], row_step
     # on CPUs the fused kernel's bf16 backward is several times slower than plain products
     attention = "sdpa" if torch.cuda.is_available() else "eager"
     model = Qwen2VLForConditionalGeneration._from_config(config, attn_implementation=attention)
@@ -291,11 +291,39 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def row_step(model: nn.Module) -> int:
+    """Rotary positions that a row of an image, or a pooled vector, takes up in a model; Qwen2-VL's take one."""
+    return getattr(unwrapped(model).config, "row_step", 1)
+
+
+def positions(model: nn.Module, batch: dict) -> torch.Tensor:
+    """Rotary positions (3, B, N) in time, height and width under which a row of an image, or a pooled vector, is `row_step` long.
+
+    Where it is as long as the tokens it carries are many, each token of an answer lies at the same distance from what carries it.
+    """
+    base = unwrapped(model)
+    ids, kinds, mask = batch["input_ids"], batch["mm_token_type_ids"], batch["attention_mask"]
+    if "image_grid_thw" in batch:
+        place, _ = base.model.get_rope_index(ids, kinds, batch["image_grid_thw"], attention_mask=mask)
+    else:
+        place = (mask.cumsum(1) - 1).clamp_min(0).expand(3, -1, -1)
+    time, height, width = place
+    images = kinds == 1
+    row = (height - time) * images
+    starts = (images & (width == time)) | (ids == base.config.pooled_token_id)
+    before = starts.cumsum(1) - starts.long()  # rows and vectors that came before; in an image only whole rows
+    before = torch.where(images, starts.cumsum(1) - 1, before)
+    return place + (row_step(model) - 1) * torch.stack([before - row, before, before - row])
+
+
 def embed_pools(model: nn.Module, batch: dict) -> dict:
-    """The batch with means of embeddings, or learned convolutions of them, where their places are.
+    """The batch with means of embeddings, or learned convolutions of them, where their places are, and positions where they are stretched.
 
     Raises UserError for a convolution of a ratio that the model was not trained with.
     """
+    mixed = "pool_ids" in batch and "image_grid_thw" in batch  # without ids the model cannot tell images' positions
+    if mixed or row_step(model) > 1:
+        batch = batch | {"position_ids": positions(model, batch)}
     if "pool_ids" not in batch:
         return batch
     batch = dict(batch)
@@ -314,11 +342,7 @@ def embed_pools(model: nn.Module, batch: dict) -> dict:
         made = compressors[str(ratio)](vectors[rows, :ratio].flatten(1))
         means = means.masked_scatter(rows.unsqueeze(-1), made.to(means.dtype))
     places = ids == unwrapped(model).config.pooled_token_id
-    kinds = batch.pop("mm_token_type_ids")
-    if "image_grid_thw" in batch:  # rows with images beside rows with means: positions come from the ids
-        batch["position_ids"], _ = unwrapped(model).model.get_rope_index(
-            ids, kinds, batch["image_grid_thw"], attention_mask=batch["attention_mask"]
-        )
+    batch.pop("mm_token_type_ids")
     embeds = table(ids)
     batch["inputs_embeds"] = embeds.masked_scatter(
         places.unsqueeze(-1), means.to(embeds.dtype)
@@ -327,12 +351,12 @@ def embed_pools(model: nn.Module, batch: dict) -> dict:
 
 
 @torch.no_grad()
-def answer(vlm: VLM, batch: dict, max_new_tokens: int) -> list[str]:
+def answer(vlm: VLM, batch: dict, max_new_tokens: int, min_new_tokens: int = 0) -> list[str]:
     """The VLM's answers to a batch of `dataset.prepare`, by greedy decoding, special tokens left out."""
     inputs = embed_pools(vlm.model, batch)
     ids = vlm.model.generate(
         **inputs, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_new_tokens,
-        pad_token_id=vlm.tokenizer.pad_token_id, eos_token_id=vlm.tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        min_new_tokens=min_new_tokens, pad_token_id=vlm.tokenizer.pad_token_id, eos_token_id=vlm.tokenizer.convert_tokens_to_ids("<|im_end|>"),
     )  # fmt: skip
     given = 0 if "inputs_embeds" in inputs else batch["input_ids"].shape[1]
     return vlm.tokenizer.batch_decode(ids[:, given:], skip_special_tokens=True, clean_up_tokenization_spaces=False)

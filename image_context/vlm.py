@@ -19,8 +19,12 @@ def open_vlm(config: ModelConfig, runtime: Runtime, folder: Path, lora_path: str
 
     `lora_path`: a folder that train_lora wrote, an adapter's or a whole model's. Without one, a model that is built here has
     random weights and keeps its tokenizer in `folder`/tokenizer.json, where the next call finds it. Raises UserError for an
-    adapter of another base than the config's.
+    adapter of another base than the config's, and for a `row_step` of a model that is not built here.
     """
+    if config.row_step > 1 and config.name not in BUILT:
+        raise UserError(
+            f"model.row_step {config.row_step}: {config.name} has its own positions; only {' and '.join(BUILT)} can stretch them"
+        )
     dtype = runtime.dtype if runtime.device.type == "cuda" else torch.float32
     options = {"device": runtime.device, "dtype": dtype, "qlora": config.qlora, "max_pixels": config.max_pixels}
     if lora_path is not None:
@@ -36,7 +40,7 @@ def open_vlm(config: ModelConfig, runtime: Runtime, folder: Path, lora_path: str
         raise UserError(
             f"{path} has {tokenizer.vocab_size} tokens, and the config says {config.vocab_size}: choose another --output_dir"
         )
-    vlm = build_vlm(config.name, tokenizer, config.max_pixels or MAX_PIXELS)
+    vlm = build_vlm(config.name, tokenizer, config.max_pixels or MAX_PIXELS, config.row_step)
     vlm.model.to(runtime.device)
     return vlm
 

@@ -27,7 +27,7 @@ for seed in $SEEDS; do
       cat >"$run/config.yaml" <<YAML
 seed: $seed
 output_dir: $run
-model: {name: $MODEL, vocab_size: 504}
+model: {name: $MODEL, vocab_size: 504, row_step: $ratio}
 data:
   tasks: [random]
   lengths: [$LENGTH]

@@ -15,7 +15,7 @@ RUN=${RUN:-checkpoints/image_${MODEL}_${TASK}_${LENGTH}_${RATIO}} NAME=${TASK}_$
 mkdir -p "$RUN" results/image_context/small
 cat >"$RUN/config.yaml" <<EOF
 output_dir: $RUN
-model: {name: $MODEL, vocab_size: 504}
+model: {name: $MODEL, vocab_size: 504, row_step: $RATIO}
 data:
   tasks: [$TASK]
   lengths: [$LENGTH]

@@ -24,7 +24,7 @@ CODEBOOK = {
 
 def write_config(path, **changes):
     values = {
-        "model": {"name": "tiny", "vocab_size": 300},
+        "model": {"name": "tiny", "vocab_size": 300, "row_step": 3},
         "data": {
             "tasks": ["random"], "lengths": [6], "samples": 3,
             "codecs": {"text": {"codec": "text"}, "codebook": CODEBOOK, "qr": {"codec": "qr", "options": {"version": 5, "module": 2}}},
@@ -184,6 +184,7 @@ def test_configs_that_make_no_sense_are_refused(refused, tmp_path):
         )
 
     assert "training.epochs: unknown key" in told(training={"epochs": 3})
+    assert "only tiny and small can stretch" in told(model={"name": "Qwen/Qwen2-VL-2B-Instruct"})
     assert "data.tasks.0" in told(data={"tasks": ["sing"]})
     assert "data.tasks: List should have at least 1 item" in told(data={"tasks": []})
     assert "data.codecs.a/b" in told(data={"codecs": {"a/b": {"codec": "text"}}})

@@ -17,6 +17,7 @@ from image_context.model import (
     build_vlm,
     embed_pools,
     load_vlm,
+    positions,
     trainable_fraction,
 )
 from image_context.tasks import make_sample
@@ -109,6 +110,36 @@ def test_pooled_embeddings_are_means_of_their_groups(vlm, bpe):
     assert torch.allclose(embedded[2], table[ids[8:]].mean(0), atol=1e-6)
     loss, _ = AnswerLoss(vlm.model)(prepare(vlm, [encoded], ["?"], ["yes"]))
     assert torch.isfinite(loss) and isinstance(answer(vlm, batch, 3)[0], str)
+
+
+@pytest.mark.parametrize("name", ["codebook", "pool"])
+def test_where_rows_are_as_long_as_what_they_carry_each_token_is_as_far_from_its_row(bpe, codec, name):
+    torch.manual_seed(0)
+    vlm = build_vlm("tiny", bpe, row_step=3)
+    used = codec if name == "codebook" else build_codec("pool", ratio=3, tokenizer=bpe)
+    samples = documents(bpe, 12, 60)
+    encoded, questions = [used.encode(s.document) for s in samples], [s.question for s in samples]
+    batch = prepare(vlm, encoded, questions, [s.answer for s in samples])
+    carriers = (batch["mm_token_type_ids"] == 1) | (batch["input_ids"] == vlm.tokenizer.convert_tokens_to_ids(POOLED))
+    for place, carrier, labels in zip(positions(vlm.model, batch).unbind(1), carriers, batch["labels"]):
+        rows, tokens = place[1][carrier], place[1][labels != IGNORED]
+        assert (rows.diff() == 3).all() and (tokens.diff() == 1).all()
+        assert rows[-1] + 3 <= tokens[0] and (place[:, ~carrier] == place[0, ~carrier]).all()
+
+    # drawn one by one with a cache, tokens are those of one pass over all of them
+    vlm.model.eval()
+    inputs = embed_pools(vlm.model, prepare(vlm, encoded, questions))
+    drawn = vlm.model.generate(**inputs, do_sample=False, max_new_tokens=5)[:, -5:]
+    for row, (e, question) in enumerate(zip(encoded, questions)):
+        alone = prepare(vlm, [e], [question])
+        for key, value in (
+            ("input_ids", drawn[row]),
+            ("attention_mask", torch.ones(5)),
+            ("mm_token_type_ids", torch.zeros(5)),
+        ):
+            alone[key] = torch.cat([alone[key], value[None].to(alone[key].dtype)], 1)
+        logits = vlm.model(**embed_pools(vlm.model, alone)).logits[0, -6:-1]
+        assert torch.equal(logits.argmax(-1), drawn[row])
 
 
 def test_a_learned_convolution_weighs_each_place_and_comes_back(bpe, tmp_path):

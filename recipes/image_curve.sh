@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Random tokens restored against ratio: one model for each point, `tiny` trained from random weights for TIME on a CPU, on documents
+# Random tokens restored against ratio: one model for each point, `tiny` trained from random weights for TIME, on documents
 # of LENGTH tokens. CODECS: codebook (the color code), conv and pool (no image: a learned convolution or the mean of embeddings), text.
 #   ./recipes/image_curve.sh                                  # all points of one seed
 #   RATIOS=10 SEEDS="0 1 2" CODECS=codebook ./recipes/image_curve.sh
+#   MODEL=small LR=6e-4 LENGTH=512 RESULTS=results/image_context/small ./recipes/image_curve.sh      # on a GPU; not yet measured
 # Adds its points to results/image_context/curve.json and draws curve.png.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 REQUIREMENTS=requirements-image.txt
 source kit/environment.sh
 RATIOS=${RATIOS:-1 2 3 5 8 10 16 20} SEEDS=${SEEDS:-0} CODECS=${CODECS:-codebook conv pool} LENGTH=${LENGTH:-80}
-TIME=${TIME:-10m} MODEL=${MODEL:-tiny} PAIRS=${PAIRS:-20000} SAMPLES=${SAMPLES:-64} LR=${LR:-2.0e-3} WORK=${WORK:-checkpoints/image_curve}
+TIME=${TIME:-10m} MODEL=${MODEL:-tiny} PAIRS=${PAIRS:-20000} SAMPLES=${SAMPLES:-64} LR=${LR:-2.0e-3} DEVICE=${DEVICE:-auto} WORK=${WORK:-checkpoints/image_curve}
 RESULTS=${RESULTS:-results/image_context}
 for seed in $SEEDS; do
   for ratio in $RATIOS; do
@@ -38,8 +39,8 @@ training: {time_budget: $TIME, batch_size: 32, gradient_accumulation_steps: 1, l
 evaluation: {batch_size: 16}
 YAML
       [ -e "$run/train_data/records.jsonl" ] || "$PYTHON" -m image_context.generate_train_data --config "$run/config.yaml" --output_dir "$run"
-      [ -d "$run/final" ] || "$PYTHON" -m image_context.train_lora --config "$run/config.yaml" --output_dir "$run"
-      "$PYTHON" -m image_context.run_exp --config "$run/config.yaml" --output_dir "$run" --lora_path "$run/final"
+      [ -d "$run/final" ] || "$PYTHON" -m image_context.train_lora --device "$DEVICE" --config "$run/config.yaml" --output_dir "$run"
+      "$PYTHON" -m image_context.run_exp --device "$DEVICE" --config "$run/config.yaml" --output_dir "$run" --lora_path "$run/final"
       "$PYTHON" -m image_context.plot_results --input "$run/results/results.jsonl" --output "$run/plots"
       "$PYTHON" -m recipes.image_curve --run "$run" --results "$RESULTS"
     done

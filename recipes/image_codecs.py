@@ -35,7 +35,9 @@ DENSITIES = (
     ("codebook, 64 colors, 2 px", "codebook", {"colors": 64, "module": 2}),
     ("codebook, 8 colors, 2 px", "codebook", {"colors": 8, "module": 2}),
     ("codebook, 64 colors, 4 px", "codebook", {"colors": 64, "module": 4}),
+    ("codebook, 32 colors, 4 px, 48 bytes of parity", "codebook", {"colors": 32, "module": 4, "parity": 48}),
     ("codebook, 16 colors, 4 px", "codebook", {"colors": 16, "module": 4}),
+    ("codebook, 16 colors, 4 px, 16 bytes of parity", "codebook", {"colors": 16, "module": 4, "parity": 16}),
     ("codebook, 8 colors, 4 px", "codebook", {"colors": 8, "module": 4}),
     ("codebook, 8 colors, 7 px", "codebook", {"colors": 8, "module": 7}),
     ("codebook, 2 colors, 4 px", "codebook", {"colors": 2, "module": 4}),
@@ -43,7 +45,7 @@ DENSITIES = (
     ("QR v40-M, 3 px", "qr", {"version": 40, "level": "M", "module": 3}),
     ("QR v40-H, 6 px", "qr", {"version": 40, "level": "H", "module": 6}),
 )  # fmt: skip
-PARITY = 64
+PARITY = 64  # bytes of each 255, where a row does not say otherwise
 HOPELESS = 20  # documents of which none survived, after which a codec is given up
 PROMISING = 0.98  # share of --documents that survived, for --thorough to be measured
 PARTS = ("round_trips", "render", "density", "survival")
@@ -159,7 +161,7 @@ def density(texts: dict[str, str]) -> Iterator[dict]:
     """Bytes of English per visual token of a long document."""
     text = texts["english"][:200_000]
     for label, name, options in DENSITIES:
-        codec = build_codec(name, **options)
+        codec = build_codec(name, **options | {"parity": 0} if name == "codebook" else options)
         yield {"codec": label, "bytes_per_visual_token": len(text.encode()) / codec.visual_tokens(codec.encode(text))}
 
 
@@ -169,7 +171,7 @@ def survival(texts: dict[str, str], count: int, thorough: int, chosen: list[str]
         if label not in chosen if chosen else options.get("module") == 1:
             continue
         if name == "codebook":
-            options = {**options, "parity": PARITY, "frame": "fiducials"}
+            options = {"parity": PARITY, **options, "frame": "fiducials"}
         codec = build_codec(name, **options)
         documents = []
         for index in range(thorough):

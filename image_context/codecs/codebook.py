@@ -45,7 +45,7 @@ SLIMMEST = 200  # times as high as wide, above which the processor refuses an im
 class CodebookCodec:
     """A text as colored modules.
 
-    `colors` 2, 4, 8, 16, 64; `module` pixels on a side, a divisor of 28; `payload`: `tokens` (ids of `tokenizer`, a Tokenizer or
+    `colors` 2, 4, 8, 16, 32, 64; `module` pixels on a side, a divisor of 28; `payload`: `tokens` (ids of `tokenizer`, a Tokenizer or
     where to load one), `bytes` (UTF-8), `zstd` (the same compressed: short, but nothing is local any more);
     `symbols_per_block` 0 = as many as fit; `parity` bytes of Reed-Solomon parity in each 255 (corrects half as many wrong ones);
     `frame` none, header or fiducials; `max_side` blocks on a side of a page; `columns` blocks in a row, 0 = as many as rows (a

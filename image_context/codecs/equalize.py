@@ -13,9 +13,10 @@ import numpy as np
 from image_context.codecs.encoded import BLOCK
 from image_context.codecs.layout import HEADER_MODULE, to_blocks
 
-ROUNDS = 6
+ROUNDS = 32
 FIT_MODULES = 20_000  # that an equalizer is fitted on
 RIDGE = 1e-3
+NEARLY_WHITE = 0.9
 PRIOR = 20  # modules that the palette's own place for a color is worth beside those that show it
 
 
@@ -45,19 +46,23 @@ def read_colors(
     modules = nearest(bend(module_centers(blocks[data], module)) @ fit, target)
     yield modules
 
-    # later readings: an equalizer of the pixels around each module
+    # later readings: an equalizer of the pixels around each module, then of what is nearly white in them too, where sums end at white
     windows = module_windows(pixels, data, module)
     flat = windows.reshape(-1, windows.shape[-1])
     chosen = np.linspace(0, len(flat) - 1, min(len(flat), FIT_MODULES)).astype(int)
-    for _ in range(ROUNDS):
-        decided = modules.reshape(-1)[chosen]
-        seen = flat @ ridge(flat[chosen], target[decided])
-        whiten, centers = discriminants(seen[chosen], decided, target)
-        again = nearest(seen @ whiten, centers).reshape(modules.shape)
-        if (again == modules).all():
-            return
-        modules = again
-        yield modules
+    for clipped in (False, True):
+        features = np.concatenate([flat, np.maximum(flat - NEARLY_WHITE, 0)], axis=1) if clipped else flat
+        for done in range(1, ROUNDS + 1):
+            decided = modules.reshape(-1)[chosen]
+            seen = features @ ridge(features[chosen], target[decided])
+            whiten, centers = discriminants(seen[chosen], decided, target)
+            again = nearest(seen @ whiten, centers).reshape(modules.shape)
+            settled = (again == modules).all()
+            modules = again
+            if settled or done & (done - 1) == 0:  # to mend what is wrong is slow: after 1, 2, 4, 8 ... fits
+                yield modules
+            if settled:
+                break
 
 
 def bend(colors: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from reedsolo import ReedSolomonError, RSCodec
 
 from image_context.codecs.encoded import BLOCK
 
-COLORS = (2, 4, 8, 16, 64)
+COLORS = (2, 4, 8, 16, 32, 64)
 MODULES = (1, 2, 4, 7, 14, 28)
 HEADER_MODULE = 4  # pixels, of header and calibration
 MAX_PARITY = 128  # bytes of a codeword
@@ -21,7 +21,9 @@ def palette(colors: int) -> np.ndarray:
         return np.array([[0] * 3, [255] * 3], np.uint8)
     if colors == 4:
         return np.array([[0, 0, 0], [255, 255, 0], [255, 0, 255], [0, 255, 255]], np.uint8)
-    bits = {8: (1, 1, 1), 16: (1, 2, 1), 64: (2, 2, 2)}[colors]  # 16: four levels of green, the brightest
+    bits = {8: (1, 1, 1), 16: (1, 2, 1), 32: (2, 2, 1), 64: (2, 2, 2)}[
+        colors
+    ]  # four levels of green, the brightest, first
     levels = {1: np.array([0, 255]), 2: np.array([0, 85, 255, 170])}  # Gray code: 0, 1, 3, 2 in rising order
     index = np.arange(colors)
     red, rest = index & (2 ** bits[0] - 1), index >> bits[0]
@@ -59,7 +61,7 @@ class Layout:
 
     @property
     def calibration_blocks(self) -> int:
-        return 3 if self.colors == 64 else 1
+        return len(calibration(self.colors))
 
     def data_blocks(self, symbols: int) -> int:
         return -(-symbols // self.per_block)
@@ -130,7 +132,7 @@ class Layout:
 def calibration(colors: int) -> np.ndarray:
     """Color numbers (blocks, 49) of the calibration: every color equally often, in an order that mixes neighbors."""
     modules = (BLOCK // HEADER_MODULE) ** 2
-    index = np.arange((3 if colors == 64 else 1) * modules)
+    index = np.arange({32: 2, 64: 3}.get(colors, 1) * modules)
     return ((5 * index + index // colors) % colors).reshape(-1, modules)
 
 

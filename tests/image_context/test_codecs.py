@@ -115,6 +115,16 @@ def test_codebook_with_parity_survives_augmentation(level, text, seed):
     assert codec.decode(images) == text
 
 
+@pytest.mark.parametrize("seed", [13, 31])
+@pytest.mark.parametrize(("colors", "parity"), [(16, 16), (32, 32)])
+def test_what_noise_and_jpeg_leave_is_read_where_distances_alone_do_not_do(colors, parity, seed):
+    """Blur of nearly a pixel and JPEG of quality 50 and 60: by distances of colors one module in thirty is wrong."""
+    codec = build_codec("codebook", colors=colors, module=4, parity=parity, frame="fiducials")
+    assert (
+        codec.decode([augment(image, "heavy", seed) for image in codec.encode(SAMPLE[:1000]).images]) == SAMPLE[:1000]
+    )
+
+
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(text=TEXTS, seed=st.integers(0, 999))
 def test_qr_survives_a_scan(text, seed):
@@ -350,7 +360,7 @@ def test_render_refuses_a_character_without_glyph_and_a_missing_font():
 @pytest.mark.parametrize("name, options, message", [
     ("morse", {}, "unknown codec 'morse'; choose from text, render, codebook, qr"),
     ("codebook", {"colours": 8}, "codec codebook has no option 'colours'"),
-    ("codebook", {"colors": 5}, "codebook colors 5: choose from 2, 4, 8, 16, 64"),
+    ("codebook", {"colors": 5}, "codebook colors 5: choose from 2, 4, 8, 16, 32, 64"),
     ("codebook", {"module": 3}, "codebook module 3"),
     ("codebook", {"payload": "tokens"}, "needs a tokenizer"),
     ("codebook", {"symbols_per_block": 99}, "18 symbols of 8 bits fit a block"),

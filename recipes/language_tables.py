@@ -32,12 +32,43 @@ def ladder() -> str:
             load(f"shakespeare/{path.name}") for path in sorted((RESULTS / "shakespeare").glob(f"{minutes}-seed*.json"))
         ]
         if not seeds or name in ("bigrams", "trigrams"):
-            return likelihood(found.get(minutes), name, math.log(2))
+            chosen = [row for row in sweep_of(minutes) if row["baseline"] == name and row["chosen"]]
+            rung = {"likelihood": {name: chosen[0]}} if chosen else found.get(minutes)
+            return likelihood(rung, name, math.log(2))
         values = [rung["likelihood"][name]["bits_per_byte"] * math.log(2) for rung in (found[minutes], *seeds)]
         return f"{mean(values):.3f} ± {stdev(values):.3f}"
 
     rows = [[label, *(cell(minutes, name) for minutes in RUNGS)] for name, label in SYSTEMS.items()]
     return table(["nats per character", *(f"{minutes} minutes" for minutes in RUNGS)], [*rows, *PUBLISHED])
+
+
+def sweep_of(minutes: str) -> list[dict]:
+    """All rates and dropouts of a rung's baselines, where they were kept."""
+    name = f"shakespeare/{minutes}-sweep.json"
+    return load(name) if (RESULTS / name).is_file() else []
+
+
+def sweeps() -> str:
+    """What rate and dropout do to the baselines."""
+    rows = []
+    for minutes in RUNGS:
+        for row in sweep_of(minutes):
+            name = f"**{row['baseline']}**" if row["chosen"] else row["baseline"]
+            nats = f"{row['bits_per_byte'] * math.log(2):.3f}"
+            rows.append(
+                [
+                    name,
+                    f"{minutes} minutes",
+                    f"{row['lr']:g}",
+                    f"{row['dropout']:g}",
+                    f"{row['steps']:,}",
+                    f"{row['val_loss']:.3f}",
+                    nats,
+                ]
+            )
+    return table(
+        ["baseline", "after", "rate", "dropout", "steps", "nats per token, val", "nats per character, test"], rows
+    )
 
 
 def likelihood(found: dict | None, name: str, unit: float = 1.0) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from kit.arguments import program
 from kit.errors import run
 from recipes import chinese
-from recipes.language_tables import answers, further, gaps, generation, ladder, levers, trainings
+from recipes.language_tables import answers, further, gaps, generation, ladder, levers, sweeps, trainings
 from recipes.markdown import RESULTS, ROOT, load, percent, table
 
 FOLDERS = ("", "tokcom/", "image_context/", "vit_cifar10/")
@@ -323,7 +323,7 @@ def faults() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
-    "ladder": ladder, "further": further, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": tokcom_books, "released": released, "speed": speed,
+    "ladder": ladder, "sweeps": sweeps, "further": further, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": tokcom_books, "released": released, "speed": speed,
     "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "vit_rows": vit_rows,
 }  # fmt: skip
 

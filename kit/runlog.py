@@ -41,7 +41,7 @@ class RunLog:
         for name in ("log.jsonl", "samples.jsonl"):
             _cut_after(self.folder / name, -1 if resume_step is None else resume_step)
         self._file = open(self.folder / "log.jsonl", "a", buffering=1, encoding="utf-8")
-        self._start = time.time()
+        self._start = time.monotonic()
         if wandb:
             self._wandb = _start_wandb(wandb, self.folder, config)
 
@@ -50,7 +50,7 @@ class RunLog:
         if not self.active:
             return
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, "time": round(time.time() - self._start, 3), **values}) + "\n")
+        self._file.write(json.dumps({"step": step, "time": round(time.monotonic() - self._start, 3), **values}) + "\n")
         if self._wandb:
             self._wandb.log(values, step=step)
 

@@ -3,14 +3,14 @@
 # of LENGTH tokens. CODECS: codebook (the color code), conv and pool (no image: a learned convolution or the mean of embeddings), text.
 #   ./recipes/image_curve.sh                                  # all points of one seed
 #   RATIOS=10 SEEDS="0 1 2" CODECS=codebook ./recipes/image_curve.sh
-#   MODEL=small LR=6e-4 LENGTH=512 RESULTS=results/image_context/small ./recipes/image_curve.sh      # on a GPU; not yet measured
+#   MODEL=small LR=6e-4 BATCH=32 LENGTH=512 RESULTS=results/image_context/small ./recipes/image_curve.sh      # on a GPU; not yet measured
 # Adds its points to results/image_context/curve.json and draws curve.png.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 REQUIREMENTS=requirements-image.txt
 source kit/environment.sh
-RATIOS=${RATIOS:-1 2 3 5 8 10 16 20} SEEDS=${SEEDS:-0} CODECS=${CODECS:-codebook conv pool} LENGTH=${LENGTH:-80}
-TIME=${TIME:-10m} MODEL=${MODEL:-tiny} PAIRS=${PAIRS:-20000} SAMPLES=${SAMPLES:-64} LR=${LR:-2.0e-3} DEVICE=${DEVICE:-auto} WORK=${WORK:-checkpoints/image_curve}
+RATIOS=${RATIOS:-1 2 3 5 8 10 16 20} SEEDS=${SEEDS:-0} CODECS=${CODECS:-codebook conv pool} LENGTH=${LENGTH:-40}
+TIME=${TIME:-30m} MODEL=${MODEL:-tiny} BATCH=${BATCH:-16} PAIRS=${PAIRS:-20000} SAMPLES=${SAMPLES:-64} LR=${LR:-2.0e-3} DEVICE=${DEVICE:-auto} WORK=${WORK:-checkpoints/image_curve}
 RESULTS=${RESULTS:-results/image_context}
 for seed in $SEEDS; do
   for ratio in $RATIOS; do
@@ -35,7 +35,7 @@ data:
   samples: $SAMPLES
   codecs: {$codec: {codec: $codec, options: $options}}
 generation: {num_samples_per_codec: $PAIRS}
-training: {time_budget: $TIME, batch_size: 32, gradient_accumulation_steps: 1, learning_rate: $LR}
+training: {time_budget: $TIME, batch_size: $BATCH, gradient_accumulation_steps: 1, learning_rate: $LR}
 evaluation: {batch_size: 16}
 YAML
       [ -e "$run/train_data/records.jsonl" ] || "$PYTHON" -m image_context.generate_train_data --config "$run/config.yaml" --output_dir "$run"

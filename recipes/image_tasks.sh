@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 REQUIREMENTS=requirements-image.txt
 source kit/environment.sh
 RATIO=${RATIO:-3} TASK=${TASK:-json} LENGTH=${LENGTH:-128} TIME=${TIME:-30m} MODEL=${MODEL:-tiny} DEVICE=${DEVICE:-auto}
-SAMPLES=${SAMPLES:-100} PAIRS=${PAIRS:-20000} BATCH=${BATCH:-32} LR=${LR:-2.0e-3}
+SAMPLES=${SAMPLES:-100} PAIRS=${PAIRS:-20000} BATCH=${BATCH:-16} LR=${LR:-2.0e-3}
 NAME=${MODEL}_${TASK}_${LENGTH}_${RATIO}
 RUN=${RUN:-checkpoints/image_tasks/$NAME} RESULTS=results/image_context/tasks
 mkdir -p "$RUN" "$RESULTS"

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -76,6 +77,15 @@ def test_the_log_of_a_resumed_run_reads_as_if_it_had_never_stopped(tmp_path):
     samples = (tmp_path / "samples.jsonl").read_text().rstrip("\n").split("\n")
     assert [json.loads(line)["step"] for line in samples] == [1, 2, 3, 4, 5]
     assert json.loads((tmp_path / "env.json").read_text())["torch"] == torch.__version__
+
+
+def test_a_clock_that_is_set_back_changes_neither_the_log_nor_a_time_budget(tmp_path, monkeypatch):
+    log, budget = RunLog(tmp_path, {}, device.start("cpu")), TimeBudget("1h")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 86_400)
+    log.log(1, loss=2.0)
+    log.close()
+    assert 0 <= read_log(tmp_path / "log.jsonl")[0]["time"] < 60 and 0 <= budget.spent < 60
 
 
 def test_wandb_works_offline_by_itself(tmp_path, monkeypatch):

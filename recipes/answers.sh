@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Answers to prompts, right or wrong word for word: sums, sorted letters, entries of a dictionary, each a run of so many minutes,
+# Answers to prompts, right or wrong word for word: sorted letters, entries of a dictionary (and sums with TASKS=addition), each a run of so many minutes,
 # and an autoregressive transformer in as many. Writes results/answers/TASK.json.
 #   MINUTES=6 THREADS=1 ./recipes/answers.sh
 set -euo pipefail

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# ./train.sh with its CPU defaults: the network beside n-grams once for each seed, and the network alone. Writes results/cpu.
+# ./train.sh with its CPU defaults: the network beside n-grams once for each seed, and the network alone (not yet measured). Writes
+# results/cpu; what lies there was made with EVAL_SAMPLES=128.
 #   SEEDS="0 1 2" ./recipes/cpu.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -294,7 +294,7 @@ def faults() -> str:
         [
             f"`{name.partition(', ')[0]}`{name.partition(',')[2] and ' in two processes'} killed at random moments",
             f"{row['tried']:,}",
-            f"{row['differing']} ended otherwise than a run left alone",
+            f"{row['differing']} of {row.get('runs', row['tried'])} runs ended otherwise than one left alone",
         ]
         for name, row in found["kills"].items()
     ]

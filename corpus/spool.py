@@ -58,11 +58,12 @@ class Spool:
 
     def slices(self, chosen: np.ndarray, block: int = 1 << 20) -> Iterator[np.ndarray]:
         """Tokens of the documents flagged in `chosen` (bool per document), in order, at most `block` at a time."""
-        tokens = np.memmap(self.path, dtype=np.uint32, mode="r")
         ends = np.cumsum(np.frombuffer(self.lengths, dtype=np.uint64)).astype(np.int64)
-        for index in np.flatnonzero(chosen):
-            for start in range(int(ends[index] - self.lengths[index]), int(ends[index]), block):
-                yield np.asarray(tokens[start : min(start + block, int(ends[index]))])
+        with open(self.path, "rb") as file:  # a map of it would hold every page that was read
+            for index in np.flatnonzero(chosen):
+                for start in range(int(ends[index] - self.lengths[index]), int(ends[index]), block):
+                    file.seek(start * np.dtype(np.uint32).itemsize)
+                    yield np.fromfile(file, np.uint32, min(block, int(ends[index]) - start))
 
     def cut_end(self, index: int, size: int, continues: np.ndarray) -> None:
         """Make the last `size` tokens of document `index`, and the rest of a split character, the document after it."""

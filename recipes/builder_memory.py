@@ -4,7 +4,7 @@
     python -m recipes.builder_memory --gigabytes 2 --tokenizer_path gpt2
 
 The text is words drawn by Zipf's law from a made-up lexicon, in documents of 20,000 words, a line of JSON each. What is measured is the memory that a
-program and the processes it started hold (resident, shared pages counted once each), every half second.
+program and the processes it started hold (resident, shared pages counted once each), every second.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def watched(command: list) -> dict:
                     held += each.memory_full_info().pss
         seconds.append(round(time.monotonic() - start, 1))
         megabytes.append(held >> 20)
-        time.sleep(0.5)
+        time.sleep(1)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, stderr=process.stderr.read())
     return {"seconds": seconds, "megabytes": megabytes}

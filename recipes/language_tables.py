@@ -103,10 +103,9 @@ def gaps() -> str:
 
 
 def generation() -> str:
-    """Generated texts of the highest rung that was measured with all systems."""
+    """Generated texts of the rung whose baselines all had their rate chosen among several."""
     rows = []
-    complete = [rung for rung in rungs().values() if len(rung["likelihood"]) == len(SYSTEMS)]
-    for row in complete[-1]["generation"]:
+    for row in load("shakespeare/15.json")["generation"]:
         if row["passes"] not in SHOWN_PASSES:
             continue
         passes = "" if row["passes"] is None else str(row["passes"])

@@ -98,9 +98,12 @@ class TimeSampler:
         if gain.sum() > 0:
             self.density = (1 - self.FLOOR) * gain / gain.sum() + self.FLOOR * self.start
 
-    def curve(self, seen: torch.Tensor) -> torch.Tensor | None:
-        """Loss against log sigma at the bins' centers (BINS,), made non-decreasing; None before enough was seen."""
-        total, weight = seen.double() / self.UNITS
+    def curve(self, observed: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Loss against log sigma at the bins' centers (BINS,), made non-decreasing; None before enough was seen.
+
+        `observed`: what `seen` holds on all ranks (default: what this one holds).
+        """
+        total, weight = (self.seen if observed is None else observed).cpu().double() / self.UNITS
         seen = (weight >= 4).nonzero().flatten()
         if len(seen) < self.BINS // 4:
             return None

@@ -290,7 +290,7 @@ def test_a_header_that_is_never_written_is_none():
     assert Header.from_bytes(header.to_bytes()) == header
     strange_ones = (
         replace(layout, module=5),
-        replace(layout, colors=32),
+        replace(layout, colors=128),
         replace(layout, per_block=0),
         replace(layout, parity=255),
     )

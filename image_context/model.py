@@ -311,8 +311,7 @@ def positions(model: nn.Module, batch: dict) -> torch.Tensor:
     images = kinds == 1
     row = (height - time) * images
     starts = (images & (width == time)) | (ids == base.config.pooled_token_id)
-    before = starts.cumsum(1) - starts.long()  # rows and vectors that came before; in an image only whole rows
-    before = torch.where(images, starts.cumsum(1) - 1, before)
+    before = starts.cumsum(1) - (images | starts).long()  # rows and vectors that came before
     return place + (row_step(model) - 1) * torch.stack([before - row, before, before - row])
 
 

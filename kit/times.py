@@ -43,9 +43,8 @@ class TimeSampler:
     BINS, LOW, HIGH = 64, math.log(0.01), math.log(MAX_SIGMA)
     FLOOR = 0.2  # weight of the starting distribution in `adaptive`
     MEMORY = 0.9  # what a refit keeps of older measurements
-    UNITS = (
-        2**16
-    )  # of one: sums of whole units are exact in any order, so that ranks may share them out anew after a restart
+    # sums of whole units are exact in any order, so that ranks may share them out anew after a restart
+    UNITS = 2**16  # of one
     MOST = 2.0**30  # that a loss counts
 
     def __init__(self, name: str, mean: float = -0.8, std: float = 0.8, device="cpu", noise_std: float = 1.0):
@@ -55,9 +54,8 @@ class TimeSampler:
         if std <= 0:
             raise UserError(f"`t_std` {std}: need a positive spread")
         self.name, self.mean, self.std, self.noise_std = name, mean, std, noise_std
-        self.seen = torch.zeros(
-            2, self.BINS, dtype=torch.long, device=device
-        )  # losses and samples of this rank, in units
+        # losses and samples of this rank, in units
+        self.seen = torch.zeros(2, self.BINS, dtype=torch.long, device=device)
         edges = torch.linspace(self.LOW, self.HIGH, self.BINS + 1, dtype=torch.float64)
         normal = torch.special.ndtr((edges + mean) / std)
         self.start = (normal.diff() + 1e-6) / (normal.diff() + 1e-6).sum()
@@ -154,6 +152,7 @@ class TimeSampler:
             if (
                 not torch.isfinite(part).all()
                 or (part is not numbers and (part < 0).any())
+                or (part * cls.UNITS > 2.0**62).any()
                 or not numbers[1:].min() > 0
             ):
                 raise ValueError("a noise schedule with numbers out of range")

@@ -14,6 +14,7 @@ import torch
 from rapidfuzz.distance import Levenshtein
 
 import draws
+import settings
 import train
 from corpus.chunks import open_built
 from corpus.loader import batches
@@ -250,7 +251,7 @@ def test_tokens_in_a_step_do_not_grow_with_the_devices(call, data, tmp_path):
     def split(devices, tokens, samples=None, batch_size=32):
         args = argparse.Namespace(tokens_per_step=tokens, batch_size=batch_size)
         runtime = device.Runtime(torch.device("cpu"), torch.float32, 0, devices)
-        train.split_step(args, 100.0, samples, runtime)
+        settings.split_step(args, 100.0, samples, runtime)
         return args.batch_size, args.grad_accum
 
     assert split(1, 6400) == (32, 2) and split(2, 6400) == (32, 1) and split(8, 6400) == (8, 1)

@@ -49,20 +49,30 @@ def read_colors(
     # later readings: an equalizer of the pixels around each module, then of what is nearly white in them too, where sums end at white
     windows = module_windows(pixels, data, module)
     flat = windows.reshape(-1, windows.shape[-1])
+    parts = np.array_split(flat, -(-len(flat) // FIT_MODULES))  # so that no page takes its features twice in memory
     chosen = np.linspace(0, len(flat) - 1, min(len(flat), FIT_MODULES)).astype(int)
-    for clipped in (False, True):
-        features = np.concatenate([flat, np.maximum(flat - NEARLY_WHITE, 0)], axis=1) if clipped else flat
+    told = modules
+    for features in (np.asarray, with_nearly_white):
+        fitted = features(flat[chosen])
         for done in range(1, ROUNDS + 1):
             decided = modules.reshape(-1)[chosen]
-            seen = features @ ridge(features[chosen], target[decided])
+            fit = ridge(fitted, target[decided])
+            seen = np.concatenate([features(part) @ fit for part in parts])
             whiten, centers = discriminants(seen[chosen], decided, target)
-            again = nearest(seen @ whiten, centers).reshape(modules.shape)
-            settled = (again == modules).all()
-            modules = again
-            if settled or done & (done - 1) == 0:  # to mend what is wrong is slow: after 1, 2, 4, 8 ... fits
+            before, modules = modules, nearest(seen @ whiten, centers).reshape(modules.shape)
+            settled = (modules == before).all()
+            if (settled or done & (done - 1) == 0) and (
+                modules != told
+            ).any():  # mending is slow: after 1, 2, 4, 8 ... fits
+                told = modules
                 yield modules
             if settled:
                 break
+
+
+def with_nearly_white(windows: np.ndarray) -> np.ndarray:
+    """Features (n, f) of windows, and how far each is above nearly white (n, 2 f)."""
+    return np.concatenate([windows, np.maximum(windows - NEARLY_WHITE, 0)], axis=1)
 
 
 def bend(colors: np.ndarray) -> np.ndarray:

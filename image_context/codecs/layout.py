@@ -21,9 +21,8 @@ def palette(colors: int) -> np.ndarray:
         return np.array([[0] * 3, [255] * 3], np.uint8)
     if colors == 4:
         return np.array([[0, 0, 0], [255, 255, 0], [255, 0, 255], [0, 255, 255]], np.uint8)
-    bits = {8: (1, 1, 1), 16: (1, 2, 1), 32: (2, 2, 1), 64: (2, 2, 2)}[
-        colors
-    ]  # four levels of green, the brightest, first
+    # of red, green, blue: green is the brightest, and blue arrives worst
+    bits = {8: (1, 1, 1), 16: (1, 2, 1), 32: (2, 2, 1), 64: (2, 2, 2)}[colors]
     levels = {1: np.array([0, 255]), 2: np.array([0, 85, 255, 170])}  # Gray code: 0, 1, 3, 2 in rising order
     index = np.arange(colors)
     red, rest = index & (2 ** bits[0] - 1), index >> bits[0]

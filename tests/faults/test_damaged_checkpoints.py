@@ -53,7 +53,7 @@ ROOT_CASES = [
     (("config", "token_depth"), 10**9), (("config", "token_dim"), 2**40), (("palette",), None), (("palette", "slots"), [1, 2, 3]),
     (("palette", "slots"), torch.zeros(7, dtype=torch.int)), (("palette", "slots"), torch.arange(8)), (("palette", "name"), None),
     (("time_sampler",), {}), (("time_sampler", "name"), "no such"), (("time_sampler", "mean"), NOT_A_NUMBER),
-    (("time_sampler", "std"), -1.0), (("time_sampler", "weight"), torch.full((64,), NOT_A_NUMBER)), (("time_sampler", "density"), torch.ones(3)),
+    (("time_sampler", "std"), -1.0), (("time_sampler", "weight"), torch.full((64,), NOT_A_NUMBER)), (("time_sampler", "weight"), torch.full((64,), 1e30)), (("time_sampler", "density"), torch.ones(3)),
     (("ngram",), 5), (("ngram", "vocab_size"), 9), (("ngram", "gaps"), [torch.tensor([-5])] * 3), (("ngram", "counts"), []),
     (("ngram", "order"), 99), (("tokenizer",), "{"), (("tokenizer",), "null"), (("tokenizer",), "[" * 100_000), (("tokenizer",), None),
     (("ema_state_dict",), None), (("ema_state_dict",), {}), (("ema_state_dict",), {"x": 1}),

@@ -115,8 +115,14 @@ class Runtime:
             self.store.set(key, "done")
 
     def finish(self) -> None:
-        """Leave the other ranks, once all have what they exchanged: gloo aborts a rank whose peer closes in the middle of it."""
+        """Leave the other ranks, once all have what they exchanged: gloo aborts a rank whose peer closes in the middle of it.
+
+        A thread of gloo's that lets go of a tensor needs Python's lock, which an ending interpreter does not give: the rank hangs or
+        aborts. Barriers carry no tensors, and waiting for them leaves the lock to the threads that are behind.
+        """
         if self.world_size > 1:
+            for _ in range(8):
+                dist.barrier()
             self.store.set(f"finish/{self.rank}", "done")
             self.store.wait([f"finish/{rank}" for rank in range(self.world_size)], timedelta(minutes=10))
             dist.destroy_process_group()

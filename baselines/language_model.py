@@ -146,11 +146,12 @@ def run(
     loss_of: Callable[[nn.Module, list[torch.Tensor], device.Runtime], torch.Tensor],
     nats_of: Callable[[nn.Module, list[torch.Tensor], device.Runtime], np.ndarray],
     measure: Callable[[nn.Module, Data, argparse.Namespace, device.Runtime], dict],
+    likelihood: bool = True,
 ) -> None:
     """Train the network that `build(args, vocab_size)` makes, keep the best weights, write model/ and report.json.
 
-    `loss_of(model, sequences, runtime)` is minimized; `nats_of` gives what each sequence costs (S,); `measure` adds to the
-    report.
+    `loss_of(model, sequences, runtime)` is minimized; `nats_of` gives what each sequence costs (S,), in nats where it is a
+    `likelihood` or a bound of it; `measure` adds to the report.
     """
     check(args)
     runtime = device.start(args.device, args.seed, args.precision)
@@ -165,17 +166,22 @@ def run(
         model.eval().save_pretrained(partial)
     flops = flops_per_token(model, [data.train[i] for i in range(min(args.batch_size, len(data.train)))], runtime)
     nats = nats_of(model, data.held_out, runtime)
+    count = sum(map(len, data.held_out))
+    costs = per_byte(nats, data.held_out, data.tokenizer) if likelihood else {"num_tokens": count}
     report = {
         "baseline": name, "data": args.data_path, "read_from": str(data.test.origin),
-        "num_sequences": len(data.held_out), **per_byte(nats, data.held_out, data.tokenizer),
+        "num_sequences": len(data.held_out), **costs, "cost": float(nats.sum() / count),
         **measure(model, data, args, runtime), "steps": steps, "parameters": size, "training_tokens": tokens,
         "training_seconds": round(seconds), "flops_per_token_and_pass": flops, "training_flops": 3 * flops * tokens,
         "settings": vars(args), "environment": environment(runtime),
     }  # fmt: skip
     write_json(output / "report.json", report)
-    print(
-        f"{report['nll']:.3f} nats per token, {report['bits_per_byte']:.3f} bits per byte; wrote {output}/report.json"
+    said = (
+        f"{report['nll']:.3f} nats per token, {report['bits_per_byte']:.3f} bits per byte"
+        if likelihood
+        else f"cost {report['cost']:.3f}"
     )
+    print(f"{said}; wrote {output}/report.json")
 
 
 def train(model, args, data: Data, loss_of, nats_of, runtime, output: Path) -> tuple[int, int, float]:

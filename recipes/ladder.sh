@@ -15,7 +15,7 @@ TEXT=${TEXT:?a text file, a folder of them, or the name of a Hugging Face datase
 MINUTES=${MINUTES:-3 15 60} VOCAB_SIZE=${VOCAB_SIZE:-512} LENGTH=${LENGTH:-128} SEEDS=${SEEDS:-0} THREADS=${THREADS:-2}
 RESULTS=${RESULTS:?where to write}
 WORK=${WORK:-checkpoints/ladder/$(basename "$RESULTS")}
-MODEL=${MODEL:-JiT-Ti/4} IMG_SIZE=${IMG_SIZE:-16} BATCH_SIZE=${BATCH_SIZE:-16} LR=${LR:-4e-3} # of the network
+MODEL=${MODEL:-JiT-Ti/4} IMG_SIZE=${IMG_SIZE:-16} BATCH_SIZE=${BATCH_SIZE:-16} LR=${LR:-4e-3} # of the network, one rate or several
 SIZE=${SIZE:-} LRS=${LRS:-1e-3 3e-3 6e-3} DROPOUTS=${DROPOUTS:-0 0.1} # of the baselines, rate and dropout chosen on val
 PASSES=${PASSES:-4 8 16 32 64} PARTS=${PARTS:-likelihood gaps generation} # gaps and generation take long with large vocabularies
 export OMP_NUM_THREADS=$THREADS
@@ -54,16 +54,18 @@ for minutes in $MINUTES; do
         done
       done
     done
-    "$PYTHON" -m recipes.sweep "$rung" "$RESULTS/${rung##*/}-sweep.json"
-    for ngram in 0 3; do
-      run=$rung/ngram$ngram
-      resume=()
-      if [ -e "$run/last.pth" ]; then resume=(--resume auto); fi
-      [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$WORK/data/train" --output_dir "$run" --time_budget "${minutes}m" --ngram "$ngram" \
-        --model "$MODEL" --img_size "$IMG_SIZE" ${ours[@]+"${ours[@]}"} --ngram_start 0.5 --batch_size "$BATCH_SIZE" --lr "$LR" --seed "$seed" --val_samples 64 ${resume[@]+"${resume[@]}"}
-      touch "$run/finished"
+    for lr in $LR; do
+      for ngram in 0 3; do
+        run=$rung/ngram$ngram-$lr
+        resume=()
+        if [ -e "$run/last.pth" ]; then resume=(--resume auto); fi
+        [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$WORK/data/train" --output_dir "$run" --time_budget "${minutes}m" --ngram "$ngram" \
+          --model "$MODEL" --img_size "$IMG_SIZE" ${ours[@]+"${ours[@]}"} --ngram_start 0.5 --batch_size "$BATCH_SIZE" --lr "$lr" --seed "$seed" --val_samples 64 ${resume[@]+"${resume[@]}"}
+        touch "$run/finished"
+      done
     done
-    best() { # the run of a baseline with the lowest validation loss
+    "$PYTHON" -m recipes.sweep "$rung" "$RESULTS/${rung##*/}-sweep.json"
+    best() { # the run of a kind with the lowest validation loss
       "$PYTHON" - "$rung" "$1" <<'EOF'
 import json, sys
 from pathlib import Path
@@ -73,7 +75,7 @@ def loss(run):
 print(min(Path(sys.argv[1]).glob(f"{sys.argv[2]}-*"), key=loss))
 EOF
     }
-    "$PYTHON" compare.py --checkpoint "network with n-grams=$rung/ngram3/best_model.pth" "network alone=$rung/ngram0/best_model.pth" \
+    "$PYTHON" compare.py --checkpoint "network with n-grams=$(best ngram3)/best_model.pth" "network alone=$(best ngram0)/best_model.pth" \
       --autoregressive "$(best autoregressive)" --masked "$(best masked)" --data_path "$WORK/data" --passes $PASSES --parts $PARTS --guidance 1 \
       --output_dir "$rung/comparison" --seed "$seed"
     cp "$rung/comparison/compare.json" "$RESULTS/${rung##*/}.json"

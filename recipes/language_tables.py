@@ -32,7 +32,7 @@ def ladder() -> str:
             load(f"shakespeare/{path.name}") for path in sorted((RESULTS / "shakespeare").glob(f"{minutes}-seed*.json"))
         ]
         if not seeds or name in ("bigrams", "trigrams"):
-            chosen = [row for row in sweep_of(minutes) if row["baseline"] == name and row["chosen"]]
+            chosen = [row for row in sweep_of(minutes) if row["baseline"] == name and row["chosen"] and "nll" in row]
             rung = {"likelihood": {name: chosen[0]}} if chosen else found.get(minutes)
             return likelihood(rung, name, math.log(2))
         values = [rung["likelihood"][name]["bits_per_byte"] * math.log(2) for rung in (found[minutes], *seeds)]
@@ -43,18 +43,18 @@ def ladder() -> str:
 
 
 def sweep_of(minutes: str) -> list[dict]:
-    """All rates and dropouts of a rung's baselines, where they were kept."""
+    """All rates and dropouts of a rung, where they were kept."""
     name = f"shakespeare/{minutes}-sweep.json"
     return load(name) if (RESULTS / name).is_file() else []
 
 
 def sweeps() -> str:
-    """What rate and dropout do to the baselines."""
+    """What rate and dropout do to the baselines, and the rate to the network."""
     rows = []
     for minutes in RUNGS:
         for row in sweep_of(minutes):
             name = f"**{row['baseline']}**" if row["chosen"] else row["baseline"]
-            nats = f"{row['bits_per_byte'] * math.log(2):.3f}"
+            nats = f"{row['bits_per_byte'] * math.log(2):.3f}" if "nll" in row else "–"
             rows.append(
                 [
                     name,
@@ -67,7 +67,7 @@ def sweeps() -> str:
                 ]
             )
     return table(
-        ["baseline", "after", "rate", "dropout", "steps", "nats per token, val", "nats per character, test"], rows
+        ["model", "after", "rate", "dropout", "steps", "nats per token, val", "nats per character, test"], rows
     )
 
 

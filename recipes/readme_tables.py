@@ -10,6 +10,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from kit.arguments import program
@@ -29,6 +30,10 @@ IMAGE_ROWS = {
     "codebook": "**codebook**: 3 tokens to a block, 8 colors, 7 px", "text": "text (plain tokens)",
     "pool": "pool: means of 3 embeddings", "truncate": "truncate: the first third",
     "render": "rendered page, not trained on", "codebook_external": "QR, not trained on",
+}  # fmt: skip
+TOKCOM_ROWS = {
+    "autoregressive": "autoregressive transformer", "energy": "vector by vector, energy head", "flow": "vector by vector, flow head",
+    "tokens": "4 tokens at once, no vector", "trigrams": "TokCom, 4 to a vector, trigrams inside",
 }  # fmt: skip
 VIT_ROWS = (
     ("cpu", "`cifar`, ten minutes", "vit_cpu", "two CPU cores"), ("reference_20", "`reference`, 20 epochs", "vit_reference_20", "GPU"),
@@ -219,15 +224,14 @@ def speed() -> str:
     return table(header, rows)
 
 
-def tokcom_books() -> str:
-    """TokCom of several chunks beside an autoregressive transformer."""
+def tokcom_language(texts: str) -> str:
+    """TokCom's two layouts beside an autoregressive transformer."""
     rows = []
-    for row in load("tokcom/books.json")["rows"]:
-        ours = "chunk_size" in row
-        name = f"TokCom, {row['chunk_size']} to a vector" if ours else "autoregressive transformer"
+    for row in load(f"tokcom/{texts}.json")["rows"]:
+        name = TOKCOM_ROWS.get(row["name"].split("-")[0]) or f"TokCom, {row['chunk_size']} to a vector"
         rows.append([
-            name, f"{row['steps']:,}", f"{row['nll']:.2f}", f"{row['brier_lm']:.3f}", f"{row['brier'][0]:.3f}", f"{row['nfe_per_token']:.0f}",
-            f"{row['flops_per_token_and_pass'] / 1e6:.1f}",
+            name, f"{row['steps']:,}", f"{row['nll']:.2f}" if "nll" in row else "–", f"{row['brier_lm']:.3f}", f"{row['brier'][0]:.3f}",
+            f"{row['nfe_per_token']:g}", f"{row['flops_per_token_and_pass'] / 1e6:.1f}",
         ])  # fmt: skip
     return table(
         [
@@ -323,7 +327,7 @@ def faults() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
-    "ladder": ladder, "sweeps": sweeps, "further": further, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": tokcom_books, "released": released, "speed": speed,
+    "ladder": ladder, "sweeps": sweeps, "further": further, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "released": released, "speed": speed,
     "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "vit_rows": vit_rows,
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from tests.vit_cifar10.conftest import SHORT
 
 NAMES = (
     "build_pretrain_data.py", "train.py", "train.py on raw text", "evaluate.py", "inference.py", "inference.py, a picture", "release.py",
-    "compare.py", "baselines.autoregressive", "baselines.masked", "tokcom.train", "tokcom.evaluate", "tokcom.inference", "vit_cifar10.train",
+    "compare.py", "baselines.autoregressive", "baselines.masked", "tokcom.train", "tokcom.evaluate", "tokcom.calm", "tokcom.inference", "vit_cifar10.train",
     "vit_cifar10.evaluate", "image_context.generate_train_data", "image_context.train_lora", "image_context.run_exp",
 )  # fmt: skip
 SHORTEST = ("--max_steps", "4", "--val_interval", "2", "--val_samples", "8", "--ngram", "0")
@@ -69,6 +69,7 @@ def programs(request, tmp_path_factory):
         "baselines.masked": module("baselines.masked", "--data_path", data, *BASELINE, *CPU),
         "tokcom.train": module("tokcom.train", "--data_path", data, *SMALL, "--vae_epochs", 1, "--diffusion_epochs", 1),
         "tokcom.evaluate": module("tokcom.evaluate", "--checkpoint", tokcom, "--data_path", data, "--num_samples", 2, "--num_prompts", 2, *CPU),
+        "tokcom.calm": module("tokcom.calm", "--vae_checkpoint", tokcom, "--data_path", data, *BASELINE, "--num_samples", 2, "--num_prompts", 2, *CPU),
         "tokcom.inference": file(
             ["-m", "tokcom.inference"], "--output_file", ".pt", "--checkpoint", tokcom, "--mode", "encode", "--input_text", "the color of a token", *CPU
         ),

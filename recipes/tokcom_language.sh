@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# TokCom as a language model, the same minutes of one thread each, on the same texts: an autoregressive transformer; the flow on 1, 2 and 4
+# tokens in a vector, 16 numbers for each, the network alone and with trigrams inside; and the vectors written one after the other by each
+# head of tokcom/calm.py, in the minutes that stage one leaves. Writes results/tokcom/NAME.json. RUNS names what is trained.
+#   TEXT=books/ VOCAB_SIZE=1024 NAME=books ./recipes/tokcom_language.sh
+#   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare ./recipes/tokcom_language.sh      # bytes: tiny Shakespeare by characters
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source kit/environment.sh
+NAME=${NAME:?of the result} MINUTES=${MINUTES:-15} WORK=${WORK:-checkpoints/tokcom_$NAME} SEED=${SEED:-0} LENGTH=128 LRS=${LRS:-3e-3 6e-3}
+RUNS=${RUNS:-chunk4 energy flow tokens chunk2 chunk1 trigrams} PROMPTS=${PROMPTS:-512}
+DATA=${DATA:-$WORK/data} # built from TEXT unless it is there
+export OMP_NUM_THREADS=${THREADS:-1}
+if [ ! -e "$DATA/stats.json" ]; then
+  "$PYTHON" build_pretrain_data.py --input "${TEXT:?a text file or a folder of them}" --vocab_size "${VOCAB_SIZE:-1024}" --min_tokens $LENGTH \
+    --max_tokens $LENGTH --val_fraction 0.05 --test_fraction 0.05 --seed "$SEED" --output_dir "$DATA"
+fi
+SIZES=(--data_path "$DATA" --max_length $LENGTH --hidden_size 192 --num_hidden_layers 6 --intermediate_size 512 --seed "$SEED" --num_prompts "$PROMPTS")
+flow() { # RUN ARGUMENTS...
+  local run=$WORK/$1
+  shift
+  [ -e "$run/report/report.json" ] && return
+  [ -e "$run/finished" ] || "$PYTHON" -m tokcom.train --preset tiny --data_path "$DATA" --max_length $LENGTH --time_budget "${MINUTES}m" --seed "$SEED" \
+    --output_dir "$run" --device cpu "$@"
+  touch "$run/finished"
+  "$PYTHON" -m tokcom.evaluate --checkpoint "$run/best_diffusion.pt" --data_path "$DATA" --output_dir "$run/report" --seed "$SEED" --device cpu \
+    --num_prompts "$PROMPTS" --without_ngrams
+}
+for lr in $LRS; do
+  [ -e "$WORK/autoregressive-$lr/report.json" ] || "$PYTHON" -m baselines.autoregressive "${SIZES[@]}" --lr "$lr" --time_budget "${MINUTES}m" \
+    --output_dir "$WORK/autoregressive-$lr"
+done
+for run in $RUNS; do
+  case $run in
+    chunk*) flow "$run" --chunk_size "${run#chunk}" --latent_dim $((16 * ${run#chunk})) --ngram 0 ;;
+    trigrams) flow trigrams --chunk_size 4 --latent_dim 64 --ngram 3 ;;
+    *) # of the minutes 12 % go into stage one, which is that of chunk4
+      for lr in $LRS; do
+        [ -e "$WORK/$run-$lr/report.json" ] || "$PYTHON" -m tokcom.calm "${SIZES[@]}" --vae_checkpoint "$WORK/chunk4/best_vae.pt" --head "$run" --lr "$lr" \
+          --time_budget "$((MINUTES * 60 * 88 / 100))s" --output_dir "$WORK/$run-$lr"
+      done ;;
+  esac
+done
+"$PYTHON" -m recipes.tokcom_language --work "$WORK" --output "results/tokcom/$NAME.json"

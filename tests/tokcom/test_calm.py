@@ -1,0 +1,129 @@
+"""Next-vector prediction draws whole chunks in their true proportions, where tokens drawn one by one mix them."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from baselines import language_model
+from kit import device
+from tests.runs import rows
+from tests.tokcom.conftest import SMALL
+from tokcom import calm, train
+from tokcom.config import ModelArgs
+from tokcom.model import TokComVAE
+
+SIZES = ("--hidden_size", "32", "--num_hidden_layers", "2", "--intermediate_size", "64", "--batch_size", "8", "--lr", "5e-3", "--head_layers", "2")  # fmt: skip
+ON = ("--device", "cpu", "--precision", "fp32")
+RUNTIME = device.start("cpu", 0, "fp32")
+
+
+def settings(head: str):
+    """The program's own defaults, small."""
+    parser = language_model.parser_of("test")
+    for name, value in (("head", head), ("head_layers", 2), ("passes", 16)):
+        parser.add_argument(f"--{name}", default=value)
+    return parser.parse_args(["--data_path", "-", "--output_dir", "-", *SIZES[:6], "--max_length", "16"])
+
+
+class TwoWords(TokComVAE):
+    """Chunks of two tokens, whose vector has a number for each: -1 for an even token, 1 for an odd one."""
+
+    def posterior(self, tokens, mask, dropout=0.0):
+        mean = tokens.float() % 2 * 2 - 1
+        return mean, torch.full_like(mean, -6.0)
+
+    def decode(self, latents):
+        return -(torch.arange(self.args.vocab_size) % 2 * 2 - 1 - latents.flatten(1)[..., None]).square()
+
+
+@pytest.fixture
+def two_words():
+    args = ModelArgs(32, 2, 2, 2, 2, 64, latent_dim=2, chunk_size=2, max_length=16, vocab_size=2, mask_token_id=2)
+    return TwoWords(args).requires_grad_(False)
+
+
+@pytest.mark.parametrize("head", calm.HEADS)
+def test_a_chunk_is_drawn_as_a_whole(two_words, head):
+    """Each chunk is 00 three times in four, else 11: the tokens' head cannot but mix them."""
+    torch.manual_seed(0)
+    model = calm.NextVector(calm.config_of(settings(head), two_words.args))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(150):
+        texts = (torch.rand(16, 4, 1) < 0.25).long().expand(-1, -1, 2).flatten(1)
+        loss = calm.loss(model, list(texts), RUNTIME, two_words)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found = calm.generate(model, two_words, texts[:1].expand(500, -1), 2, torch.Generator().manual_seed(0))
+    share = {
+        pair: float((found == torch.tensor(pair)).all(1).float().mean()) for pair in itertools.product((0, 1), repeat=2)
+    }
+    mixed = share[0, 1] + share[1, 0]
+    if head == "tokens":
+        assert mixed == pytest.approx(2 * 0.25 * 0.75, abs=0.1)
+    else:
+        assert mixed < 0.1 and share[1, 1] == pytest.approx(0.25, abs=0.1)
+
+
+def test_the_energy_score_is_that_of_its_definition():
+    torch.manual_seed(0)
+    drawn, truth = torch.randn(3, 2, 5), torch.randn(4, 2, 5)
+    for place, found in enumerate(calm.energy_score(drawn, truth)):
+        apart = [(x - y).norm() for x in drawn[:, place] for y in truth[:, place]]
+        between = [(x - y).norm() for x, y in itertools.permutations(drawn[:, place], 2)]
+        assert found == pytest.approx(2 * sum(apart) / len(apart) - sum(between) / len(between))
+
+
+@pytest.mark.parametrize("head", calm.HEADS)
+def test_contexts_know_what_came_before_alone(two_words, head):
+    model = calm.NextVector(calm.config_of(settings(head), two_words.args)).eval()
+    tokens = torch.randint(0, 2, (3, 6, 2))
+    changed = tokens.clone()
+    changed[:, 3] = 1 - changed[:, 3]
+    same = (model.contexts(tokens) - model.contexts(changed)).abs().amax((0, 2)) < 1e-5
+    assert same.tolist() == [True] * 4 + [False] * 2
+
+
+def test_padding_costs_nothing(two_words):
+    """A short text beside a long one costs what it costs alone."""
+    model = calm.NextVector(calm.config_of(settings("tokens"), two_words.args)).eval()
+    short, long = torch.randint(0, 2, (5,)), torch.randint(0, 2, (16,))
+    alone = calm.costs(model, [short], RUNTIME, two_words)
+    assert calm.costs(model, [short, long], RUNTIME, two_words)[0] == pytest.approx(alone[0], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def vae(data, tmp_path_factory):
+    """A VAE that has hardly learned."""
+    output = tmp_path_factory.mktemp("vae")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "sys.argv",
+            [
+                "train",
+                "--stage",
+                "vae",
+                "--vae_epochs",
+                "1",
+                "--data_path",
+                str(data),
+                *SMALL,
+                "--output_dir",
+                str(output),
+            ],
+        )
+        train.main()
+    return output / "best_vae.pt"
+
+
+@pytest.mark.parametrize("head", calm.HEADS)
+def test_a_run_reports(vae, data, head, call, tmp_path):
+    run = ("--vae_checkpoint", vae, "--data_path", data, "--output_dir", tmp_path)
+    assert call(calm, *run, *SIZES, *ON, "--max_length", 64, "--epochs", 1, "--head", head, "--num_prompts", 20) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert 0 <= report["brier_lm"] < 1 and report["nfe_per_token"] == 1 / 4
+    assert report["cost"] < max(rows(tmp_path, "val_loss").values()) * 1.2
+    assert ("nll" in report) == (head == "tokens")
+    calm.NextVector.from_pretrained(tmp_path / "model")

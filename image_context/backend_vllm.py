@@ -39,8 +39,8 @@ class VLLM:
             self.merged = TemporaryDirectory(prefix="merged-")  # lives as long as the engine
             model = self.merged.name
             merge(vlm, model)
-        limits = {"mm_processor_kwargs": {"max_pixels": config.model.max_pixels}} if config.model.max_pixels else {}
-        self.engine = LLM(model=model, seed=config.seed, limit_mm_per_prompt={"image": 64}, **limits)
+        limits = {"max_pixels": vlm.processor.image_processor.size.longest_edge}
+        self.engine = LLM(model=model, seed=config.seed, limit_mm_per_prompt={"image": 64}, mm_processor_kwargs=limits)
         self.vlm = vlm  # for its chat template
 
     def answer(self, encoded: list[Encoded], samples: list[Sample], inputs: dict, max_new_tokens: int) -> list[str]:

@@ -166,10 +166,10 @@ def load_vlm(
             bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=["visual", "lm_head"],
         )
-    size = {} if max_pixels is None else {"size": {"shortest_edge": 4 * BLOCK**2, "longest_edge": max_pixels}}
     try:
         model = AutoModelForImageTextToText.from_pretrained(base, **options)
-        processor = AutoProcessor.from_pretrained(folder if adapter and _has_processor(folder) else base, **size)
+        processor = AutoProcessor.from_pretrained(folder if adapter and _has_processor(folder) else base)
+        spare_pages(processor.image_processor, max_pixels)
         if adapter:
             from peft import PeftModel
 
@@ -185,6 +185,12 @@ def load_vlm(
     if not qlora:
         model.to(device)
     return VLM(model, processor, str(name_or_path))
+
+
+def spare_pages(image_processor, max_pixels: int | None = None) -> None:
+    """Let it scale down images above `max_pixels` alone; None: no page that a codec lays out, whose modules that would blur."""
+    size = image_processor.size
+    size.longest_edge = max_pixels or max(MAX_PIXELS, size.longest_edge)
 
 
 def adapter_base(folder: Path) -> str:

@@ -49,9 +49,13 @@ WORDS = {
     "rendered page, not trained on": "渲染页面，未训练", "QR, not trained on": "QR，未训练", "codec": "编码方式",
     "bytes per visual token: long clean text": "每视觉词元字节数：长文本，未受损", "… with parity and finder patterns, 1,000 characters": "……带校验与定位图，1,000 字符",
     "documents read back after `light`": "`light` 之后读回的文档", "… after `heavy`": "……`heavy` 之后", "rendered page, 9 pt": "渲染页面，9 pt",
+    "plain text": "普通文本", "rendered page": "渲染页面", "english: tokens": "英文：词元", "chinese: tokens": "中文：词元",
+    "**network alone**": "**单独的网络**", "vector by vector, energy head": "逐向量，能量头", "vector by vector, flow head": "逐向量，流头", "4 tokens at once, no vector": "一次 4 个词元，无向量",
+    "TokCom, 4 to a vector, trigrams inside": "TokCom，每向量 4 个，内部带三元",
     "tried": "次数", "went wrong": "出错", "row": "行", "test accuracy": "测试准确率", "images seen": "看过的图像", "images/s": "图像/秒", "": "",
 }  # fmt: skip
 PATTERNS = (
+    (r"([\d,]+) characters as", r"\1 个字符的载体"), (r"color code, (\d+) colors, (\d+) px", r"色码，\1 色，\2 像素"),
     (r"guided by itself without n-grams, ([\d.]+)", r"由去掉 n 元模型的自身引导，\1"),
     (r"guided by itself without n-grams, ([\d.]+), temperature ([\d.]+)", r"由去掉 n 元模型的自身引导，\1，温度 \2"),
     (r"guided by itself without its earlier pass, ([\d.]+)", r"由没有上一次前向的自身引导，\1"),
@@ -73,6 +77,7 @@ PATTERNS = (
     (r"([\d,]+); with that noise ([\d,]+)", r"\1；加上述噪声 \2"),
     *((rf"wrong tokens of ([\d,]+) through vectors and back: {name}", rf"经向量往返，\1 个词元中错误的：{translated}") for name, translated in ((r"\*Jane Eyre\*", "《简·爱》"), (r"\*Honglou meng\*", "《红楼梦》"), ("random tokens", "随机词元"))),
     (r"BrierLM of the next chunk, (\d+) forward passes", r"下一块的 BrierLM，\1 次前向"), (r"codebook, (\d+) colors, (\d+) px", r"色码，\1 色，\2 像素"),
+    (r"codebook, (\d+) colors, (\d+) px, (\d+) bytes of parity", r"色码，\1 色，\2 像素，\3 字节校验"), (r"JAB Code, (\d+) colors, (\d+) px, by its standard", r"JAB Code，\1 色，\2 像素，按其标准"),
     (r"(QR v\d+-[LMQH]), (\d+) px", r"\1，\2 像素"), (r"(JiT-\w+/\d+), ([\d×]+), ([\d,]+) tokens, batch (\d+)", r"\1，\2，\3 词元，批 \4"),
     (r"`(\w+)`, ten minutes (\(`[^`]+`\))", r"`\1`，十分钟 \2"), (r"`(\w+)`, (\d+) epochs (\(`[^`]+`\))", r"`\1`，\2 轮 \3"),
 )  # fmt: skip

@@ -9,6 +9,7 @@ fifteen minutes on two CPU cores.
 """
 
 import json
+import math
 import random
 import sys
 import time
@@ -22,6 +23,7 @@ import torch
 
 from image_context.augment import augment
 from image_context.codecs import DamagedCode, build_codec
+from image_context.codecs.encoded import BLOCK
 from kit import device
 from kit.arguments import program
 from kit.errors import UserError
@@ -48,7 +50,8 @@ DENSITIES = (
 PARITY = 64  # bytes of each 255, where a row does not say otherwise
 HOPELESS = 20  # documents of which none survived, after which a codec is given up
 PROMISING = 0.98  # share of --documents that survived, for --thorough to be measured
-PARTS = ("round_trips", "render", "density", "survival")
+PARTS = ("round_trips", "render", "density", "jab_code", "survival")
+JAB_RATE = 1 - 4 / 9  # of JAB Code's low-density parity-check code at its default level 3 (ISO/IEC 23634: wc 4, wr 9)
 
 
 def main() -> None:
@@ -79,12 +82,14 @@ def main() -> None:
     fonts = ("DejaVuSansMono.ttf", *args.font)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     report = json.loads(args.output.read_text()) if args.output.exists() else {}
-    report |= {"parity": PARITY, "environment": environment(runtime)}
+    report = {"parity": PARITY, "environment": environment(runtime), "measured_later": {}} | report
     rows = {
         "round_trips": lambda: round_trips(texts), "render": lambda: rendered(texts, fonts), "density": lambda: density(texts),
-        "survival": lambda: survival(texts, args.documents, args.thorough, args.survivors),
+        "jab_code": jab_code, "survival": lambda: survival(texts, args.documents, args.thorough, args.survivors),
     }  # fmt: skip
     for part in args.parts:
+        if part in report:
+            report["measured_later"][part] = environment(runtime)
         kept = report.get(part, []) if part == "survival" and args.survivors else []
         report[part] = [row for row in kept if row["codec"] not in args.survivors]
         for row in rows[part]():
@@ -163,6 +168,13 @@ def density(texts: dict[str, str]) -> Iterator[dict]:
     for label, name, options in DENSITIES:
         codec = build_codec(name, **options | {"parity": 0} if name == "codebook" else options)
         yield {"codec": label, "bytes_per_visual_token": len(text.encode()) / codec.visual_tokens(codec.encode(text))}
+
+
+def jab_code() -> Iterator[dict]:
+    """Of the nearest relative, JAB Code, by its standard: bytes in the area of a visual token, were all its modules data."""
+    for colors, module in ((8, 4), (8, 2)):
+        modules = (BLOCK / module) ** 2 * math.log2(colors) / 8
+        yield {"colors": colors, "module": module, "bytes_per_visual_token": modules, "corrected": modules * JAB_RATE}
 
 
 def survival(texts: dict[str, str], count: int, thorough: int, chosen: list[str] | None) -> Iterator[dict]:

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from image_context.codecs import build_codec
 from image_context.config import ModelConfig
 from image_context.dataset import costs, prepare
-from image_context.model import VLM, add_compressors, answer, embed_pools
+from image_context.model import VLM, add_compressors, answer, embed_pools, spare_pages
 from image_context.tasks import Sample, make_sample
 from image_context.vlm import open_vlm
 from kit import device, errors
@@ -80,12 +80,15 @@ def main() -> None:
     report = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else {}
     if args.processor:
         texts = dict(given.split("=", 1) for given in args.text)
-        report["ledger"] = ledger(real(args.processor, args.tokenizer), texts, ("DejaVuSansMono.ttf", *args.font))
+        part = "ledger"
+        report[part] = ledger(real(args.processor, args.tokenizer), texts, ("DejaVuSansMono.ttf", *args.font))
     else:
         vlm = open_vlm(ModelConfig(name=args.model), runtime, make_folder(args.work))
+        part = "times"
         with runtime.autocast():
-            report["times"] = times(vlm, args, runtime.device)
-        report |= {"model": args.model, "turns": args.turns, "environment": environment(runtime)}
+            report[part] = times(vlm, args, runtime.device)
+        report |= {"model": args.model, "turns": args.turns}
+    report.setdefault("environment", {})[part] = environment(runtime)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(args.output, report)
     print(f"wrote {args.output}")
@@ -158,6 +161,7 @@ def real(folder: str, tokenizer: str) -> VLM:
 
     template = json.loads((Path(folder) / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
     images, words = Qwen2VLImageProcessor.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(tokenizer)
+    spare_pages(images)
     return VLM(None, Qwen2VLProcessor(images, words, Qwen2VLVideoProcessor(), chat_template=template), folder)
 
 

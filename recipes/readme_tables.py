@@ -174,7 +174,25 @@ def image_codecs() -> str:
     ]  # fmt: skip
     page = next(row for row in found["render"] if row["text"] == "english")
     rendered = ["rendered page, 9 pt", f"{page['bytes_per_visual_token']:.1f}", "–", "–", "–"]
-    return table(header, [*map(line, found["density"]), rendered])
+    relatives = [
+        [f"JAB Code, {row['colors']} colors, {row['module']} px, by its standard", f"{row['bytes_per_visual_token']:.1f}", f"{row['corrected']:.1f}", "–", "–"]
+        for row in found["jab_code"]
+    ]  # fmt: skip
+    return table(header, [*map(line, found["density"]), *relatives, rendered])
+
+
+def image_ledger() -> str:
+    """What a real processor counts of the same texts, however carried."""
+    rows = load("image_context/cost.json")["ledger"]
+    carriers = {row["carrier"]: [r for r in rows if r["carrier"] == row["carrier"]] for row in rows}
+    header = [f"{rows[0]['characters']:,} characters as"]
+    for row in carriers["plain text"]:
+        header += [f"{row['text']}: tokens", "ratio"]
+    cells = {
+        name: [(f"{r['total_tokens']:,}", f"{r['ratio_context']:.1f}") for r in found]
+        for name, found in carriers.items()
+    }
+    return table(header, [[name, *(cell for pair in pairs for cell in pair)] for name, pairs in cells.items()])
 
 
 def vit_rows() -> str:
@@ -328,7 +346,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
     "ladder": ladder, "sweeps": sweeps, "further": further, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "released": released, "speed": speed,
-    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "vit_rows": vit_rows,
+    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "vit_rows": vit_rows,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -233,7 +233,7 @@ def test_the_real_processor_is_given_the_same(vlm, bpe, codec, shared):
 
     from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
-    from image_context.model import VLM
+    from image_context.model import VLM, spare_pages
 
     folder = shared / "qwen_vl_processor" / "qwen2-vl"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(shared / "tokenizers" / "qwen2.5")
@@ -256,3 +256,8 @@ def test_the_real_processor_is_given_the_same(vlm, bpe, codec, shared):
     counted = prepare(real, [rendered], ["?"])
     assert int((counted["input_ids"] == image).sum()) == build_codec("render").visual_tokens(rendered)
     assert isinstance(rendered.images[0], Image.Image)
+    large = build_codec("codebook", colors=8, module=4).encode("乐" * 10_000)  # above the processor's own limit
+    assert large.images[0].width * large.images[0].height > images.size.longest_edge
+    spare_pages(images)
+    counted = prepare(real, [large], ["?"])
+    assert int((counted["input_ids"] == image).sum()) == build_codec("codebook").visual_tokens(large)

@@ -26,12 +26,12 @@ BEST = "best_model.pth"
 def save_checkpoint(path: str | Path, state: dict) -> None:
     """Write `state` to `path` so that the file is either the old one or the whole new one.
 
-    Raises UserError if the disk is full or the folder cannot be written; the old file is then untouched.
+    Raises UserError if the disk is full or the folder cannot be written; the old file is then untouched. A folder that is gone is not
+    made anew, lest a run go on whose log and settings went with it.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             torch.save(state, file)
             file.flush()
@@ -44,7 +44,7 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
         kept = f"; {path} keeps its previous content" if path.exists() else ""
         advice = "free some disk space"
         if isinstance(error, FileNotFoundError):
-            advice = "its folder was removed meanwhile"
+            advice = "its folder was removed, or never made"
         elif isinstance(error, PermissionError):
             advice = "choose a folder that can be written"
         raise UserError(f"cannot write {path} ({_first_line(error)}): {advice}{kept}") from error

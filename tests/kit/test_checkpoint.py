@@ -23,10 +23,10 @@ class Evil:
 
 
 def test_what_was_saved_comes_back(tmp_path):
-    save_checkpoint(tmp_path / "new" / "a.pth", GOOD)
-    state = load_checkpoint(tmp_path / "new" / "a.pth")
+    save_checkpoint(tmp_path / "a.pth", GOOD)
+    state = load_checkpoint(tmp_path / "a.pth")
     assert torch.equal(state["model_state_dict"]["w"], torch.arange(4.0)) and state["config"] == {"seed": 1}
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.pth"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
 
 def test_a_checkpoint_written_in_the_background_holds_what_was_there_when_it_was_asked_for(tmp_path):
@@ -51,8 +51,17 @@ def test_a_folder_that_was_removed_is_not_called_a_full_disk(tmp_path, monkeypat
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", removed)
-    with pytest.raises(UserError, match="its folder was removed meanwhile"):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="its folder was removed"):
         save_checkpoint(tmp_path / "run" / "a.pth", GOOD)
+
+
+def test_a_folder_that_was_removed_is_not_made_anew(tmp_path):
+    writer = BackgroundWriter()
+    writer.save(tmp_path / "run" / "a.pth", GOOD)
+    with pytest.raises(UserError, match="its folder was removed"):
+        writer.wait()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_background_write_that_failed_is_told_at_the_next_call(tmp_path):
@@ -127,6 +136,7 @@ def test_a_resume_that_finds_nothing_fails_and_a_fresh_start_spares_an_old_run(t
 
 def test_a_resume_does_not_overwrite_another_run(tmp_path):
     for name in ("one", "two"):
+        (tmp_path / name).mkdir()
         save_checkpoint(tmp_path / name / "last.pth", GOOD)
     with pytest.raises(UserError, match="holds another run"):
         resume_path(str(tmp_path / "one" / "last.pth"), tmp_path / "two")

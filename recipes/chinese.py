@@ -49,12 +49,15 @@ WORDS = {
     "rendered page, not trained on": "渲染页面，未训练", "QR, not trained on": "QR，未训练", "codec": "编码方式",
     "bytes per visual token: long clean text": "每视觉词元字节数：长文本，未受损", "… with parity and finder patterns, 1,000 characters": "……带校验与定位图，1,000 字符",
     "documents read back after `light`": "`light` 之后读回的文档", "… after `heavy`": "……`heavy` 之后", "rendered page, 9 pt": "渲染页面，9 pt",
+    "tokens read": "读入词元", "prefill": "预填充", "GFLOPs": "GFLOPs", "of which vision": "其中视觉", "decoding, per token": "解码，每词元", "cache": "缓存",
     "plain text": "普通文本", "rendered page": "渲染页面", "english: tokens": "英文：词元", "chinese: tokens": "中文：词元",
     "**network alone**": "**单独的网络**", "vector by vector, energy head": "逐向量，能量头", "vector by vector, flow head": "逐向量，流头", "4 tokens at once, no vector": "一次 4 个词元，无向量",
     "TokCom, 4 to a vector, trigrams inside": "TokCom，每向量 4 个，内部带三元",
     "tried": "次数", "went wrong": "出错", "row": "行", "test accuracy": "测试准确率", "images seen": "看过的图像", "images/s": "图像/秒", "": "",
 }  # fmt: skip
 PATTERNS = (
+    (r"([\d,]+) tokens as", r"\1 个词元的载体"), (r"color code, (\d+) tokens to a block", r"色码，每块 \1 个词元"), (r"learned convolution, (\d+) tokens to a vector", r"学到的卷积，每向量 \1 个词元"),
+    (r"([\d.]+) s", r"\1 秒"), (r"(\d+) ms", r"\1 毫秒"),
     (r"([\d,]+) characters as", r"\1 个字符的载体"), (r"color code, (\d+) colors, (\d+) px", r"色码，\1 色，\2 像素"),
     (r"guided by itself without n-grams, ([\d.]+)", r"由去掉 n 元模型的自身引导，\1"),
     (r"guided by itself without n-grams, ([\d.]+), temperature ([\d.]+)", r"由去掉 n 元模型的自身引导，\1，温度 \2"),

@@ -195,6 +195,29 @@ def image_ledger() -> str:
     return table(header, [[name, *(cell for pair in pairs for cell in pair)] for name, pairs in cells.items()])
 
 
+def image_cost() -> str:
+    """What a text of the longest length measured costs a reader, however carried."""
+    rows = load("image_context/cost.json")["times"]
+    longest = max(row["length"] for row in rows)
+    header = [
+        f"{longest:,} tokens as",
+        "tokens read",
+        "prefill",
+        "GFLOPs",
+        "of which vision",
+        "decoding, per token",
+        "cache",
+    ]
+    cells = [
+        [
+            row["carrier"], f"{row['total_tokens']:,}", f"{row['prefill_seconds']:.2f} s", f"{row['flops'] / 1e9:.1f}", f"{row['flops_of_vision'] / 1e9:.1f}",
+            f"{row['decode_seconds'] * 1000:.0f} ms", f"{row['cache_bytes'] / 1e6:.1f} MB",
+        ]
+        for row in rows if row["length"] == longest
+    ]  # fmt: skip
+    return table(header, cells)
+
+
 def vit_rows() -> str:
     rows = []
     for name, label, recipe, where in VIT_ROWS:
@@ -346,7 +369,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
     "ladder": ladder, "sweeps": sweeps, "further": further, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "released": released, "speed": speed,
-    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "vit_rows": vit_rows,
+    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "vit_rows": vit_rows,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -40,6 +40,10 @@ VIT_ROWS = (
     ("cifar_20", "`cifar`, 20 epochs", "vit_cifar_20", "GPU"), ("cifar_100", "`cifar`, 100 epochs", "vit_cifar_100", "GPU"),
     ("cifar_300", "`cifar`, 300 epochs", "vit_cifar_300", "GPU"),
 )  # fmt: skip
+ABLATIONS = {
+    "muon": "**none: Muon, 2e-3**", "adamw-1e-3": "AdamW, 1e-3", "adamw-3e-3": "AdamW, 3e-3", "no_crops": "no crops", "trivial_augment": "TrivialAugment",
+    "erase": "random erasing, 0.25", "mixup": "MixUp, 0.2", "cutmix": "CutMix, 1", "no_smoothing": "no label smoothing",
+}  # fmt: skip
 
 BENCHES = (
     ("bench_cpu", "JiT-Ti/4, 16×16, 512 tokens, batch 32", "two CPU cores"),
@@ -241,6 +245,22 @@ def vit_rows() -> str:
     return table(["row", "where", "test accuracy", "images seen", "images/s", "fraction of the matmul rate"], rows)
 
 
+def vit_ablations() -> str:
+    """What one change of the preset does at equal time."""
+    rows = sorted(load("vit_cifar10/ablations.json"), key=lambda row: -row["accuracy_mean"])
+    cells = []
+    for row in rows:
+        low, high = row["runs"][0]["accuracy_interval"]
+        cells.append(
+            [
+                ABLATIONS[row["name"]],
+                f"{percent(row['accuracy_mean'])} [{percent(low)}, {percent(high)}]",
+                f"{row['runs'][0]['images_seen']:,}",
+            ]
+        )
+    return table(["change", "test accuracy", "images seen"], cells)
+
+
 def speed() -> str:
     header = [
         "network", "where", "tokens/s of training", "fraction of the matmul rate", "against the same network on whole pictures",
@@ -369,7 +389,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
     "ladder": ladder, "sweeps": sweeps, "further": further, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "released": released, "speed": speed,
-    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "vit_rows": vit_rows,
+    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "vit_rows": vit_rows, "vit_ablations": vit_ablations,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_what_a_readme_names_exists(name):
 
 
 CHINESE = [name for name in readme_tables.READMES if name.endswith(".zh-CN.md")]
-NAMES = r"TokCom|JAB Code|WikiText-2|Euler|posterior|stochastic|JiT|GPT|CPU|QR|MSE|MFLOPs|BrierLM|nanoGPT|Transformer|pool|truncate|digits|raster|nats|exact|pt|px|M\b"
+NAMES = r"TokCom|JAB Code|AdamW|Muon|WikiText-2|Euler|posterior|stochastic|JiT|GPT|CPU|QR|MSE|MFLOPs|BrierLM|nanoGPT|Transformer|pool|truncate|digits|raster|nats|exact|pt|px|M\b"
 
 
 @pytest.mark.parametrize("name", CHINESE)

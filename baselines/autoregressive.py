@@ -17,11 +17,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from baselines import language_model
-from baselines.language_model import LESS_MEMORY, Data, padded
-from corpus.brier import NGRAMS, brier_lm
-from corpus.chunks import reported
-from corpus.shards import Chunks
+from corpus import language_model
+from corpus.brier import NGRAMS, brier_lm, prompts_of
+from corpus.language_model import LESS_MEMORY, Data, padded
 from kit import device, errors
 from kit.errors import UserError
 
@@ -96,23 +94,11 @@ def generate(
     return torch.cat(parts)
 
 
-def prompts_of(test: Chunks, args: argparse.Namespace) -> torch.Tensor:
-    """The first tokens (B, N) of held-out sequences: a prompt of a quarter of the window and the 4 after it.
-
-    Raises UserError where no sequence is as long.
-    """
-    length = max(NGRAMS, args.max_length // 4) + NGRAMS
-    rows = [test[i][:length] for i in reported(test, args.num_prompts, length)]
-    if not rows:
-        raise UserError(f"no held-out sequence has the {length} tokens that BrierLM needs")
-    return torch.stack(rows)
-
-
 def measure_samples(model: nn.Module, data: Data, args: argparse.Namespace, runtime: device.Runtime) -> dict:
     """BrierLM of the 4 tokens after each prompt, two samples each; of --pairs, which answers.py measures, nothing."""
     if args.pairs:
         return {"nfe_per_token": 1}
-    rows = prompts_of(data.test, args).to(runtime.device)
+    rows = prompts_of(data.test, args.num_prompts, args.max_length).to(runtime.device)
     prompts, truth, samples = rows[:, :-NGRAMS], rows[:, -NGRAMS:], []
     with runtime.autocast():
         for salt in (1, 2):

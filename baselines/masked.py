@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import EuroBertConfig, EuroBertForMaskedLM
 
-from baselines import language_model
-from baselines.language_model import LESS_MEMORY, padded
+from corpus import language_model
 from corpus.bits import per_byte
+from corpus.language_model import LESS_MEMORY, padded
 from kit import device, errors
 from kit.errors import UserError
 

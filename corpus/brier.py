@@ -4,6 +4,10 @@ import math
 
 import torch
 
+from corpus.chunks import reported
+from corpus.shards import Chunks
+from kit.errors import UserError
+
 NGRAMS = 4
 
 
@@ -20,3 +24,15 @@ def brier_lm(first: torch.Tensor, second: torch.Tensor, truth: torch.Tensor) -> 
         right = (a == true).all(1).float() + (b == true).all(1).float()
         scores.append(float((right - (a == b).all(1).float()).mean()))
     return {"brier_lm": math.prod(max(score, 0.0) for score in scores) ** (1 / len(scores)), "brier": scores}
+
+
+def prompts_of(test: Chunks, count: int, window: int) -> torch.Tensor:
+    """The first tokens (B, N) of held-out sequences: a prompt of a quarter of the window and the 4 after it.
+
+    Raises UserError where no sequence is as long.
+    """
+    length = max(NGRAMS, window // 4) + NGRAMS
+    rows = [test[i][:length] for i in reported(test, count, length)]
+    if not rows:
+        raise UserError(f"no held-out sequence has the {length} tokens that BrierLM needs")
+    return torch.stack(rows)

@@ -17,7 +17,7 @@ DEPENDS_ON = {
     "corpus": ("kit",),
     "baselines": ("kit", "corpus"),
     "root": ("kit", "corpus", "baselines"),
-    "tokcom": ("kit", "corpus", "baselines"),
+    "tokcom": ("kit", "corpus"),
     "image_context": ("kit", "corpus"),
     "vit_cifar10": ("kit",),
     "demo": ("kit", "corpus", "baselines", "root", "tokcom", "image_context", "vit_cifar10"),

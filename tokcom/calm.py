@@ -22,11 +22,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaModel, LlamaPreTrainedModel
 
-from baselines import language_model
-from baselines.autoregressive import prompts_of
-from baselines.language_model import LESS_MEMORY, Data, padded
-from corpus.brier import NGRAMS, brier_lm
-from kit import device, errors
+from corpus import language_model
+from corpus.brier import NGRAMS, brier_lm, prompts_of
+from corpus.language_model import LESS_MEMORY, Data, padded
+from kit import errors
 from kit.device import Runtime
 from kit.errors import UserError
 from kit.sampling import integrate
@@ -54,7 +53,7 @@ def main() -> None:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
     vae, _, vae_args, _ = load_checkpoint(args.vae_checkpoint)
-    vae.requires_grad_(False).to(device.start(args.device, args.seed, args.precision).device)
+    vae.requires_grad_(False)
 
     def build(args: argparse.Namespace, vocab_size: int) -> NextVector:
         if vocab_size != vae_args.vocab_size:
@@ -174,7 +173,7 @@ def batch_of(sequences: list[torch.Tensor], chunk_size: int, runtime: Runtime) -
 
 def chunk_costs(model: NextVector, tokens: torch.Tensor, mask: torch.Tensor, vae: TokComVAE) -> torch.Tensor:
     """What each real chunk of tokens and mask (B, C, K) costs (n,): nats, an energy score, or the denoiser's weighted squared error."""
-    real = mask.any(-1)
+    real, vae = mask.any(-1), vae.to(tokens.device)
     context = model.contexts(tokens)[real]
     if model.config.head == "tokens":
         nats = F.cross_entropy(model.head(context).flatten(0, 1).float(), tokens[real].flatten(), reduction="none")
@@ -221,7 +220,7 @@ def generate(
     model: NextVector, vae: TokComVAE, prompts: torch.Tensor, num_tokens: int, generator: torch.Generator
 ) -> torch.Tensor:
     """As many tokens (B, num_tokens) after prompts (B, N) of whole chunks, chunk by chunk."""
-    K = model.config.chunk_size
+    K, vae = model.config.chunk_size, vae.to(prompts.device)
     tokens = prompts.unflatten(1, (-1, K))
     for _ in range(-(-num_tokens // K)):
         context = model.contexts(F.pad(tokens, (0, 0, 0, 1)))[:, -1]
@@ -237,7 +236,7 @@ def generate(
 def measure(model: NextVector, data: Data, args: argparse.Namespace, runtime: Runtime, vae: TokComVAE) -> dict:
     """BrierLM of the 4 tokens after each prompt, two samples each, and what training cost."""
     K = model.config.chunk_size
-    rows = prompts_of(data.test, args).to(runtime.device)
+    rows = prompts_of(data.test, args.num_prompts, args.max_length).to(runtime.device)
     prompts, truth, samples = rows[:, : (rows.shape[1] - NGRAMS) // K * K], rows[:, -NGRAMS:], []
     with runtime.autocast():
         for salt in (1, 2):

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from baselines import language_model
+from corpus import language_model
 from kit import device
 from tests.runs import rows
 from tests.tokcom.conftest import SMALL

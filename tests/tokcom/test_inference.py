@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from baselines import autoregressive
+from corpus.brier import prompts_of
 from corpus.chunks import open_built, reported
 from corpus.tokenizer import Tokenizer
 from kit import device
@@ -201,6 +201,9 @@ def test_sequences_and_prompts_are_those_of_the_autoregressive_baseline(data, lo
     test = open_built(data / "test")
     args = Namespace(num_samples=20, num_prompts=30, seed=0, max_length=model_args.max_length)
     held_out = evaluate.HeldOut(Flow(vae, denoiser, 1.0), denoiser.times, test, args, device.start("cpu", 0, "fp32"))
-    assert torch.equal(held_out.prompts.cpu(), autoregressive.prompts_of(test, args)) and len(held_out.prompts) == 30
+    assert (
+        torch.equal(held_out.prompts.cpu(), prompts_of(test, args.num_prompts, args.max_length))
+        and len(held_out.prompts) == 30
+    )
     tokens = torch.cat([batch["tokens"][batch["mask"]] for batch in held_out.batches])
     assert torch.equal(tokens, torch.cat([test[i] for i in reported(test, 20)]))

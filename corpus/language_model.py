@@ -1,6 +1,6 @@
-"""What the baselines that are trained share: arguments, data, the loop, the report.
+"""What language models compared on the same chunks share: arguments, data, the loop, the report.
 
-A baseline is a transformers network and two functions: the loss of some training sequences, and what held-out ones cost in
+A model is a transformers network and two functions: the loss of some training sequences, and what held-out ones cost in
 nats. Both read the chunks that the data builder wrote, the same that train.py and tokcom read.
 """
 

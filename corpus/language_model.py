@@ -168,11 +168,15 @@ def run(
     nats = nats_of(model, data.held_out, runtime)
     count = sum(map(len, data.held_out))
     costs = per_byte(nats, data.held_out, data.tokenizer) if likelihood else {"num_tokens": count}
+    found = measure(model, data, args, runtime)
+    per_token = found.pop(
+        "training_flops_per_token", 3 * flops
+    )  # where training does more than one pass and its gradients
     report = {
         "baseline": name, "data": args.data_path, "read_from": str(data.test.origin),
         "num_sequences": len(data.held_out), **costs, "cost": float(nats.sum() / count),
-        **measure(model, data, args, runtime), "steps": steps, "parameters": size, "training_tokens": tokens,
-        "training_seconds": round(seconds), "flops_per_token_and_pass": flops, "training_flops": 3 * flops * tokens,
+        **found, "steps": steps, "parameters": size, "training_tokens": tokens,
+        "training_seconds": round(seconds), "flops_per_token_and_pass": flops, "training_flops": per_token * tokens,
         "settings": vars(args), "environment": environment(runtime),
     }  # fmt: skip
     write_json(output / "report.json", report)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from image_context.config import Config, load_config
+from image_context.config import Config, TrainingConfig, load_config
 from image_context.dataset import ahead, batches, read_records
 from image_context.model import BUILT, AnswerLoss, add_compressors, add_lora, trainable_fraction
 from image_context.vlm import open_vlm
@@ -30,12 +30,13 @@ from kit.checkpoint import LAST, load_checkpoint, load_weights, resume_path, sav
 from kit.errors import UserError
 from kit.interrupt import Interrupt
 from kit.losses import Losses
+from kit.muon import Muon
 from kit.randomness import step_seed
 from kit.runlog import RunLog, make_folder, progress_bar
 from kit.schedule import lr_at
 from kit.whole import whole_folder
 
-SAVED = ("weights", "optimizer", "step", "seconds", "config", "samples_per_step")
+SAVED = ("weights", "optimizers", "step", "seconds", "config", "samples_per_step")
 LESS_MEMORY = (
     "lower training.batch_size (raise training.gradient_accumulation_steps to keep the step) or model.max_pixels"
 )
@@ -87,13 +88,12 @@ def main() -> None:
         )
 
     # optimizer, resume
-    optimizer = torch.optim.AdamW(
-        trained.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True
-    )
+    optimizers = build_optimizers(model, settings)
     step = 0
     if saved:
         load_weights(trained, saved["weights"], resumed)
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(optimizers, saved["optimizers"]):
+            optimizer.load_state_dict(state)
         step = saved["step"]
     budget = TimeBudget(settings.time_budget, saved["seconds"] if saved else 0.0)
     planned = settings.max_steps or settings.num_epochs * steps_per_epoch
@@ -112,7 +112,7 @@ def main() -> None:
     stops, loader = False, None
     while step < total_steps and not stops:
         lr = lr_at(step, settings.learning_rate, round(settings.warmup_fraction * total_steps), total_steps)
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = lr
         epoch, inside = divmod(step, steps_per_epoch)
         if loader is None or inside == 0:
@@ -131,8 +131,9 @@ def main() -> None:
             total += loss.detach() / settings.gradient_accumulation_steps
             right += accuracy / settings.gradient_accumulation_steps
         norm = nn.utils.clip_grad_norm_(trained.parameters(), settings.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         step += 1
         losses.add(step, lr, loss=total, grad_norm=norm, accuracy=right)
         total_steps = bar.total = budget.total_steps(step, planned, runtime)
@@ -145,7 +146,7 @@ def main() -> None:
             bar.set_postfix_str(f"loss {losses.write():.3f}")
         if (saves or stops) and runtime.is_main:
             save_checkpoint(output / LAST, {
-                "weights": trained.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                "weights": trained.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step,
                 "seconds": budget.spent, "config": config.hash, "samples_per_step": per_step,
             })  # fmt: skip
     bar.close()
@@ -160,6 +161,19 @@ def main() -> None:
     if runtime.is_main:
         print(f"vlm  {output / 'final'}" if finished else f"stopped early; continue with --resume auto in {output}")
     runtime.finish()
+
+
+def build_optimizers(model: nn.Module, settings: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for what is trained; or Muon for the matrices but embeddings and the output layer, and AdamW for the rest."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    ends = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+    hidden = [p for p in trained if p.ndim == 2 and all(p is not end for end in ends)]
+    if settings.optimizer == "adamw" or not hidden:
+        hidden = []
+    rest = [p for p in trained if all(p is not h for h in hidden)]
+    rate, decay = settings.learning_rate, settings.weight_decay
+    adamw = torch.optim.AdamW(rest, rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)
+    return [Muon(hidden, rate, decay), adamw] if hidden else [adamw]
 
 
 def check_data(path: Path, config: Config) -> None:

@@ -9,19 +9,17 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 REQUIREMENTS=requirements-image.txt
 source kit/environment.sh
+source recipes/image_module.sh
 RATIOS=${RATIOS:-1 2 3 5 8 10 16 20} SEEDS=${SEEDS:-0} CODECS=${CODECS:-codebook conv pool} LENGTH=${LENGTH:-40}
-TIME=${TIME:-30m} MODEL=${MODEL:-tiny} BATCH=${BATCH:-16} PAIRS=${PAIRS:-20000} SAMPLES=${SAMPLES:-64} LR=${LR:-2.0e-3} DEVICE=${DEVICE:-auto} WORK=${WORK:-checkpoints/image_curve}
+TIME=${TIME:-30m} MODEL=${MODEL:-tiny} BATCH=${BATCH:-16} PAIRS=${PAIRS:-20000} SAMPLES=${SAMPLES:-64} OPTIMIZER=${OPTIMIZER:-muon} LR=${LR:-2.0e-3} DEVICE=${DEVICE:-auto} WORK=${WORK:-checkpoints/image_curve}
 RESULTS=${RESULTS:-results/image_context}
 for seed in $SEEDS; do
   for ratio in $RATIOS; do
     for codec in $CODECS; do
       run=$WORK/$codec-$ratio-$seed
       mkdir -p "$run"
-      # the largest modules of which a block holds enough: a token of 9 bits takes three of 8 colors
-      module=14
-      for m in 7 4 2; do if [ $((3 * ratio)) -gt $(((28 / module) ** 2)) ]; then module=$m; fi; done
       case $codec in
-        codebook) options="{payload: tokens, tokenizer: model, colors: 8, module: $module, symbols_per_block: $ratio, frame: none, columns: 1, max_side: 200}" ;;
+        codebook) options="{payload: tokens, tokenizer: model, colors: 8, module: $(largest_module "$ratio"), symbols_per_block: $ratio, frame: none, columns: 1, max_side: 200}" ;;
         text) options="{}" ;;
         *) options="{ratio: $ratio}" ;;
       esac
@@ -35,7 +33,7 @@ data:
   samples: $SAMPLES
   codecs: {$codec: {codec: $codec, options: $options}}
 generation: {num_samples_per_codec: $PAIRS}
-training: {time_budget: $TIME, batch_size: $BATCH, gradient_accumulation_steps: 1, learning_rate: $LR}
+training: {time_budget: $TIME, optimizer: $OPTIMIZER, batch_size: $BATCH, gradient_accumulation_steps: 1, learning_rate: $LR}
 evaluation: {batch_size: 16}
 YAML
       [ -e "$run/train_data/records.jsonl" ] || "$PYTHON" -m image_context.generate_train_data --config "$run/config.yaml" --output_dir "$run"

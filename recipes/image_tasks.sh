@@ -8,14 +8,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 REQUIREMENTS=requirements-image.txt
 source kit/environment.sh
+source recipes/image_module.sh
 RATIO=${RATIO:-3} TASK=${TASK:-json} LENGTH=${LENGTH:-128} TIME=${TIME:-30m} MODEL=${MODEL:-tiny} DEVICE=${DEVICE:-auto}
 SAMPLES=${SAMPLES:-100} PAIRS=${PAIRS:-20000} BATCH=${BATCH:-16} LR=${LR:-2.0e-3}
 NAME=${MODEL}_${TASK}_${LENGTH}_${RATIO}
 RUN=${RUN:-checkpoints/image_tasks/$NAME} RESULTS=results/image_context/tasks
 mkdir -p "$RUN" "$RESULTS"
-# the largest modules of which a block holds enough: a token of 9 bits takes three of 8 colors
-module=14
-for m in 7 4 2; do if [ $((3 * RATIO)) -gt $(((28 / module) ** 2)) ]; then module=$m; fi; done
 cat >"$RUN/config.yaml" <<EOF
 output_dir: $RUN
 model: {name: $MODEL, vocab_size: 504, row_step: $RATIO}
@@ -24,10 +22,10 @@ data:
   lengths: [$LENGTH]
   samples: $SAMPLES
   codecs:
-    codebook: {codec: codebook, options: {payload: tokens, tokenizer: model, colors: 8, module: $module, symbols_per_block: $RATIO, frame: none, columns: 1, max_side: 200}}
+    codebook: {codec: codebook, options: {payload: tokens, tokenizer: model, colors: 8, module: $(largest_module "$RATIO"), symbols_per_block: $RATIO, frame: none, columns: 1, max_side: 200}}
   augmentations: [clean, light, heavy]
 generation: {num_samples_per_codec: $PAIRS}
-training: {time_budget: $TIME, batch_size: $BATCH, gradient_accumulation_steps: 1, learning_rate: $LR}
+training: {time_budget: $TIME, optimizer: muon, batch_size: $BATCH, gradient_accumulation_steps: 1, learning_rate: $LR}
 evaluation: {batch_size: 16}
 EOF
 for step in "generate_train_data" "train_lora --device $DEVICE" "run_exp --device $DEVICE --lora_path $RUN/final"; do

@@ -34,7 +34,7 @@ from kit.runlog import RunLog, progress_bar
 from kit.schedule import SCHEDULES, lr_at
 from vit_cifar10.augment import Augment, Preprocess, build_mix
 from vit_cifar10.dataset import Images, epoch_batches, hold_out, load_split, same_classes
-from vit_cifar10.muon import Muon
+from kit.muon import Muon
 from vit_cifar10.pretrained import ARCHITECTURE, NEEDED, build_model, load_pretrained
 from vit_cifar10.report import predict_probabilities, write_report
 from vit_cifar10.weights import load_timm

@@ -4,12 +4,14 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from image_context import gallery, generate_train_data, plot_results, run_exp, train_lora
-from image_context.config import load_config
+from image_context.config import TrainingConfig, load_config
 from image_context.dataset import read_records
+from image_context.model import add_compressors, load_vlm
 from image_context.plot_results import summarize
 from image_context.run_exp import read_results
 from image_context.tasks import split_of
@@ -31,7 +33,7 @@ def write_config(path, **changes):
             "augmentations": ["clean", "light"],
         },
         "generation": {"num_samples_per_codec": 16},
-        "training": {"max_steps": 6, "batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "save_steps": 2, "log_interval": 1},
+        "training": {"max_steps": 6, "batch_size": 4, "gradient_accumulation_steps": 2, "optimizer": "muon", "learning_rate": 1e-3, "save_steps": 2, "log_interval": 1},
     }  # fmt: skip
     for name, value in changes.items():
         values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
@@ -154,6 +156,21 @@ def test_resumed_training_repeats_the_uninterrupted_one(run, call, tmp_path):
     assert call(train_lora, *common, "--resume", "auto") == 0
     assert rows(run, "loss") == rows(tmp_path, "loss")
     assert same_tensors(load(run / "last.pth")["weights"], load(tmp_path / "last.pth")["weights"])
+
+
+def test_muon_takes_the_matrices_between_embeddings_and_output_and_adamw_all_others(run):
+    vlm = load_vlm(run / "final")
+    add_compressors(vlm.model, [3])
+    names = {id(p): name for name, p in vlm.model.named_parameters()}
+    muon, adamw = (
+        {names[id(p)] for group in o.param_groups for p in group["params"]}
+        for o in train_lora.build_optimizers(vlm.model, TrainingConfig(optimizer="muon"))
+    )
+    assert muon | adamw == set(names.values()) and not muon & adamw
+    assert all(part in " ".join(muon) for part in ("visual.blocks.0.attn.qkv", "layers.0.self_attn.q_proj", "compressors.3"))
+    assert not any("embed" in name or "lm_head" in name or "norm" in name for name in muon)
+    (alone,) = train_lora.build_optimizers(vlm.model, TrainingConfig())
+    assert isinstance(alone, torch.optim.AdamW) and len(alone.param_groups[0]["params"]) == len(names)
 
 
 def test_the_gallery_reads_back_what_it_shows(call, tmp_path, capsys):

@@ -1,6 +1,6 @@
 import torch
 
-from vit_cifar10.muon import Muon, orthogonalize
+from kit.muon import Muon, orthogonalize
 
 
 def test_matrices_of_a_shape_together_go_the_way_torch_takes_them_one_by_one():

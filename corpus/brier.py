@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 from corpus.chunks import reported
@@ -27,12 +28,19 @@ def brier_lm(first: torch.Tensor, second: torch.Tensor, truth: torch.Tensor) -> 
 
 
 def prompts_of(test: Chunks, count: int, window: int) -> torch.Tensor:
-    """The first tokens (B, N) of held-out sequences: a prompt of a quarter of the window and the 4 after it.
+    """Held-out text (B, N): a prompt of a quarter of the window and the 4 tokens after it, as `passages` finds them."""
+    return passages(test, count, max(NGRAMS, window // 4) + NGRAMS)
+
+
+def passages(test: Chunks, count: int, length: int) -> torch.Tensor:
+    """Up to `count` passages (B, length) of held-out sequences, their beginnings first of all; from fewer sequences, several of each, evenly spaced.
 
     Raises UserError where no sequence is as long.
     """
-    length = max(NGRAMS, window // 4) + NGRAMS
-    rows = [test[i][:length] for i in reported(test, count, length)]
-    if not rows:
+    chosen = reported(test, count, length)
+    if not len(chosen):
         raise UserError(f"no held-out sequence has the {length} tokens that BrierLM needs")
-    return torch.stack(rows)
+    each = -(-count // len(chosen))
+    places = dict.fromkeys((i, int(s)) for i in chosen for s in np.linspace(0, test.lengths[i] - length, each))
+    kept = np.linspace(0, len(places) - 1, min(count, len(places))).astype(int)
+    return torch.stack([test[i][start : start + length] for i, start in np.array(list(places))[kept]])

@@ -3,7 +3,7 @@
 # of LENGTH tokens. CODECS: codebook (the color code), conv and pool (no image: a learned convolution or the mean of embeddings), text.
 #   ./recipes/image_curve.sh                                  # all points of one seed
 #   RATIOS=10 SEEDS="0 1 2" CODECS=codebook ./recipes/image_curve.sh
-#   MODEL=small LR=6e-4 BATCH=32 LENGTH=512 RESULTS=results/image_context/small ./recipes/image_curve.sh      # on a GPU; not yet measured
+#   MODEL=small TIME=30m LR=1.0e-3 BATCH=32 LENGTH=512 RESULTS=results/image_context/small ./recipes/image_curve.sh      # on a GPU; not yet measured
 # Adds its points to results/image_context/curve.json and draws curve.png.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +11,7 @@ REQUIREMENTS=requirements-image.txt
 source kit/environment.sh
 source recipes/image_module.sh
 RATIOS=${RATIOS:-1 2 3 5 8 10 16 20} SEEDS=${SEEDS:-0} CODECS=${CODECS:-codebook conv pool} LENGTH=${LENGTH:-40}
-TIME=${TIME:-30m} MODEL=${MODEL:-tiny} BATCH=${BATCH:-16} PAIRS=${PAIRS:-20000} SAMPLES=${SAMPLES:-64} OPTIMIZER=${OPTIMIZER:-muon} LR=${LR:-2.0e-3} DEVICE=${DEVICE:-auto} WORK=${WORK:-checkpoints/image_curve}
+TIME=${TIME:-5m} MODEL=${MODEL:-tiny} BATCH=${BATCH:-16} PAIRS=${PAIRS:-20000} SAMPLES=${SAMPLES:-64} OPTIMIZER=${OPTIMIZER:-muon} LR=${LR:-5.0e-3} DEVICE=${DEVICE:-auto} WORK=${WORK:-checkpoints/image_curve}
 RESULTS=${RESULTS:-results/image_context}
 for seed in $SEEDS; do
   for ratio in $RATIOS; do

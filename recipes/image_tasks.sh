@@ -2,7 +2,7 @@
 # JSON to be restored or a needle to be found, by a reader trained from random weights on the color code, clean and augmented.
 # RATIO tokens to a visual token (1 to 21), LENGTH tokens to a document.
 #   TASK=json LENGTH=128 ./recipes/image_tasks.sh                 TASK=needle LENGTH=256 ./recipes/image_tasks.sh
-#   TASK=json LENGTH=1024 MODEL=small LR=6e-4 ./recipes/image_tasks.sh      # on a GPU; not yet measured
+#   TASK=json LENGTH=1024 MODEL=small LR=1.0e-3 ./recipes/image_tasks.sh      # on a GPU; not yet measured
 # Writes results/image_context/tasks/<model>_<task>_<length>_<ratio>.json.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,7 +10,7 @@ REQUIREMENTS=requirements-image.txt
 source kit/environment.sh
 source recipes/image_module.sh
 RATIO=${RATIO:-3} TASK=${TASK:-json} LENGTH=${LENGTH:-128} TIME=${TIME:-30m} MODEL=${MODEL:-tiny} DEVICE=${DEVICE:-auto}
-SAMPLES=${SAMPLES:-100} PAIRS=${PAIRS:-20000} BATCH=${BATCH:-16} LR=${LR:-2.0e-3}
+SAMPLES=${SAMPLES:-100} PAIRS=${PAIRS:-20000} BATCH=${BATCH:-16} LR=${LR:-5.0e-3}
 NAME=${MODEL}_${TASK}_${LENGTH}_${RATIO}
 RUN=${RUN:-checkpoints/image_tasks/$NAME} RESULTS=results/image_context/tasks
 mkdir -p "$RUN" "$RESULTS"

@@ -23,7 +23,7 @@ import torch
 from backports import zstd
 from torch.utils.flop_counter import FlopCounterMode
 
-from corpus.brier import NGRAMS, brier_lm
+from corpus.brier import NGRAMS, brier_lm, passages
 from corpus.chunks import is_built, open_built, open_test, reported
 from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer
@@ -161,11 +161,7 @@ class HeldOut:
         self.num_tokens = sum(int(b["mask"].sum()) for b in self.batches)
         self.given = max(1, self.vae.args.max_chunks // 4)  # chunks of a prompt
         self.written = -(-NGRAMS // self.K)  # chunks after it, of BrierLM
-        length = (self.given + self.written) * self.K
-        long_enough = reported(chunks, args.num_prompts, length)
-        if not len(long_enough):
-            raise UserError(f"{args.data_path} has no sequence of the {length} tokens that BrierLM needs")
-        self.prompts = torch.stack([chunks[i][:length] for i in long_enough]).to(runtime.device)
+        self.prompts = passages(chunks, args.num_prompts, (self.given + self.written) * self.K).to(runtime.device)
 
     def noise(self, shape, salt: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.args.seed * 1000 + salt)

@@ -1,8 +1,11 @@
 """BrierLM rewards being right, and pays for saying the same wrong thing twice."""
 
+import numpy as np
+import pytest
 import torch
 
-from corpus.brier import brier_lm
+from corpus.brier import brier_lm, passages
+from kit.errors import UserError
 
 
 def test_a_reader_of_minds_gets_one_and_a_broken_record_nothing():
@@ -23,3 +26,19 @@ def test_it_is_the_brier_score_of_the_sampling_distribution():
     for p in (0.5, 0.7, 0.9):
         assert abs(score(p) - (2 * (0.7 * p + 0.3 * (1 - p)) - p**2 - (1 - p) ** 2)) < 0.01
     assert score(0.7) > max(score(0.5), score(0.9))
+
+
+def test_passages_are_the_beginnings_of_sequences_and_several_of_each_where_more_are_asked_for():
+    class Held(list):
+        lengths = np.array([30, 8, 30, 12])
+
+    held = Held(torch.arange(1000 * i, 1000 * i + n) for i, n in enumerate(Held.lengths))
+    beginnings = passages(held, 3, 10)
+    assert beginnings.shape == (3, 10) and beginnings[:, 0].tolist() == [0, 2000, 3000]
+    many = passages(held, 12, 10)
+    assert many.shape == (11, 10)  # the short one has only three different passages
+    assert len({tuple(row.tolist()) for row in many}) == 11 and set(beginnings[:, 0].tolist()) <= set(many[:, 0].tolist())
+    assert all((row.diff() == 1).all() for row in many)
+    assert len(passages(held, 7, 10)) == 7
+    with pytest.raises(UserError):
+        passages(held, 3, 31)

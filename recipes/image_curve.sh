@@ -11,7 +11,7 @@ REQUIREMENTS=requirements-image.txt
 source kit/environment.sh
 source recipes/image_module.sh
 RATIOS=${RATIOS:-1 2 3 5 8 10 16 20} SEEDS=${SEEDS:-0} CODECS=${CODECS:-codebook conv pool} LENGTH=${LENGTH:-40}
-TIME=${TIME:-5m} MODEL=${MODEL:-tiny} BATCH=${BATCH:-16} PAIRS=${PAIRS:-20000} SAMPLES=${SAMPLES:-64} OPTIMIZER=${OPTIMIZER:-muon} LR=${LR:-5.0e-3} DEVICE=${DEVICE:-auto} WORK=${WORK:-checkpoints/image_curve}
+TIME=${TIME:-4m} MODEL=${MODEL:-tiny} BATCH=${BATCH:-16} PAIRS=${PAIRS:-20000} SAMPLES=${SAMPLES:-64} OPTIMIZER=${OPTIMIZER:-muon} LR=${LR:-5.0e-3} DEVICE=${DEVICE:-auto} WORK=${WORK:-checkpoints/image_curve}
 RESULTS=${RESULTS:-results/image_context}
 for seed in $SEEDS; do
   for ratio in $RATIOS; do

@@ -31,6 +31,7 @@ IMAGE_ROWS = {
     "pool": "pool: means of 3 embeddings", "truncate": "truncate: the first third",
     "render": "rendered page, not trained on", "codebook_external": "QR, not trained on",
 }  # fmt: skip
+CURVE = {"codebook": "**color code**", "conv": "learned convolution", "pool": "mean of embeddings"}
 TOKCOM_ROWS = {
     "autoregressive": "autoregressive transformer", "energy": "vector by vector, energy head", "flow": "vector by vector, flow head",
     "tokens": "4 tokens at once, no vector", "trigrams": "TokCom, 4 to a vector, trigrams inside",
@@ -222,6 +223,24 @@ def image_cost() -> str:
     return table(header, cells)
 
 
+def image_curve() -> str:
+    """Random tokens restored by each way of carrying them: means over seeds, and the ratio that all tokens of the carrier make."""
+    points = load("image_context/curve.json")
+    codecs = [codec for codec in CURVE if any(p["codec"] == codec for p in points)]
+    rows = []
+    for ratio in sorted({p["ratio"] for p in points}):
+        cells = [str(ratio)]
+        for codec in codecs:
+            mine = [p for p in points if (p["codec"], p["ratio"]) == (codec, ratio)]
+            if not mine:
+                cells.append("–")
+                continue
+            mean = sum(p["accuracy"] for p in mine) / len(mine)
+            cells.append(f"{mean:.1%} ({mine[0]['measured_ratio']:.1f}; {len(mine)})")
+        rows.append(cells)
+    return table(["tokens to a block or vector", *(CURVE[codec] for codec in codecs)], rows)
+
+
 def vit_rows() -> str:
     rows = []
     for name, label, recipe, where in VIT_ROWS:
@@ -389,7 +408,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
     "ladder": ladder, "sweeps": sweeps, "further": further, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "released": released, "speed": speed,
-    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "vit_rows": vit_rows, "vit_ablations": vit_ablations,
+    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "image_curve": image_curve, "vit_rows": vit_rows, "vit_ablations": vit_ablations,
 }  # fmt: skip
 
 if __name__ == "__main__":

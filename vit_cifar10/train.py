@@ -28,13 +28,13 @@ from kit.ema import EMA
 from kit.errors import UserError
 from kit.interrupt import Interrupt
 from kit.losses import Losses
+from kit.muon import Muon
 from kit.randomness import step_seed
 from kit.resume import check_resume
 from kit.runlog import RunLog, progress_bar
 from kit.schedule import SCHEDULES, lr_at
 from vit_cifar10.augment import Augment, Preprocess, build_mix
 from vit_cifar10.dataset import Images, epoch_batches, hold_out, load_split, same_classes
-from kit.muon import Muon
 from vit_cifar10.pretrained import ARCHITECTURE, NEEDED, build_model, load_pretrained
 from vit_cifar10.report import predict_probabilities, write_report
 from vit_cifar10.weights import load_timm

@@ -37,7 +37,9 @@ def test_passages_are_the_beginnings_of_sequences_and_several_of_each_where_more
     assert beginnings.shape == (3, 10) and beginnings[:, 0].tolist() == [0, 2000, 3000]
     many = passages(held, 12, 10)
     assert many.shape == (11, 10)  # the short one has only three different passages
-    assert len({tuple(row.tolist()) for row in many}) == 11 and set(beginnings[:, 0].tolist()) <= set(many[:, 0].tolist())
+    assert len({tuple(row.tolist()) for row in many}) == 11 and set(beginnings[:, 0].tolist()) <= set(
+        many[:, 0].tolist()
+    )
     assert all((row.diff() == 1).all() for row in many)
     assert len(passages(held, 7, 10)) == 7
     with pytest.raises(UserError):

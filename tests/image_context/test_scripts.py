@@ -167,7 +167,9 @@ def test_muon_takes_the_matrices_between_embeddings_and_output_and_adamw_all_oth
         for o in train_lora.build_optimizers(vlm.model, TrainingConfig(optimizer="muon"))
     )
     assert muon | adamw == set(names.values()) and not muon & adamw
-    assert all(part in " ".join(muon) for part in ("visual.blocks.0.attn.qkv", "layers.0.self_attn.q_proj", "compressors.3"))
+    assert all(
+        part in " ".join(muon) for part in ("visual.blocks.0.attn.qkv", "layers.0.self_attn.q_proj", "compressors.3")
+    )
     assert not any("embed" in name or "lm_head" in name or "norm" in name for name in muon)
     (alone,) = train_lora.build_optimizers(vlm.model, TrainingConfig())
     assert isinstance(alone, torch.optim.AdamW) and len(alone.param_groups[0]["params"]) == len(names)

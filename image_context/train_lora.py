@@ -167,9 +167,9 @@ def build_optimizers(model: nn.Module, settings: TrainingConfig) -> list[torch.o
     """AdamW for what is trained; or Muon for the matrices but embeddings and the output layer, and AdamW for the rest."""
     trained = [p for p in model.parameters() if p.requires_grad]
     ends = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
-    hidden = [p for p in trained if p.ndim == 2 and all(p is not end for end in ends)]
-    if settings.optimizer == "adamw" or not hidden:
-        hidden = []
+    hidden = []
+    if settings.optimizer == "muon":
+        hidden = [p for p in trained if p.ndim == 2 and all(p is not end for end in ends)]
     rest = [p for p in trained if all(p is not h for h in hidden)]
     rate, decay = settings.learning_rate, settings.weight_decay
     adamw = torch.optim.AdamW(rest, rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)

@@ -52,7 +52,7 @@ def main() -> None:
     output = make_folder(args.output_dir or config.output_dir)
     if (output / LAST).exists():
         raise UserError(f"{output} holds a run that was trained on its data: choose another --output_dir")
-    vlm = open_vlm(config.model, runtime, output)
+    vlm = open_vlm(config.model, runtime, output, languages=config.data.languages)
     write_data(config, vlm, output / "train_data", count, args.num_workers)
     print(f"pairs  {output / 'train_data'}")
 

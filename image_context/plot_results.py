@@ -2,8 +2,9 @@
 
     python -m image_context.plot_results --input RUN/results/results.jsonl --output RUN/plots
 
-Writes cost_accuracy.png, ratio_accuracy.png, robustness.png, bits.png and summary.json: every point's mean, 95 % interval, number
-of questions and of failures. Questions that failed count as wrong.
+Writes cost_accuracy.png, ratio_accuracy.png, robustness.png, bits.png, where needles were asked for needle.png, and summary.json:
+every point's mean, 95 % interval, number of questions and of failures, and the needles found by place. Questions that failed
+count as wrong.
 """
 
 import argparse
@@ -27,7 +28,10 @@ METRICS = {"json": "json_f1", "needle": "needle_hit", "random": "token_accuracy"
 LABELS = {
     "json": "JSON: F1 of typed leaves", "needle": "needle: exact hits", "random": "random tokens restored"
 }  # fmt: skip
+LANGUAGES = {"en": "English", "zh": "Chinese"}
 MARKS = "osD^vPX*"
+NEEDLES = "needle.png"
+PLACES = 5  # of a document, in the figure of needles
 LESS_MEMORY = "pass fewer results"
 
 
@@ -44,12 +48,19 @@ def main() -> None:
     if not records:
         raise UserError(f"{args.input} holds no results yet")
     output = make_folder(args.output)
-    points = summarize(records)
+    points, needles = summarize(records), summarize_needles(records)
     for name, draw in PLOTS.items():
         draw(points, output / name)
+    if needles:
+        plot_needles(needles, output / NEEDLES)
     write_json(
         output / "summary.json",
-        {"vlm": records[0]["vlm"], "config_hash": records[0]["config_hash"], "points": points},
+        {
+            "vlm": records[0]["vlm"],
+            "config_hash": records[0]["config_hash"],
+            "points": points,
+            **({"needles": needles} if needles else {}),
+        },
     )
     write_page(points, records[0]["vlm"], output)
     for point in points:
@@ -58,7 +69,7 @@ def main() -> None:
             f"{point['codec']:12} {point['augmentation']:6} {point['task']:7} {point['length']:6} "
             f"ratio {point['ratio_context']:6.2f}  {point['metric']} {point['mean']:.3f} [{low:.3f}, {high:.3f}]"
         )
-    print(f"wrote {output}/{', '.join(PLOTS)}, summary.json, report.html")
+    print(f"wrote {output}/{', '.join([*PLOTS, *[NEEDLES] * bool(needles)])}, summary.json, report.html")
 
 
 def summarize(records: list[dict]) -> list[dict]:
@@ -88,6 +99,23 @@ def summarize(records: list[dict]) -> list[dict]:
     return points
 
 
+def summarize_needles(records: list[dict]) -> list[dict]:
+    """Needles found in clean images, for each codec, language, length and fifth of the document that holds the needle, 0 the first."""
+    groups = defaultdict(list)
+    for record in records:
+        if record["task"] == "needle" and record["augmentation"] == "clean" and record.get("position") is not None:
+            place = min(int(record["position"] * PLACES), PLACES - 1)
+            groups[record["codec"], record["language"], record["length"], place].append(record)
+    found = []
+    for (codec, language, length, place), group in sorted(groups.items()):
+        values = [r["metrics"]["needle_hit"] if not r["error"] else 0.0 for r in group]
+        found.append({
+            "codec": codec, "language": language, "length": length, "place": place, "mean": mean(values), "interval": mean_interval(values),
+            "questions": len(group),
+        })  # fmt: skip
+    return found
+
+
 def write_page(points: list[dict], vlm: str, output: Path) -> None:
     """report.html: all points and figures in one file."""
     rows = [
@@ -102,6 +130,8 @@ def write_page(points: list[dict], vlm: str, output: Path) -> None:
     notes = ("Against tokens read", "Against compression", "After damage", "Against bits")
     sections = [Section("Answers", "Fraction of each question that is right.", rows)]
     sections += [Section(title, pictures=[output / name]) for title, name in zip(notes, PLOTS)]
+    if any(p["task"] == "needle" for p in points):
+        sections.append(Section("Needles by place", pictures=[output / NEEDLES]))
     write_report(output / "report.html", "Text carried by images", facts, sections, {"vlm": vlm})
 
 
@@ -175,6 +205,42 @@ def plot_bits(points: list[dict], path: Path) -> None:
         axis.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
         axis.set_xlabel("bits per token that carries the text (dotted: capacity)")
     finish(figure, axes, path)
+
+
+def plot_needles(needles: list[dict], path: Path) -> None:
+    """Fraction found by length and place, a row of panels for each codec and a panel for each language."""
+    codecs, languages, lengths = (sorted({n[key] for n in needles}) for key in ("codec", "language", "length"))
+    figure, axes = plt.subplots(
+        len(codecs),
+        len(languages),
+        figsize=(1.6 + 3.0 * len(languages), 0.9 + 0.42 * (PLACES + 1) * len(codecs)),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+    )
+    for row, codec in zip(axes, codecs):
+        for axis, language in zip(row, languages):
+            mine = {
+                (n["place"], n["length"]): n["mean"]
+                for n in needles
+                if (n["codec"], n["language"]) == (codec, language)
+            }
+            grid = [[mine.get((place, length), math.nan) for length in lengths] for place in range(PLACES)]
+            image = axis.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+            for (place, length), value in mine.items():
+                color = "black" if value > 0.6 else "white"
+                axis.text(
+                    lengths.index(length), place, f"{value:.0%}", ha="center", va="center", color=color, fontsize=8
+                )
+            axis.grid(False)
+            axis.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+            axis.set_yticks(range(PLACES), [f"{place / PLACES:.0%}" for place in range(PLACES)])
+            axis.set_title(f"{codec}, {LANGUAGES[language]}")
+        row[0].set_ylabel("needle lies at")
+    for axis in axes[-1]:
+        axis.set_xlabel("tokens of the document")
+    figure.colorbar(image, ax=axes, label="needles found")
+    save(figure, path)
 
 
 def panels(points: list[dict]):

@@ -77,7 +77,7 @@ def main() -> None:
     folder = make_folder(output / "results")
     vlm_name = str(args.lora_path or config.model.name)
     done = finished_ids(folder / "results.jsonl", config.hash, vlm_name)
-    vlm = open_vlm(config.model, runtime, output, args.lora_path)
+    vlm = open_vlm(config.model, runtime, output, args.lora_path, languages=config.data.languages)
     if not local:
         from image_context.backend_vllm import VLLM
 
@@ -147,9 +147,9 @@ def ask(
         try:
             seed = config.seed * 1_000_000 + question.index
             sample = eval_sample(question.task, question.length, seed, vocabulary, question.language)
+            record |= {"seed": seed, "position": sample.position, "answer": sample.answer, "question": sample.question}
             encoded = codecs[question.codec].encode(sample.document)
             encoded.images = [augment(i, question.augmentation, seed, config.data.geometry) for i in encoded.images]
-            record |= {"seed": seed, "position": sample.position, "answer": sample.answer, "question": sample.question}
             record |= save_inputs(folder, question, encoded, sample, vlm)
             ready.append((record, encoded, sample))
         except UserError as error:

@@ -7,7 +7,7 @@ may be in is decided by its own digest, so training and evaluation cannot share 
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -147,11 +147,13 @@ def _needle_sample(length: int, rng: random.Random, tokenizer: Tokenizer, langua
         raise UserError(f"no hay in language {language!r}; choose en or zh")
     names = rng.sample(PLACES, 4)
     values = [word(rng, 7) for _ in names]
-    say = "The access code of {} is {}." if language == "en" else "{}的通行码是{}。"
-    told = [say.format(name, value) for name, value in zip(names, values)]
+    told = [_needle(language, name, value) for name, value in zip(names, values)]
     gap = " " if language == "en" else ""
     hay: list[str] = []
-    source = _english(rng) if language == "en" else _chinese(rng)
+    source, guessed = _hay(language, rng), 0
+    while guessed < 0.9 * length - len(tokenizer.encode(gap.join(told))):  # sentence by sentence, before the whole counts
+        hay.append(next(source))
+        guessed += len(tokenizer.encode(hay[-1]))
     while len(tokenizer.encode(gap.join([*hay, *told]))) < length:
         hay.append(next(source))
     position = rng.random()
@@ -166,6 +168,24 @@ def _needle_sample(length: int, rng: random.Random, tokenizer: Tokenizer, langua
             return Sample("needle", length, text, question, values[0], 0, position, values[1:])
         hay.pop()
     return None
+
+
+def tokenizer_text(language: str, characters: int) -> Iterator[str]:
+    """Hay and needles of a language, for a tokenizer to be trained on: sentences with at least `characters` in all."""
+    rng = random.Random(language)
+    hay, written = _hay(language, rng), 0
+    while written < characters:
+        sentence = rng.choice((next(hay), next(hay), _needle(language, rng.choice(PLACES), word(rng, 7))))
+        written += len(sentence)
+        yield sentence
+
+
+def _needle(language: str, name: str, value: str) -> str:
+    return ("The access code of {} is {}." if language == "en" else "{}的通行码是{}。").format(name, value)
+
+
+def _hay(language: str, rng: random.Random) -> Iterator[str]:
+    return _english(rng) if language == "en" else _chinese(rng)
 
 
 def _english(rng: random.Random):

@@ -76,7 +76,7 @@ def main() -> None:
     steps_per_epoch = len(records) // per_step
 
     # model
-    vlm = open_vlm(config.model, runtime, output)
+    vlm = open_vlm(config.model, runtime, output, languages=config.data.languages)
     if not built:
         add_lora(vlm, config.lora.r, config.lora.alpha, config.lora.dropout, config.model.qlora)
     add_compressors(vlm.model, config.compressors)

@@ -1,5 +1,7 @@
-"""The VLM that a config names: loaded, or built here with a tokenizer trained on the text every Python carries."""
+"""The VLM that a config names: loaded, or built here with a tokenizer trained on the text every Python carries, and on the hay of
+other languages than English where the config asks for needles in it."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -8,17 +10,24 @@ from corpus.documents import documents, python_sources
 from corpus.tokenizer import load_tokenizer, train_bpe
 from image_context.config import ModelConfig
 from image_context.model import BUILT, MAX_PIXELS, VLM, adapter_base, build_vlm, load_vlm
+from image_context.tasks import tokenizer_text
 from kit.device import Runtime
 from kit.errors import UserError
 
 SAMPLE_CHARACTERS = 2_000_000  # that the tokenizer is trained on
 
 
-def open_vlm(config: ModelConfig, runtime: Runtime, folder: Path, lora_path: str | None = None) -> VLM:
+def open_vlm(
+    config: ModelConfig,
+    runtime: Runtime,
+    folder: Path,
+    lora_path: str | None = None,
+    languages: Sequence[str] = ("en",),
+) -> VLM:
     """The VLM of a run in `folder`, on the runtime's device.
 
     `lora_path`: a folder that train_lora wrote, an adapter's or a whole model's. Without one, a model that is built here has
-    random weights and keeps its tokenizer in `folder`/tokenizer.json, where the next call finds it. Raises UserError for an
+    random weights and keeps its tokenizer, trained for `languages`, in `folder`/tokenizer.json, where the next call finds it. Raises UserError for an
     adapter of another base than the config's, and for a `row_step` of a model that is not built here.
     """
     if config.row_step > 1 and config.name not in BUILT:
@@ -34,7 +43,7 @@ def open_vlm(config: ModelConfig, runtime: Runtime, folder: Path, lora_path: str
         return load_vlm(config.name, **options)
     path = folder / "tokenizer.json"
     if not path.is_file():
-        train_bpe(python_text(), config.vocab_size).save(path)
+        train_bpe(text_of(languages), config.vocab_size).save(path)
     tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
@@ -59,7 +68,14 @@ def check_base(folder: Path, name: str) -> None:
         raise UserError(f"{folder} holds neither an adapter (adapter_config.json) nor a model (config.json)")
 
 
-def python_text():
+def text_of(languages: Sequence[str]) -> Iterator[str]:
+    """What a tokenizer for these languages is trained on, as many characters of each."""
+    for language in languages:
+        share = SAMPLE_CHARACTERS // len(languages)
+        yield from python_text(share) if language == "en" else tokenizer_text(language, share)
+
+
+def python_text(characters: int = SAMPLE_CHARACTERS) -> Iterator[str]:
     """Some of the text that every Python carries."""
     taken = 0
     for source in python_sources():
@@ -67,5 +83,5 @@ def python_text():
             for piece in document.pieces():
                 yield piece
                 taken += len(piece)
-                if taken > SAMPLE_CHARACTERS:
+                if taken > characters:
                     return

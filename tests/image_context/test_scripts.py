@@ -12,7 +12,7 @@ from image_context import gallery, generate_train_data, plot_results, run_exp, t
 from image_context.config import TrainingConfig, load_config
 from image_context.dataset import read_records
 from image_context.model import add_compressors, load_vlm
-from image_context.plot_results import summarize
+from image_context.plot_results import summarize, summarize_needles
 from image_context.run_exp import read_results
 from image_context.tasks import split_of
 from kit.errors import UserError
@@ -127,11 +127,29 @@ def test_a_failure_is_recorded_and_counts_as_wrong(run, call, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "results" / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all("no glyph for" in row["error"] for row in rows)
     assert call(plot_results, "--input", tmp_path / "results/results.jsonl", "--output", tmp_path / "plots") == 0
-    point = json.loads((tmp_path / "plots" / "summary.json").read_text())["points"][0]
+    summary = json.loads((tmp_path / "plots" / "summary.json").read_text())
+    point = summary["points"][0]
     assert point["mean"] == 0 and point["failures"] == 2
+    assert sum(needle["questions"] for needle in summary["needles"]) == 2 and not any(
+        n["mean"] for n in summary["needles"]
+    )
+    assert Image.open(tmp_path / "plots" / "needle.png").width > 400
     assert summarize(
         [{**rows[0], "error": None, "metrics": {"needle_hit": 1, "char_error_rate": 0.5}, "costs": COSTS}, rows[1]]
     )[0]["metrics"] == {"needle_hit": 0.5, "char_error_rate": 0.75}
+
+
+def test_needles_are_counted_by_place(tmp_path):
+    asked = {"codec": "text", "augmentation": "clean", "task": "needle", "length": 128, "language": "en", "error": None}
+    hits = [(0.0, 1), (0.19, 0), (0.2, 1), (1.0, 1)]
+    records = [{**asked, "position": place, "metrics": {"needle_hit": hit}} for place, hit in hits]
+    records += [
+        {**records[0], "augmentation": "heavy"},
+        {**records[0], "error": "no glyph"},
+        {**records[0], "task": "json"},
+    ]
+    found = {n["place"]: (n["mean"], n["questions"]) for n in summarize_needles(records)}
+    assert found == {0: (pytest.approx(1 / 3), 3), 1: (1, 1), 4: (1, 1)}
 
 
 def test_resumed_training_repeats_the_uninterrupted_one(run, call, tmp_path):

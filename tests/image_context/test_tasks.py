@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from corpus.tokenizer import load_tokenizer
+from corpus.tokenizer import load_tokenizer, train_bpe
 from image_context.metrics import json_exact, leaf_f1, needle_hit, score
 from image_context.tasks import SPLITS, TASKS, make_sample, plain_ids, split_of
+from image_context.vlm import text_of
 from kit.errors import UserError
 
 
@@ -17,6 +18,13 @@ def test_a_document_has_exactly_the_tokens_asked_for(task, length, bpe):
         for language in ("en", "zh") if task == "needle" and length > 200 else ("en",):
             sample = make_sample(task, length, "eval", seed, bpe, language)
             assert len(bpe.encode(sample.document)) == length == sample.length
+
+
+def test_a_tokenizer_for_chinese_leaves_room_for_needles_in_few_tokens():
+    chinese = train_bpe(text_of(["zh"]), 504)
+    sample = make_sample("needle", 128, "eval", 0, chinese, "zh")
+    assert len(chinese.encode(sample.document)) == 128 and len(sample.document) > 128
+    assert train_bpe(text_of(["zh"]), 504).encode(sample.document).tolist() == chinese.encode(sample.document).tolist()
 
 
 def test_lengths_are_exact_for_the_real_tokenizer(shared):

@@ -24,6 +24,7 @@ from kit import device
 from kit.arguments import add_common, program
 from kit.budget import TimeBudget
 from kit.errors import UserError
+from kit.muon import OPTIMIZERS, build_optimizers
 from kit.randomness import step_seed
 from kit.runlog import RunLog, environment, make_folder, progress_bar, write_json
 from kit.schedule import lr_at
@@ -52,6 +53,9 @@ def parser_of(description: str) -> argparse.ArgumentParser:
         help='--data_path holds rows {"prompt", "answer"}',
     )
     parser.add_argument("--vocab_size", type=int, default=512, help="size of the BPE trained on --pairs")
+    parser.add_argument(
+        "--optimizer", default="adamw", choices=OPTIMIZERS, help="muon: for the matrices between embeddings and output"
+    )
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--dropout", type=float, default=0.0, help="of embeddings and of what each block adds")
     parser.add_argument("--time_budget", help="train so long instead of by epochs, e.g. 90s, 10m")
@@ -191,7 +195,7 @@ def run(
 def train(model, args, data: Data, loss_of, nats_of, runtime, output: Path) -> tuple[int, int, float]:
     """Leaves the weights of the best validation in the model; returns steps, tokens seen, and seconds without validation."""
     order = LengthBuckets(data.train.lengths, args.batch_size, args.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    optimizers = build_optimizers(args.optimizer, model, args.lr, weight_decay=0.01, betas=(0.9, 0.95))
     budget = TimeBudget(args.time_budget)
     planned = order.steps_per_epoch * (10**6 if args.time_budget else args.epochs)
     step, total, best, weights, tokens = 0, planned, float("inf"), None, 0
@@ -201,7 +205,7 @@ def train(model, args, data: Data, loss_of, nats_of, runtime, output: Path) -> t
     for indices in order.batches():
         model.train()
         lr = lr_at(step, args.lr, round(0.05 * total), total)
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = lr
         torch.manual_seed(step_seed(args.seed, step, 0, 1))
         with runtime.autocast():
@@ -210,8 +214,9 @@ def train(model, args, data: Data, loss_of, nats_of, runtime, output: Path) -> t
             raise UserError(f"the loss is no longer a number at step {step}: lower --lr")
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         step += 1
         tokens += int(data.train.lengths[indices].sum())
         if step % 20 == 0:

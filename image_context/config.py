@@ -13,6 +13,7 @@ from image_context.codecs import CODECS, build_codec
 from image_context.codecs.baselines import ConvCodec
 from image_context.tasks import TASKS
 from kit.errors import UserError
+from kit.muon import OPTIMIZERS
 
 Positive = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of a codec; names files
@@ -73,7 +74,7 @@ class TrainingConfig(Section):
     time_budget: str | None = None  # such as 6m, instead of epochs
     batch_size: Positive = 1
     gradient_accumulation_steps: Positive = 8
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices but embeddings and output
+    optimizer: Literal[OPTIMIZERS] = "adamw"  # muon: for the matrices but embeddings and output
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     warmup_fraction: Fraction = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

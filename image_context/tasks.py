@@ -151,7 +151,9 @@ def _needle_sample(length: int, rng: random.Random, tokenizer: Tokenizer, langua
     gap = " " if language == "en" else ""
     hay: list[str] = []
     source, guessed = _hay(language, rng), 0
-    while guessed < 0.9 * length - len(tokenizer.encode(gap.join(told))):  # sentence by sentence, before the whole counts
+    while guessed < 0.9 * length - len(
+        tokenizer.encode(gap.join(told))
+    ):  # sentence by sentence, before the whole counts
         hay.append(next(source))
         guessed += len(tokenizer.encode(hay[-1]))
     while len(tokenizer.encode(gap.join([*hay, *told]))) < length:

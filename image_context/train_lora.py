@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from image_context.config import Config, TrainingConfig, load_config
+from image_context.config import Config, load_config
 from image_context.dataset import ahead, batches, read_records
 from image_context.model import BUILT, AnswerLoss, add_compressors, add_lora, trainable_fraction
 from image_context.vlm import open_vlm
@@ -30,7 +30,7 @@ from kit.checkpoint import LAST, load_checkpoint, load_weights, resume_path, sav
 from kit.errors import UserError
 from kit.interrupt import Interrupt
 from kit.losses import Losses
-from kit.muon import Muon
+from kit.muon import build_optimizers
 from kit.randomness import step_seed
 from kit.runlog import RunLog, make_folder, progress_bar
 from kit.schedule import lr_at
@@ -88,7 +88,9 @@ def main() -> None:
         )
 
     # optimizer, resume
-    optimizers = build_optimizers(model, settings)
+    optimizers = build_optimizers(
+        settings.optimizer, model, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.98)
+    )
     step = 0
     if saved:
         load_weights(trained, saved["weights"], resumed)
@@ -161,19 +163,6 @@ def main() -> None:
     if runtime.is_main:
         print(f"vlm  {output / 'final'}" if finished else f"stopped early; continue with --resume auto in {output}")
     runtime.finish()
-
-
-def build_optimizers(model: nn.Module, settings: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for what is trained; or Muon for the matrices but embeddings and the output layer, and AdamW for the rest."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    ends = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
-    hidden = []
-    if settings.optimizer == "muon":
-        hidden = [p for p in trained if p.ndim == 2 and all(p is not end for end in ends)]
-    rest = [p for p in trained if all(p is not h for h in hidden)]
-    rate, decay = settings.learning_rate, settings.weight_decay
-    adamw = torch.optim.AdamW(rest, rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)
-    return [Muon(hidden, rate, decay), adamw] if hidden else [adamw]
 
 
 def check_data(path: Path, config: Config) -> None:

@@ -3,7 +3,9 @@
 from collections import defaultdict
 
 import torch
+from torch import nn
 
+OPTIMIZERS = ("adamw", "muon")
 COEFFICIENTS, ROUNDS, EPS = (3.4445, -4.7750, 2.0315), 5, 1e-7  # of the Newton-Schulz iteration
 
 
@@ -43,3 +45,20 @@ class Muon(torch.optim.Muon):
                 steps = orthogonalize(updates).to(matrices[0].dtype).mul_(group["lr"] * 0.2 * max(shape) ** 0.5)
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_sub_(matrices, steps.unbind())
+
+
+def build_optimizers(
+    name: str, model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]
+) -> list[torch.optim.Optimizer]:
+    """Those of what is trained of a transformers model: AdamW; or "muon", for the matrices but embeddings and the output layer,
+    and AdamW for the rest."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    ends = [
+        layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None
+    ]
+    hidden = []
+    if name == "muon":
+        hidden = [p for p in trained if p.ndim == 2 and all(p is not end for end in ends)]
+    rest = [p for p in trained if all(p is not h for h in hidden)]
+    adamw = torch.optim.AdamW(rest, lr, betas=betas, weight_decay=weight_decay, fused=True)
+    return [Muon(hidden, lr, weight_decay), adamw] if hidden else [adamw]

@@ -117,6 +117,10 @@ class NextVector(LlamaPreTrainedModel):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             super()._init_weights(module)
 
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The layer to the vocabulary, where the head has one."""
+        return self.head[-1] if self.config.head == "tokens" else None
+
     def contexts(self, tokens: torch.Tensor) -> torch.Tensor:
         """The context (B, C, D) of each chunk of tokens (B, C, K): of those before it."""
         before = F.pad(tokens[:, :-1], (0, 0, 1, 0), value=self.config.bos_token_id)

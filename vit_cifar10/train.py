@@ -28,7 +28,7 @@ from kit.ema import EMA
 from kit.errors import UserError
 from kit.interrupt import Interrupt
 from kit.losses import Losses
-from kit.muon import Muon
+from kit.muon import OPTIMIZERS, Muon
 from kit.randomness import step_seed
 from kit.resume import check_resume
 from kit.runlog import RunLog, progress_bar
@@ -101,7 +101,7 @@ def parse_args() -> argparse.Namespace:
     model.add_argument("--dropout", type=float, default=0.0, help="after embedding and branches")
     model.add_argument("--drop_path", type=float, default=0.0, help="stochastic depth of the last block")
     loop = parser.add_argument_group("optimization")
-    loop.add_argument("--optimizer", default="muon", choices=("adamw", "muon"), help="muon: hidden matrices only")
+    loop.add_argument("--optimizer", default="muon", choices=OPTIMIZERS, help="muon: hidden matrices only")
     loop.add_argument("--batch_size", type=int, default=256, help="images per device and forward pass")
     loop.add_argument("--grad_accum", type=int, default=1, help="forward passes per step")
     loop.add_argument("--epochs", type=int, default=20, help="passes over the training images")

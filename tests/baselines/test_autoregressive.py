@@ -16,8 +16,10 @@ SMALL = (
 )  # fmt: skip
 
 
-def test_it_learns_and_reports(data, call, tmp_path):
-    assert call(autoregressive, "--data_path", data, "--output_dir", tmp_path, *SMALL, "--epochs", 2) == 0
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_it_learns_and_reports(optimizer, data, call, tmp_path):
+    trained = ("--data_path", data, "--output_dir", tmp_path, *SMALL, "--epochs", 2, "--optimizer", optimizer)
+    assert call(autoregressive, *trained) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["nll"] < 0.75 * math.log(300)
     assert 0 <= report["brier_lm"] < 1 and report["nfe_per_token"] == 1

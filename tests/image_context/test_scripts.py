@@ -9,13 +9,14 @@ import yaml
 from PIL import Image
 
 from image_context import gallery, generate_train_data, plot_results, run_exp, train_lora
-from image_context.config import TrainingConfig, load_config
+from image_context.config import load_config
 from image_context.dataset import read_records
 from image_context.model import add_compressors, load_vlm
 from image_context.plot_results import summarize, summarize_needles
 from image_context.run_exp import read_results
 from image_context.tasks import split_of
 from kit.errors import UserError
+from kit.muon import build_optimizers
 from tests.runs import load, rows, same_tensors
 
 CODEBOOK = {
@@ -182,14 +183,14 @@ def test_muon_takes_the_matrices_between_embeddings_and_output_and_adamw_all_oth
     names = {id(p): name for name, p in vlm.model.named_parameters()}
     muon, adamw = (
         {names[id(p)] for group in o.param_groups for p in group["params"]}
-        for o in train_lora.build_optimizers(vlm.model, TrainingConfig(optimizer="muon"))
+        for o in build_optimizers("muon", vlm.model, 1e-3, 0.01, (0.9, 0.98))
     )
     assert muon | adamw == set(names.values()) and not muon & adamw
     assert all(
         part in " ".join(muon) for part in ("visual.blocks.0.attn.qkv", "layers.0.self_attn.q_proj", "compressors.3")
     )
     assert not any("embed" in name or "lm_head" in name or "norm" in name for name in muon)
-    (alone,) = train_lora.build_optimizers(vlm.model, TrainingConfig())
+    (alone,) = build_optimizers("adamw", vlm.model, 1e-3, 0.01, (0.9, 0.98))
     assert isinstance(alone, torch.optim.AdamW) and len(alone.param_groups[0]["params"]) == len(names)
 
 

@@ -35,7 +35,7 @@ WORDS = {
     "answers right": "答对的比例", "addition": "加法", "sorting": "排序", "lookup": "查字典",
     "network": "网络", "where": "在哪里", "tokens/s of training": "训练，词元/秒", "fraction of the matmul rate": "占矩阵乘速率的比例",
     "against the same network on whole pictures": "相比整图的同一网络", "against JiT's layout": "相比 JiT 的排布",
-    "one full picture sampled": "采样一整幅图", "against GPT-2 with a cache": "相比带缓存的 GPT-2", "two CPU cores": "两个 CPU 核", "one H100": "一块 H100", "the same with `--compile`": "同上，加 `--compile`",
+    "one full picture sampled": "采样一整幅图", "against GPT-2 with a cache": "相比带缓存的 GPT-2", "two CPU cores": "两个 CPU 核", "one CPU thread": "一个 CPU 线程", "one H100": "一块 H100", "the same with `--compile`": "同上，加 `--compile`",
     "signals to all processes of a run, and a closed terminal": "发给一次运行所有进程的信号，以及关闭的终端",
     "a program on a disk that takes no more of a file": "磁盘不再接受某个文件时的程序", "a program in a read-only folder": "只读文件夹里的程序",
     "no room for a new checkpoint": "新检查点写不下",
@@ -43,9 +43,9 @@ WORDS = {
     "dimensions in use": "使用中的维数", "variational bound of the whole model": "整个模型的变分上界", "encoding, decoding": "编码、解码速度",
     "noise level t": "噪声水平 t", "bits of each number": "每个数的比特", "bits per token": "每词元比特", "tokens recovered": "恢复的词元", "decoder only": "只用解码器", "decoder and bigrams": "解码器加二元",
     "decoder and trigrams": "解码器加三元", "**network and trigrams**": "**网络加三元**", "network, each chunk without context": "网络，每块无上下文",
-    "32 random tokens as": "32 个随机词元的载体", "visual tokens": "视觉词元", "ratio": "压缩比", "clean": "未受损", "light": "轻度", "heavy": "重度",
-    "**codebook**: 3 tokens to a block, 8 colors, 7 px": "**色码**：每块 3 个词元，8 色，7 像素", "text (plain tokens)": "文本（普通词元）",
-    "pool: means of 3 embeddings": "pool：3 个嵌入的平均", "truncate: the first third": "truncate：前三分之一",
+    "40 random tokens as": "40 个随机词元的载体", "visual tokens": "视觉词元", "ratio": "压缩比", "clean": "未受损", "light": "轻度", "heavy": "重度",
+    "**codebook**: 10 tokens to a block, 8 colors, 4 px": "**色码**：每块 10 个词元，8 色，4 像素", "text (plain tokens)": "文本（普通词元）",
+    "conv: 10 embeddings through a learned convolution": "conv：10 个嵌入经过学到的卷积", "pool: means of 10 embeddings": "pool：10 个嵌入的平均", "truncate: the first tenth": "truncate：前十分之一",
     "rendered page, not trained on": "渲染页面，未训练", "QR, not trained on": "QR，未训练", "codec": "编码方式",
     "bytes per visual token: long clean text": "每视觉词元字节数：长文本，未受损", "… with parity and finder patterns, 1,000 characters": "……带校验与定位图，1,000 字符",
     "documents read back after `light`": "`light` 之后读回的文档", "… after `heavy`": "……`heavy` 之后", "rendered page, 9 pt": "渲染页面，9 pt",
@@ -85,7 +85,7 @@ PATTERNS = (
     (r"BrierLM of the next chunk, (\d+) forward passes", r"下一块的 BrierLM，\1 次前向"), (r"codebook, (\d+) colors, (\d+) px", r"色码，\1 色，\2 像素"),
     (r"codebook, (\d+) colors, (\d+) px, (\d+) bytes of parity", r"色码，\1 色，\2 像素，\3 字节校验"), (r"JAB Code, (\d+) colors, (\d+) px, by its standard", r"JAB Code，\1 色，\2 像素，按其标准"),
     (r"(QR v\d+-[LMQH]), (\d+) px", r"\1，\2 像素"), (r"(JiT-\w+/\d+), ([\d×]+), ([\d,]+) tokens, batch (\d+)", r"\1，\2，\3 词元，批 \4"),
-    (r"`(\w+)`, ten minutes (\(`[^`]+`\))", r"`\1`，十分钟 \2"), (r"`(\w+)`, (\d+) epochs (\(`[^`]+`\))", r"`\1`，\2 轮 \3"),
+    (r"`(\w+)`, ten minutes, no crops (\(`[^`]+`\))", r"`\1`，十分钟，无裁剪 \2"), (r"`(\w+)`, an hour (\(`[^`]+`\))", r"`\1`，一小时 \2"), (r"`(\w+)`, (\d+) epochs (\(`[^`]+`\))", r"`\1`，\2 轮 \3"),
 )  # fmt: skip
 
 

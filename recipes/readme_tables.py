@@ -27,8 +27,8 @@ DECODERS = {
     "trigram": "trigram forward-backward", "network": "network alone", "hybrid": "**network with n-grams**",
 }  # fmt: skip
 IMAGE_ROWS = {
-    "codebook": "**codebook**: 3 tokens to a block, 8 colors, 7 px", "text": "text (plain tokens)",
-    "pool": "pool: means of 3 embeddings", "truncate": "truncate: the first third",
+    "codebook": "**codebook**: 10 tokens to a block, 8 colors, 4 px", "text": "text (plain tokens)",
+    "conv": "conv: 10 embeddings through a learned convolution", "pool": "pool: means of 10 embeddings", "truncate": "truncate: the first tenth",
     "render": "rendered page, not trained on", "codebook_external": "QR, not trained on",
 }  # fmt: skip
 CURVE = {"codebook": "**color code**", "conv": "learned convolution", "pool": "mean of embeddings"}
@@ -37,7 +37,8 @@ TOKCOM_ROWS = {
     "tokens": "4 tokens at once, no vector", "trigrams": "TokCom, 4 to a vector, trigrams inside",
 }  # fmt: skip
 VIT_ROWS = (
-    ("cpu", "`cifar`, ten minutes", "vit_cpu", "two CPU cores"), ("reference_20", "`reference`, 20 epochs", "vit_reference_20", "GPU"),
+    ("cpu", "`cifar`, ten minutes, no crops", "vit_cpu", "one CPU thread"), ("cpu_hour", "`cifar`, an hour", "vit_hour", "one CPU thread"),
+    ("reference_20", "`reference`, 20 epochs", "vit_reference_20", "GPU"),
     ("cifar_20", "`cifar`, 20 epochs", "vit_cifar_20", "GPU"), ("cifar_100", "`cifar`, 100 epochs", "vit_cifar_100", "GPU"),
     ("cifar_300", "`cifar`, 300 epochs", "vit_cifar_300", "GPU"),
 )  # fmt: skip
@@ -157,7 +158,7 @@ def image_smoke() -> str:
         clean = mine["clean"]
         return [IMAGE_ROWS[codec], f"{clean['visual_tokens']:.0f}", f"{clean['ratio_context']:.2f}", *cells]
 
-    header = ["32 random tokens as", "visual tokens", "ratio", "clean", "light", "heavy"]
+    header = ["40 random tokens as", "visual tokens", "ratio", "clean", "light", "heavy"]
     return table(header, map(line, IMAGE_ROWS))
 
 

@@ -19,7 +19,7 @@ from kit.runlog import environment, write_json
 from vit_cifar10.augment import Augment, Preprocess, build_mix
 from vit_cifar10.dataset import epoch_batches, load_split
 from vit_cifar10.pretrained import build_model
-from vit_cifar10.train import build_optimizers, parse_args, take
+from vit_cifar10.train import build_optimizers, get_batch, parse_args
 from vit_cifar10.train import statistics as channel_statistics
 
 ROUNDS = 7
@@ -39,7 +39,7 @@ def main() -> None:
     optimizers = build_optimizers(model, args)
 
     def prepare(indices):
-        images, labels = take(data, indices, runtime)
+        images, labels = get_batch(data, indices, runtime)
         return mix(augment(images), labels)
 
     def train(inputs, targets):

@@ -79,6 +79,11 @@ def test_what_to_lower_when_memory_runs_out_is_a_flag_of_the_program(path, call,
     assert all(flag in known for flag in re.findall(r"--\w+", told))
 
 
+@pytest.mark.parametrize("name", [p.stem for p in FILES if p.parent.name == "recipes" and p.suffix == ".py"])
+def test_what_a_recipe_imports_is_still_there(name):
+    assert importlib.import_module(f"recipes.{name}").__doc__
+
+
 @pytest.mark.parametrize(
     "phrase", ["trust_remote_code" + "=True", "weights_only" + "=False", "allow_pickle" + "=True", "shell" + "=True"]
 )

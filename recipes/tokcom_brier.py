@@ -11,8 +11,6 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import LlamaForCausalLM
-
 from baselines import autoregressive
 from corpus import language_model
 from corpus.chunks import open_built
@@ -56,7 +54,7 @@ def of_next(run: Path, args: argparse.Namespace, runtime: device.Runtime) -> dic
     )
     data = language_model.open_data(settings, run)
     if report["baseline"] == "autoregressive":
-        model = LlamaForCausalLM.from_pretrained(run / "model").to(runtime.device).eval()
+        model = autoregressive.LlamaForCausalLM.from_pretrained(run / "model").to(runtime.device).eval()
         return autoregressive.measure_samples(model, data, settings, runtime)
     vae = load_checkpoint(args.work / "chunk4" / "best_vae.pt")[0]
     model = calm.NextVector.from_pretrained(run / "model").to(runtime.device).eval()

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import torch
+
 from baselines import autoregressive
 from corpus import language_model
 from corpus.chunks import open_built

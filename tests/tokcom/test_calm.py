@@ -144,4 +144,6 @@ def test_a_run_reports(vae, data, head, call, tmp_path):
     assert 0 <= report["brier_lm"] < 1 and report["nfe_per_token"] == 1 / 4
     assert report["cost"] < max(rows(tmp_path, "val_loss").values()) * 1.2
     assert ("nll" in report) == (head == "tokens")
-    calm.NextVector.from_pretrained(tmp_path / "model")
+    loaded = calm.NextVector.from_pretrained(tmp_path / "model")
+    buffers, fresh = dict(loaded.named_buffers()), dict(calm.NextVector(loaded.config).named_buffers())
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in fresh.items())

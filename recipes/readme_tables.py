@@ -31,7 +31,12 @@ IMAGE_ROWS = {
     "conv": "conv: 10 embeddings through a learned convolution", "pool": "pool: means of 10 embeddings", "truncate": "truncate: the first tenth",
     "render": "rendered page, not trained on", "codebook_external": "QR, not trained on",
 }  # fmt: skip
-CURVE = {"codebook": "**color code**", "conv": "learned convolution", "pool": "mean of embeddings"}
+CURVE = {
+    "codebook": "**color code**",
+    "conv": "learned convolution",
+    "pool": "mean of embeddings",
+    "text": "plain text",
+}
 TOKCOM_ROWS = {
     "autoregressive": "autoregressive transformer", "energy": "vector by vector, energy head", "flow": "vector by vector, flow head",
     "tokens": "4 tokens at once, no vector", "trigrams": "TokCom, 4 to a vector, trigrams inside",
@@ -242,6 +247,18 @@ def image_curve() -> str:
     return table(["tokens to a block or vector", *(CURVE[codec] for codec in codecs)], rows)
 
 
+def image_json() -> str:
+    """JSON restored by a reader that learned each way of carrying it: whole documents right, and F1 of their leaves."""
+    points = load("image_context/tasks/tiny_json_en_10.json")["points"]
+    rows = []
+    for codec in CURVE:
+        mine = {p["augmentation"]: p for p in points if p["codec"] == codec}
+        if mine:
+            cells = [f"{percent(mine[level]['metrics']['json_exact'])} ({mine[level]['metrics']['json_f1']:.3f})" for level in ("clean", "light", "heavy")]  # fmt: skip
+            rows.append([CURVE[codec], f"{mine['clean']['ratio_context']:.1f}", *cells])
+    return table(["128 tokens of JSON as", "ratio", "clean", "light", "heavy"], rows)
+
+
 def vit_rows() -> str:
     rows = []
     for name, label, recipe, where in VIT_ROWS:
@@ -409,7 +426,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
     "ladder": ladder, "sweeps": sweeps, "further": further, "gaps": gaps, "generation": generation, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "released": released, "speed": speed,
-    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "image_curve": image_curve, "vit_rows": vit_rows, "vit_ablations": vit_ablations,
+    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "image_curve": image_curve, "image_json": image_json, "vit_rows": vit_rows, "vit_ablations": vit_ablations,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from kit.losses import Losses
 from kit.randomness import step_seed
 from kit.resume import check_resume, samples_per_step
 from kit.runlog import RunLog, progress_bar
-from kit.schedule import lr_at
+from kit.schedule import lr_at, set_lr
 from kit.times import TimeSampler
 from model import SIZE_FLAGS, build_jit_model
 from palette import Layout, Palette, build_palette
@@ -234,8 +234,7 @@ def main() -> None:
 
         # one step
         lr = lr_at(step, args.lr, warmup_steps, total_steps, args.schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_lr([optimizer], lr)
         if args.ngram and step >= round(args.ngram_start * total_steps):
             diffusion.joined = True
         loss = 0.0

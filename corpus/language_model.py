@@ -27,7 +27,7 @@ from kit.errors import UserError
 from kit.muon import OPTIMIZERS, build_optimizers
 from kit.randomness import step_seed
 from kit.runlog import RunLog, environment, make_folder, progress_bar, write_json
-from kit.schedule import lr_at
+from kit.schedule import lr_at, set_lr
 from kit.whole import whole_folder
 
 VALIDATIONS = 10  # in as many passes as --epochs names; the best weights are kept
@@ -205,8 +205,7 @@ def train(model, args, data: Data, loss_of, nats_of, runtime, output: Path) -> t
     for indices in order.batches():
         model.train()
         lr = lr_at(step, args.lr, round(0.05 * total), total)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = lr
+        set_lr(optimizers, lr)
         torch.manual_seed(step_seed(args.seed, step, 0, 1))
         with runtime.autocast():
             loss = loss_of(model, [data.train[i] for i in indices], runtime)

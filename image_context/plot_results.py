@@ -49,27 +49,24 @@ def main() -> None:
         raise UserError(f"{args.input} holds no results yet")
     output = make_folder(args.output)
     points, needles = summarize(records), summarize_needles(records)
-    for name, draw in PLOTS.items():
+    pictures = {title: output / name for name, (title, _) in PLOTS.items()}
+    for name, (_, draw) in PLOTS.items():
         draw(points, output / name)
     if needles:
+        pictures["Needles by place"] = output / NEEDLES
         plot_needles(needles, output / NEEDLES)
     write_json(
         output / "summary.json",
-        {
-            "vlm": records[0]["vlm"],
-            "config_hash": records[0]["config_hash"],
-            "points": points,
-            **({"needles": needles} if needles else {}),
-        },
+        {"vlm": records[0]["vlm"], "config_hash": records[0]["config_hash"], "points": points, "needles": needles},
     )
-    write_page(points, records[0]["vlm"], output)
+    write_page(points, pictures, records[0]["vlm"], output)
     for point in points:
         low, high = point["interval"]
         print(
             f"{point['codec']:12} {point['augmentation']:6} {point['task']:7} {point['length']:6} "
             f"ratio {point['ratio_context']:6.2f}  {point['metric']} {point['mean']:.3f} [{low:.3f}, {high:.3f}]"
         )
-    print(f"wrote {output}/{', '.join([*PLOTS, *[NEEDLES] * bool(needles)])}, summary.json, report.html")
+    print(f"wrote {output}/{', '.join(path.name for path in pictures.values())}, summary.json, report.html")
 
 
 def summarize(records: list[dict]) -> list[dict]:
@@ -116,8 +113,8 @@ def summarize_needles(records: list[dict]) -> list[dict]:
     return found
 
 
-def write_page(points: list[dict], vlm: str, output: Path) -> None:
-    """report.html: all points and figures in one file."""
+def write_page(points: list[dict], pictures: dict[str, Path], vlm: str, output: Path) -> None:
+    """report.html: all points, and the pictures under their titles, in one file."""
     rows = [
         {
             "codec": p["codec"], "image": p["augmentation"], "task": p["task"], "tokens": p["length"], "questions": p["questions"],
@@ -127,11 +124,8 @@ def write_page(points: list[dict], vlm: str, output: Path) -> None:
     ]  # fmt: skip
     best = max(points, key=lambda p: (p["mean"], p["ratio_context"]))
     facts = {f"right: {best['codec']}, {best['task']}, ratio {best['ratio_context']:.1f}": f"{best['mean']:.1%}"}
-    notes = ("Against tokens read", "Against compression", "After damage", "Against bits")
     sections = [Section("Answers", "Fraction of each question that is right.", rows)]
-    sections += [Section(title, pictures=[output / name]) for title, name in zip(notes, PLOTS)]
-    if any(p["task"] == "needle" for p in points):
-        sections.append(Section("Needles by place", pictures=[output / NEEDLES]))
+    sections += [Section(title, pictures=[path]) for title, path in pictures.items()]
     write_report(output / "report.html", "Text carried by images", facts, sections, {"vlm": vlm})
 
 
@@ -299,7 +293,8 @@ def finish(figure, axes, path: Path) -> None:
 
 
 PLOTS = {
-    "cost_accuracy.png": plot_cost, "ratio_accuracy.png": plot_ratio, "robustness.png": plot_robustness, "bits.png": plot_bits,
+    "cost_accuracy.png": ("Against tokens read", plot_cost), "ratio_accuracy.png": ("Against compression", plot_ratio),
+    "robustness.png": ("After damage", plot_robustness), "bits.png": ("Against bits", plot_bits),
 }  # fmt: skip
 
 if __name__ == "__main__":

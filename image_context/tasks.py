@@ -150,12 +150,11 @@ def _needle_sample(length: int, rng: random.Random, tokenizer: Tokenizer, langua
     told = [_needle(language, name, value) for name, value in zip(names, values)]
     gap = " " if language == "en" else ""
     hay: list[str] = []
-    source, guessed = _hay(language, rng), 0
-    while guessed < 0.9 * length - len(
-        tokenizer.encode(gap.join(told))
-    ):  # sentence by sentence, before the whole counts
+    source = _hay(language, rng)
+    room = 0.9 * length - len(tokenizer.encode(gap.join(told)))
+    while room > 0:  # sentence by sentence; the whole, whose tokens may differ, is counted for the rest alone
         hay.append(next(source))
-        guessed += len(tokenizer.encode(hay[-1]))
+        room -= len(tokenizer.encode(hay[-1]))
     while len(tokenizer.encode(gap.join([*hay, *told]))) < length:
         hay.append(next(source))
     position = rng.random()

@@ -33,7 +33,7 @@ from kit.losses import Losses
 from kit.muon import build_optimizers
 from kit.randomness import step_seed
 from kit.runlog import RunLog, make_folder, progress_bar
-from kit.schedule import lr_at
+from kit.schedule import lr_at, set_lr
 from kit.whole import whole_folder
 
 SAVED = ("weights", "optimizers", "step", "seconds", "config", "samples_per_step")
@@ -114,8 +114,7 @@ def main() -> None:
     stops, loader = False, None
     while step < total_steps and not stops:
         lr = lr_at(step, settings.learning_rate, round(settings.warmup_fraction * total_steps), total_steps)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = lr
+        set_lr(optimizers, lr)
         epoch, inside = divmod(step, steps_per_epoch)
         if loader is None or inside == 0:
             order = shuffled(len(records), config.seed, epoch)[inside * per_step : steps_per_epoch * per_step]

@@ -27,8 +27,8 @@ def open_vlm(
     """The VLM of a run in `folder`, on the runtime's device.
 
     `lora_path`: a folder that train_lora wrote, an adapter's or a whole model's. Without one, a model that is built here has
-    random weights and keeps its tokenizer, trained for `languages`, in `folder`/tokenizer.json, where the next call finds it. Raises UserError for an
-    adapter of another base than the config's, and for a `row_step` of a model that is not built here.
+    random weights and keeps its tokenizer, trained for `languages`, in `folder`/tokenizer.json, where the next call finds it.
+    Raises UserError for an adapter of another base than the config's, and for a `row_step` of a model that is not built here.
     """
     if config.row_step > 1 and config.name not in BUILT:
         raise UserError(
@@ -70,8 +70,8 @@ def check_base(folder: Path, name: str) -> None:
 
 def text_of(languages: Sequence[str]) -> Iterator[str]:
     """What a tokenizer for these languages is trained on, as many characters of each."""
+    share = SAMPLE_CHARACTERS // len(languages)
     for language in languages:
-        share = SAMPLE_CHARACTERS // len(languages)
         yield from python_text(share) if language == "en" else tokenizer_text(language, share)
 
 

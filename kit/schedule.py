@@ -1,6 +1,9 @@
 """The learning rate as a pure function of the step: nothing to save, nothing to restore."""
 
 import math
+from collections.abc import Iterable
+
+import torch
 
 SCHEDULES = ("cosine", "onecycle", "constant")
 
@@ -19,3 +22,10 @@ def lr_at(step: int, lr: float, warmup_steps: int, total_steps: int, schedule: s
     if schedule == "onecycle":
         return lr * (1 - progress)
     return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
+    """Give every group of parameters of some optimizers one learning rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr

@@ -46,5 +46,6 @@ for step in "generate_train_data" "train_lora --device $DEVICE" "run_exp --devic
 done
 "$PYTHON" -m image_context.plot_results --input "$RUN/results/results.jsonl" --output "$RUN/plots"
 cp "$RUN/plots/summary.json" "$RESULTS/$NAME.json"
+for file in config env; do cp "$RUN/results/$file.json" "$RESULTS/$NAME.$file.json"; done
 if [ "$TASK" = needle ]; then cp "$RUN/plots/needle.png" "$RESULTS/$NAME.png"; fi
 echo "wrote $RESULTS/$NAME.json"

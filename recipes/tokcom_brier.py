@@ -1,6 +1,6 @@
 """BrierLM from more prompts, of the runs that recipes/tokcom_language.sh left in --work, in the rows of its result.
 
-    python -m recipes.tokcom_brier --work checkpoints/tokcom_shakespeare --result results/tokcom/shakespeare.json --num_prompts 8192
+    python -m recipes.tokcom_brier --work checkpoints/tokcom_shakespeare --result results/tokcom/shakespeare.json
 
 Small models get four tokens right together so rarely that the recipe's own prompts may not show it. Each row keeps all else; it is
 given `brier_lm`, `brier`, `num_prompts` and `brier_environment`.
@@ -24,7 +24,6 @@ from tokcom.flow import Flow
 from tokcom.inference import load_checkpoint
 
 MEASURED = ("brier_lm", "brier")
-PASSES = 16  # as in tokcom.evaluate
 
 
 def main() -> None:
@@ -33,14 +32,17 @@ def main() -> None:
     parser.add_argument(
         "--result", type=Path, required=True, help="JSON file of recipes.tokcom_language, changed in place"
     )
-    parser.add_argument("--num_prompts", type=int, default=8192, help="prompts continued, twice each")
+    parser.add_argument("--num_prompts", type=int, default=4096, help="prompts continued, twice each")
     add_common(parser, "device", "precision", "seed")
     args = parser.parse_args()
     runtime = device.start(args.device, args.seed, args.precision)
     found = json.loads(args.result.read_text(encoding="utf-8"))
     for row in found["rows"]:
         run = args.work / row["name"]
-        scores = of_vectors(run, args, runtime) if "baseline" not in row else of_next(run, args, runtime)
+        if "baseline" in row:
+            scores = of_next(run, args, runtime)
+        else:
+            scores = of_vectors(run, round(row["nfe_per_token"] * row["chunk_size"]), args, runtime)
         row |= {name: scores[name] for name in MEASURED}
         row |= {"num_prompts": args.num_prompts, "brier_environment": environment(runtime)}
         print(f"{row['name']}: BrierLM {row['brier_lm']:.4f}, {row['brier']}", flush=True)
@@ -62,14 +64,14 @@ def of_next(run: Path, args: argparse.Namespace, runtime: device.Runtime) -> dic
     return calm.measure(model, data, settings, runtime, vae.requires_grad_(False))
 
 
-def of_vectors(run: Path, args: argparse.Namespace, runtime: device.Runtime) -> dict:
+def of_vectors(run: Path, passes: int, args: argparse.Namespace, runtime: device.Runtime) -> dict:
     """Of a model that writes all vectors at once."""
     vae, denoiser, _, config = load_checkpoint(run / "best_diffusion.pt", runtime.device)
     settings = argparse.Namespace(num_samples=1, num_prompts=args.num_prompts, seed=args.seed)
     flow = Flow(vae, denoiser, config["noise_std"])
     held_out = HeldOut(flow, denoiser.times, open_built(args.work / "data" / "test"), settings, runtime)
     with torch.no_grad(), runtime.autocast():
-        return held_out.brier_lm(PASSES)
+        return held_out.brier_lm(passes)
 
 
 if __name__ == "__main__":

@@ -116,10 +116,8 @@ class NextVector(LlamaPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
             super()._init_weights(module)
-        elif isinstance(
-            module, NoiseEmbedding
-        ):  # of which a file holds no frequencies, and loading leaves them undefined
-            module.frequencies.copy_(NoiseEmbedding(1).frequencies)
+        elif isinstance(module, NoiseEmbedding):  # from_pretrained calls this for what is not in the file
+            module.reset_frequencies()
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The layer to the vocabulary, where the head has one."""

@@ -207,8 +207,13 @@ class NoiseEmbedding(nn.Module):
 
     def __init__(self, dim: int, features: int = 128):
         super().__init__()
-        self.register_buffer("frequencies", torch.logspace(-1, 1, features // 2), persistent=False)
+        self.register_buffer("frequencies", torch.empty(features // 2), persistent=False)
+        self.reset_frequencies()
         self.mlp = nn.Sequential(nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
+
+    def reset_frequencies(self) -> None:
+        """Set what no file holds, after a loader that leaves it undefined."""
+        self.frequencies.copy_(torch.logspace(-1, 1, len(self.frequencies)))
 
     def forward(self, log_sigma: torch.Tensor) -> torch.Tensor:
         angle = log_sigma.float()[:, None] * self.frequencies

@@ -34,7 +34,7 @@ from kit.losses import Losses
 from kit.randomness import step_seed
 from kit.resume import check_fixed, check_resume
 from kit.runlog import RunLog, make_folder, progress_bar
-from kit.schedule import lr_at
+from kit.schedule import lr_at, set_lr
 from kit.times import TIME_SAMPLERS, TimeSampler, canonical
 from tokcom.config import PRESETS, ModelArgs, TrainConfig, from_dict, to_dict, to_saved
 from tokcom.dataset import open_data
@@ -246,8 +246,7 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
         epoch = step // order.steps_per_epoch
         while step < min(total_steps, (epoch + 1) * order.steps_per_epoch) and not stops:
             lr = lr_at(step, stage.lr, round(config.warmup_fraction * total_steps), total_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            set_lr([optimizer], lr)
             self_condition = (
                 step_seed(args.seed, offset + step, 0, 0) % 2**20 < config.self_cond_prob * 2**20
             )  # all ranks

@@ -32,7 +32,7 @@ from kit.muon import OPTIMIZERS, Muon
 from kit.randomness import step_seed
 from kit.resume import check_resume
 from kit.runlog import RunLog, progress_bar
-from kit.schedule import SCHEDULES, lr_at
+from kit.schedule import SCHEDULES, lr_at, set_lr
 from vit_cifar10.augment import Augment, Preprocess, build_mix
 from vit_cifar10.dataset import Images, epoch_batches, hold_out, load_split, same_classes
 from vit_cifar10.pretrained import ARCHITECTURE, NEEDED, build_model, load_pretrained
@@ -238,9 +238,7 @@ def main() -> None:
         )
         while goes_on() and step < (epoch + 1) * steps_per_epoch:
             lr = lr_at(step, args.lr, round(args.warmup_fraction * total_steps), total_steps, args.schedule)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
+            set_lr(optimizers, lr)
             loss = 0.0
             for micro in range(args.grad_accum):
                 torch.manual_seed(step_seed(args.seed, step, micro, 1 + runtime.rank))

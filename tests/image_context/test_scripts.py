@@ -131,16 +131,15 @@ def test_a_failure_is_recorded_and_counts_as_wrong(run, call, tmp_path):
     summary = json.loads((tmp_path / "plots" / "summary.json").read_text())
     point = summary["points"][0]
     assert point["mean"] == 0 and point["failures"] == 2
-    assert sum(needle["questions"] for needle in summary["needles"]) == 2 and not any(
-        n["mean"] for n in summary["needles"]
-    )
+    needles = summary["needles"]
+    assert sum(needle["questions"] for needle in needles) == 2 and not any(needle["mean"] for needle in needles)
     assert Image.open(tmp_path / "plots" / "needle.png").width > 400
     assert summarize(
         [{**rows[0], "error": None, "metrics": {"needle_hit": 1, "char_error_rate": 0.5}, "costs": COSTS}, rows[1]]
     )[0]["metrics"] == {"needle_hit": 0.5, "char_error_rate": 0.75}
 
 
-def test_needles_are_counted_by_place(tmp_path):
+def test_needles_are_counted_by_place():
     asked = {"codec": "text", "augmentation": "clean", "task": "needle", "length": 128, "language": "en", "error": None}
     hits = [(0.0, 1), (0.19, 0), (0.2, 1), (1.0, 1)]
     records = [{**asked, "position": place, "metrics": {"needle_hit": hit}} for place, hit in hits]
@@ -151,6 +150,16 @@ def test_needles_are_counted_by_place(tmp_path):
     ]
     found = {n["place"]: (n["mean"], n["questions"]) for n in summarize_needles(records)}
     assert found == {0: (pytest.approx(1 / 3), 3), 1: (1, 1), 4: (1, 1)}
+
+
+def test_needles_without_a_clean_image_have_no_map(call, tmp_path):
+    record = {
+        "id": "1", "codec": "text", "augmentation": "heavy", "task": "needle", "length": 128, "language": "en", "error": None,
+        "position": 0.5, "metrics": {"needle_hit": 1.0}, "costs": COSTS, "token_bits": 9.0, "vlm": "tiny", "config_hash": "0",
+    }  # fmt: skip
+    (tmp_path / "results.jsonl").write_text(json.dumps(record))
+    assert call(plot_results, "--input", tmp_path / "results.jsonl", "--output", tmp_path) == 0
+    assert (tmp_path / "report.html").is_file() and not (tmp_path / "needle.png").exists()
 
 
 def test_resumed_training_repeats_the_uninterrupted_one(run, call, tmp_path):

@@ -6,7 +6,7 @@
 #   TEXT=novels/ VOCAB_SIZE=2048 MINUTES=5 PARTS=likelihood RESULTS=results/novels_ladder ./recipes/ladder.sh
 #   TEXT=Salesforce/wikitext CONFIG=wikitext-2-raw-v1 VOCAB_SIZE=1024 MINUTES=5 PARTS=likelihood RESULTS=results/wikitext2 ./recipes/ladder.sh
 # On a GPU the same with larger networks, such as
-#   TEXT=books/ VOCAB_SIZE=4096 LENGTH=1024 MINUTES=60 MODEL=JiT-B/4 IMG_SIZE=64 BATCH_SIZE=32 LR=3e-4 LRS="3e-4 1e-3" \
+#   TEXT=books/ VOCAB_SIZE=4096 LENGTH=1024 MINUTES=60 MODEL=JiT-B/4 IMG_SIZE=64 BATCH_SIZE=32 LR=3e-4 RATES="adamw-3e-4 adamw-1e-3 muon-1e-3" \
 #   SIZE="--hidden_size 768 --num_hidden_layers 12 --intermediate_size 2048" RESULTS=results/books_gpu ./recipes/ladder.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +16,7 @@ MINUTES=${MINUTES:-3 15 60} VOCAB_SIZE=${VOCAB_SIZE:-512} LENGTH=${LENGTH:-128} 
 RESULTS=${RESULTS:?where to write}
 WORK=${WORK:-checkpoints/ladder/$(basename "$RESULTS")}
 MODEL=${MODEL:-JiT-Ti/4} IMG_SIZE=${IMG_SIZE:-16} BATCH_SIZE=${BATCH_SIZE:-16} LR=${LR:-4e-3} # of the network, one rate or several
-SIZE=${SIZE:-} LRS=${LRS:-1e-3 3e-3 6e-3} DROPOUTS=${DROPOUTS:-0 0.1} # of the baselines, rate and dropout chosen on val
+SIZE=${SIZE:-} RATES=${RATES:-adamw-1e-3 adamw-3e-3 muon-3e-3 muon-6e-3 muon-1.2e-2} DROPOUTS=${DROPOUTS:-0 0.1} # of the baselines, chosen on val
 PASSES=${PASSES:-4 8 16 32 64} PARTS=${PARTS:-likelihood gaps generation} # gaps and generation take long with large vocabularies
 export OMP_NUM_THREADS=$THREADS
 mkdir -p "$RESULTS"
@@ -48,9 +48,9 @@ for minutes in $MINUTES; do
     rung=$WORK/$minutes
     if [ "$seed" != 0 ]; then rung=$rung-seed$seed; fi
     for name in autoregressive masked; do
-      for lr in $LRS; do
+      for rate in $RATES; do
         for dropout in $DROPOUTS; do
-          baseline "$name" "$minutes" "$rung/$name-$lr-$dropout" "${size[@]}" --lr "$lr" --dropout "$dropout"
+          baseline "$name" "$minutes" "$rung/$name-$rate-$dropout" "${size[@]}" --optimizer "${rate%%-*}" --lr "${rate#*-}" --dropout "$dropout"
         done
       done
     done

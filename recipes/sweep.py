@@ -1,4 +1,4 @@
-"""What rate and dropout do to the models of a rung of the ladder: all its runs, and which of each model validation chose.
+"""What optimizer, rate and dropout do to the models of a rung of the ladder: all its runs, and which of each model validation chose.
 
 python -m recipes.sweep checkpoints/ladder/shakespeare/15 results/shakespeare/15-sweep.json
 """
@@ -28,9 +28,9 @@ def main() -> None:
     rows = []
     for prefix, model in MODELS.items():
         tried = [row(model, path.parent) for path in args.rung.glob(f"{prefix}-*/log.jsonl") if ended(path.parent)]
-        for each in sorted(tried, key=lambda row: (row["lr"], row["dropout"])):
+        for each in sorted(tried, key=lambda row: (row["optimizer"], row["lr"], row["dropout"])):
             rows.append(each | {"chosen": each["val_loss"] == min(row["val_loss"] for row in tried)})
-            print(f"{model:20} rate {each['lr']:g} dropout {each['dropout']:g}: {each['val_loss']:.3f} on val")
+            print(f"{model:20} {each['optimizer']} rate {each['lr']:g} dropout {each['dropout']:g}: {each['val_loss']:.3f} on val")
     if not rows:
         raise UserError(f"{args.rung} holds no run that has ended")
     write_json(args.output, rows)
@@ -47,7 +47,7 @@ def row(model: str, run: Path) -> dict:
     log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     best = min((r for r in log if "val_loss" in r), key=lambda r: r["val_loss"])
     kept = {
-        "baseline": model, "lr": settings["lr"], "dropout": settings["dropout"], "val_loss": best["val_loss"], "best_step": best["step"],
+        "baseline": model, "optimizer": settings.get("optimizer", "adamw"), "lr": settings["lr"], "dropout": settings["dropout"], "val_loss": best["val_loss"], "best_step": best["step"],
         "steps": max(r["step"] for r in log), "environment": found,
     }  # fmt: skip
     report = run / "report.json"

@@ -252,6 +252,12 @@ class JiT(nn.Module):
             if self.vocab_size:
                 nn.init.zeros_(self.soft_proj.weight[:, self.token_dim :])
 
+    def ends(self) -> list[nn.Parameter]:
+        """The matrices beside colors, tokens and logits, which Muon is not for."""
+        found = [self.color_embed.weight, self.head.weight]
+        found += [self.embedding] if self.vocab_size else []
+        return found + ([self.gate.weight] if self.ngram else [])
+
     def flops(self, num_positions: int) -> float:
         """Floating-point operations of one forward pass over so many positions of a text, head included; a product and a sum are two."""
         patches = num_positions / self.patch_size**2

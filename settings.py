@@ -8,6 +8,7 @@ from diffusion import OBJECTIVES
 from kit.arguments import add_common, program
 from kit.device import Runtime
 from kit.errors import UserError
+from kit.muon import OPTIMIZERS
 from kit.schedule import SCHEDULES
 from kit.times import TIME_SAMPLERS, canonical
 from palette import PALETTES, SCANS
@@ -109,6 +110,7 @@ def parse_args(description: str) -> argparse.Namespace:
         help="stop (and end the schedule) after this many steps (default: by --epochs, which it replaces)",
     )
     loop.add_argument("--time_budget", help="train so long instead, e.g. 90s, 10m, 2h; the schedule follows")
+    loop.add_argument("--optimizer", default="adamw", choices=OPTIMIZERS, help="muon: for the matrices inside")
     loop.add_argument("--lr", type=float, default=5e-4, help="peak learning rate")
     loop.add_argument("--warmup_epochs", type=float, default=0.0, help="linear warm-up in epochs")
     loop.add_argument(

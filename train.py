@@ -34,6 +34,7 @@ from kit.ema import EMA
 from kit.errors import UserError
 from kit.interrupt import Interrupt
 from kit.losses import Losses
+from kit.muon import build_optimizers
 from kit.randomness import step_seed
 from kit.resume import check_resume, samples_per_step
 from kit.runlog import RunLog, progress_bar
@@ -61,6 +62,7 @@ FIXED_BY_CHECKPOINT = (
     "token_dim",
     "token_depth",
     "soft_input",
+    "optimizer",
 )
 LESS_MEMORY = "lower `batch_size` (raise `grad_accum` to keep the step) or `img_size`, or take a smaller model"
 
@@ -71,6 +73,8 @@ def main() -> None:
     output = Path(args.output_dir)
     resumed = resume_path(args.resume, output)
     saved = load_checkpoint(resumed, RESUMED) if resumed else None
+    if saved:
+        saved["config"].setdefault("optimizer", "adamw")  # before there was a choice
     resolve(args, saved, runtime)
     begun = saved or load_start(args)
 
@@ -118,9 +122,7 @@ def main() -> None:
     if args.t_mean is None:
         args.t_mean = -math.log(1.5 * palette.spacing)
     times = TimeSampler(args.time_sampling, args.t_mean, args.t_std, runtime.device)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=True
-    )
+    optimizers = build_optimizers(args.optimizer, network, args.lr, args.weight_decay, (0.9, 0.95), network.ends())
     ema = EMA(network, args.ema_decay)
 
     # resume
@@ -128,9 +130,11 @@ def main() -> None:
     if saved:
         load_weights(network, saved["model_state_dict"], resumed)
         ema.load_state_dict(saved["ema_state_dict"], saved["step"])
-        optimizer.load_state_dict(saved["optimizer_state_dict"])
-        for group in optimizer.param_groups:
-            group["weight_decay"] = args.weight_decay
+        states = saved["optimizer_state_dict"]  # of one, as it was before there was a choice, or of each
+        for optimizer, state in zip(optimizers, states if isinstance(states, list) else [states], strict=True):
+            optimizer.load_state_dict(state)
+            for group in optimizer.param_groups:
+                group["weight_decay"] = args.weight_decay
         times = TimeSampler.from_state(saved["time_sampler"], runtime)
         step, best = saved["step"], saved["best_val_loss"]
         diffusion.joined = saved.get("joined", args.ngram > 0)
@@ -146,7 +150,7 @@ def main() -> None:
             state = {
                 "model_state_dict": network.state_dict(),
                 "ema_state_dict": ema.state_dict(),
-                **({"optimizer_state_dict": optimizer.state_dict()} if to_go_on else {}),
+                **({"optimizer_state_dict": [o.state_dict() for o in optimizers]} if to_go_on else {}),
                 "time_sampler": observed,
                 "palette": palette.state(),
                 "ngram": ngram_state,
@@ -234,7 +238,7 @@ def main() -> None:
 
         # one step
         lr = lr_at(step, args.lr, warmup_steps, total_steps, args.schedule)
-        set_lr([optimizer], lr)
+        set_lr(optimizers, lr)
         if args.ngram and step >= round(args.ngram_start * total_steps):
             diffusion.joined = True
         loss = 0.0
@@ -258,8 +262,9 @@ def main() -> None:
                 per_sample = torch.where(partly_given, math.nan, per_sample)
             times.observe(inputs["t"], per_sample)
         norm = nn.utils.clip_grad_norm_(network.parameters(), args.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         ema.update(network)
         step += 1
         total_steps = bar.total = budget.total_steps(step, planned, runtime)

@@ -48,14 +48,21 @@ class Muon(torch.optim.Muon):
 
 
 def build_optimizers(
-    name: str, model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]
+    name: str,
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    ends: list[nn.Parameter] | None = None,
 ) -> list[torch.optim.Optimizer]:
-    """Those of what is trained of a transformers model: AdamW; or "muon", for the matrices but embeddings and the output layer,
-    and AdamW for the rest."""
+    """Those of what is trained of a model: AdamW; or "muon", for the matrices but the `ends`, and AdamW for the rest.
+
+    `ends`: what stands beside input and output (default: embeddings and output layer of a transformers model).
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
-    ends = [
-        layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None
-    ]
+    if ends is None:
+        layers = (model.get_input_embeddings(), model.get_output_embeddings())
+        ends = [layer.weight for layer in layers if layer is not None]
     hidden = []
     if name == "muon":
         hidden = [p for p in trained if p.ndim == 2 and all(p is not end for end in ends)]

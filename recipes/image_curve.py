@@ -1,8 +1,8 @@
 """Add one run's point to results/image_context/curve.json, and draw the curve again.
 
-    python -m recipes.image_curve --run checkpoints/image_curve/codebook-10-0 --results results/image_context
+    python -m recipes.image_curve --run checkpoints/image_curve/codebook-10-0 --ratio 10 --results results/image_context
 
-`ratio` is the codec's setting, tokens in a visual token or vector; `measured_ratio` counts the end of the last block too.
+`ratio` is what was asked for, tokens in a visual token or vector; `measured_ratio` counts all that carries them, the end of the last block too.
 """
 
 import json
@@ -15,23 +15,30 @@ from kit.arguments import program
 from kit.figures import COLORS, plt, save
 from kit.runlog import write_json
 
-LABELS = {"codebook": "color code", "conv": "learned convolution", "pool": "mean of embeddings", "text": "plain text"}
-MARKS = "os^v"
+LABELS = {
+    "codebook": "color code",
+    "conv": "learned convolution",
+    "pool": "mean of embeddings",
+    "render": "rendered page",
+    "qr": "QR",
+    "text": "plain text",
+}
+MARKS = "os^vDX"
 
 
 def main() -> None:
     parser = program(__doc__)
     parser.add_argument("--run", required=True, help="folder of a run of recipes/image_curve.sh")
+    parser.add_argument("--ratio", type=int, required=True, help="tokens asked for in a visual token or vector")
     parser.add_argument("--results", required=True, help="folder of curve.json")
     args = parser.parse_args()
     run, results = Path(args.run), Path(args.results)
     config = load_config(run / "config.yaml")
-    ((name, codec),) = config.data.codecs.items()
+    (name,) = config.data.codecs
     point = json.loads((run / "plots" / "summary.json").read_text(encoding="utf-8"))["points"][0]
     log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    ratio = codec.options.get("symbols_per_block") or codec.options.get("ratio") or 1
     mine = {
-        "codec": name, "ratio": ratio, "accuracy": point["mean"], "ci": point["interval"], "seed": config.seed,
+        "codec": name, "ratio": args.ratio, "accuracy": point["mean"], "ci": point["interval"], "seed": config.seed,
         "measured_ratio": point["ratio_context"], "documents": point["questions"], "tokens": point["length"],
         "steps": max(row["step"] for row in log), "time_budget": config.training.time_budget,
     }  # fmt: skip
@@ -43,7 +50,7 @@ def main() -> None:
     results.mkdir(parents=True, exist_ok=True)
     write_json(path, points)
     draw(points, results / "curve.png")
-    print(f"{name}, ratio {ratio}, seed {config.seed}: {point['mean']:.1%} of random tokens; wrote {path}")
+    print(f"{name}, ratio {args.ratio}, seed {config.seed}: {point['mean']:.1%} of random tokens; wrote {path}")
 
 
 def draw(points: list[dict], path: Path) -> None:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Random tokens restored against ratio: one model for each point, `tiny` trained from random weights for TIME, on documents
-# of LENGTH tokens. CODECS: codebook (the color code), conv and pool (no image: a learned convolution or the mean of embeddings), text.
+# of LENGTH tokens. CODECS: codebook (the color code), conv and pool (no image: a learned convolution or the mean of embeddings), render
+# (a page two blocks wide, letters small enough for RATIO tokens to a block), qr (modules so), text.
 #   ./recipes/image_curve.sh                                  # all points of one seed
 #   RATIOS=10 SEEDS="0 1 2" CODECS=codebook ./recipes/image_curve.sh
 #   MODEL=small TIME=30m LR=1.0e-3 BATCH=32 LENGTH=512 RESULTS=results/image_context/small ./recipes/image_curve.sh      # on a GPU; not yet measured
@@ -20,6 +21,8 @@ for seed in $SEEDS; do
       mkdir -p "$run"
       case $codec in
         codebook) options="{payload: tokens, tokenizer: model, colors: 8, module: $(largest_module "$ratio"), symbols_per_block: $ratio, frame: none, columns: 1, max_side: 200}" ;;
+        render) options="{page_width: 56, margin: 0, line_height: 1, font_size: $("$PYTHON" -c "print(round((480 / $ratio) ** 0.5))")}" ;;
+        qr) options="{version: 6, level: L, quiet: 0, module: $(largest_qr_module "$ratio" "$LENGTH")}" ;;
         text) options="{}" ;;
         *) options="{ratio: $ratio}" ;;
       esac
@@ -40,7 +43,7 @@ YAML
       [ -d "$run/final" ] || "$PYTHON" -m image_context.train_lora --device "$DEVICE" --config "$run/config.yaml" --output_dir "$run"
       "$PYTHON" -m image_context.run_exp --device "$DEVICE" --config "$run/config.yaml" --output_dir "$run" --lora_path "$run/final"
       "$PYTHON" -m image_context.plot_results --input "$run/results/results.jsonl" --output "$run/plots"
-      "$PYTHON" -m recipes.image_curve --run "$run" --results "$RESULTS"
+      "$PYTHON" -m recipes.image_curve --run "$run" --ratio "$ratio" --results "$RESULTS"
     done
   done
 done

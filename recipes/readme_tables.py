@@ -35,6 +35,8 @@ CURVE = {
     "codebook": "**color code**",
     "conv": "learned convolution",
     "pool": "mean of embeddings",
+    "render": "rendered page",
+    "qr": "QR",
     "text": "plain text",
 }
 TOKCOM_ROWS = {

@@ -30,7 +30,9 @@ def main() -> None:
         tried = [row(model, path.parent) for path in args.rung.glob(f"{prefix}-*/log.jsonl") if ended(path.parent)]
         for each in sorted(tried, key=lambda row: (row["optimizer"], row["lr"], row["dropout"])):
             rows.append(each | {"chosen": each["val_loss"] == min(row["val_loss"] for row in tried)})
-            print(f"{model:20} {each['optimizer']} rate {each['lr']:g} dropout {each['dropout']:g}: {each['val_loss']:.3f} on val")
+            print(
+                f"{model:20} {each['optimizer']} rate {each['lr']:g} dropout {each['dropout']:g}: {each['val_loss']:.3f} on val"
+            )
     if not rows:
         raise UserError(f"{args.rung} holds no run that has ended")
     write_json(args.output, rows)

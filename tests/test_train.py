@@ -37,8 +37,9 @@ def same_run(first, second):
     a, b = load(first / "last.pth"), load(second / "last.pth")
     for part in ("model_state_dict", "ema_state_dict"):
         assert same_tensors(a[part], b[part])
-    for name, state in a["optimizer_state_dict"]["state"].items():
-        assert all(torch.equal(state[k], b["optimizer_state_dict"]["state"][name][k]) for k in state)
+    for one, other in zip(a["optimizer_state_dict"], b["optimizer_state_dict"], strict=True):
+        for name, state in one["state"].items():
+            assert all(torch.equal(state[k], other["state"][name][k]) for k in state)
     assert all(
         torch.equal(a["time_sampler"][k], b["time_sampler"][k]) for k in ("loss_sum", "weight", "density")
     )  # fitted by now
@@ -103,7 +104,7 @@ def test_a_checkpoint_carries_all_it_needs(trained):
 
 OPTIONS = (
     "--token_dim", "16", "--token_depth", "1", "--batch_size", "8", "--grad_accum", "2", "--dropout", "0.1", "--max_steps", "60",
-    "--lr", "2e-3", "--save_steps", "11", "--val_interval", "15", "--val_samples", "32", "--log_interval", "4",
+    "--lr", "2e-3", "--save_steps", "11", "--val_interval", "15", "--val_samples", "32", "--log_interval", "4", "--optimizer", "muon",
 )  # fmt: skip
 
 
@@ -150,7 +151,7 @@ def test_resuming_a_finished_run_changes_nothing(call, data, trained):
     [
         ("--objective", "pixel"),
         ("--objective", "pixel", "--no-predict_clean"),
-        ("--scan", "raster", "--palette", "digits"),
+        ("--scan", "raster", "--palette", "digits", "--optimizer", "muon"),
         ("--ngram", "0", "--palette", "spread"),
     ],
 )
@@ -347,6 +348,7 @@ def test_a_resume_with_another_model_and_a_second_fresh_start_are_refused(refuse
     assert "--ngram 3, not 2" in refused(train, *options, "--resume", "auto", "--ngram", 2)
     assert "--token_dim 32, not 64" in refused(train, *options, "--resume", "auto", "--token_dim", 64)
     assert "not 3.0; pass the same" in refused(train, *options, "--resume", "auto", "--t_mean", 3.0)
+    assert "adamw, not muon; pass the same" in refused(train, *options, "--resume", "auto", "--optimizer", "muon")
     assert "16 samples a step" in refused(train, *options, "--resume", "auto", "--batch_size", 8)
     assert "already holds a run" in refused(train, *options)
     alone = ("--data_path", data, *TINY, *ALONE, "--output_dir", trained_alone, "--resume", "auto")

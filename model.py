@@ -1,6 +1,6 @@
 """The JiT network: a plain vision transformer on patches, and around it a path at the resolution of tokens.
 
-Trunk as in JiT (Li & He, arXiv 2511.13720): bottleneck patch embedding, 2-D RoPE beside a position embedding, RMSNorm on
+Trunk as in JiT (Li & He, arXiv 2511.13720): bottleneck patch embedding, RoPE beside a position embedding, RMSNorm on
 queries and keys, SwiGLU, adaLN-zero with gates, SDPA, dropout in the middle half. It is what makes 4,096 tokens affordable,
 but one of its vectors stands for p^2 tokens, and what a token owes to its neighbors is lost on the way. So every token
 enters with the mean embedding of its own posterior, and residual blocks over a window of three tokens stand before and
@@ -90,8 +90,10 @@ class SwiGLU(nn.Module):
         return self.down(gated_silu(self.gate_up(x)))
 
 
-def rope_angles(grid: int, head_dim: int) -> torch.Tensor:
-    """Rotation angles (grid^2, head_dim / 2): half of the pairs turn with the row, half with the column."""
+def rope_angles(grid: int, head_dim: int, rope: str = "grid") -> torch.Tensor:
+    """Rotation angles (grid^2, head_dim / 2): half of the pairs turn with the row, half with the column; or all with the place in the order."""
+    if rope == "order":
+        return torch.arange(grid**2)[:, None] * 10000.0 ** -(torch.arange(head_dim // 2) / (head_dim // 2))
     frequencies = 10000.0 ** -(torch.arange(head_dim // 4) / (head_dim // 4))
     row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     return torch.cat([row.reshape(-1, 1) * frequencies, column.reshape(-1, 1) * frequencies], dim=-1)
@@ -175,7 +177,8 @@ class JiT(nn.Module):
     `vocab_size`: an int gives the network token embeddings, through which it reads posteriors (`embed`), and a head that
     turns features into logits (applied by the caller); None makes it return colors (B, N, 3), the clean ones or, without
     `predict_clean`, the velocity. `ngram`: the order of the n-gram model it is combined with (0 = none), whose
-    posteriors it reads and whose log-probabilities it weighs (`gate`). Without `soft_input` it reads colors alone.
+    posteriors it reads and whose log-probabilities it weighs (`gate`). Without `soft_input` it reads colors alone. `rope`: patches
+    turn by their row and column ("grid", as in JiT), or by their place in reading order ("order").
     """
 
     def __init__(
@@ -193,6 +196,7 @@ class JiT(nn.Module):
         dropout: float = 0.0,
         ngram: int = 0,
         soft_input: bool = True,
+        rope: str = "grid",
     ):
         super().__init__()
         if img_size < patch_size or img_size % patch_size:
@@ -218,7 +222,7 @@ class JiT(nn.Module):
             nn.Linear(area * token_dim, bottleneck_dim), nn.Linear(bottleneck_dim, embed_dim)
         )
         self.pos_embed = nn.Parameter(torch.empty(1, grid * grid, embed_dim))
-        angles = rope_angles(grid, embed_dim // num_heads)
+        angles = rope_angles(grid, embed_dim // num_heads, rope)
         self.register_buffer("rope_cos", angles.cos(), persistent=False)
         self.register_buffer("rope_sin", angles.sin(), persistent=False)
         self.time_embed = TimeEmbedding(embed_dim)
@@ -336,7 +340,8 @@ class JiT(nn.Module):
 # ----------------------------------------------------------------------------------------------------------------------
 # Presets
 
-SIZE_FLAGS = ("token_dim", "token_depth", "soft_input")  # arguments of train.py that change a preset
+ROPES = ("grid", "order")
+SIZE_FLAGS = ("token_dim", "token_depth", "soft_input", "rope")  # arguments of train.py that change a preset
 SIZES = {
     "N": dict(embed_dim=128, depth=4, num_heads=4, token_dim=64),
     "Ti": dict(embed_dim=256, depth=6, num_heads=4, token_dim=128),

@@ -19,7 +19,7 @@ from kit.errors import UserError
 from kit.hub import HubModel
 from kit.released import SUFFIX
 from kit.times import TimeSampler
-from model import model_from_checkpoint
+from model import ROPES, model_from_checkpoint
 from palette import MAX_VOCAB, SCANS, Layout, Palette
 
 RELEASED = Path(__file__).parent / "checkpoints"  # NAME.safetensors, which come with the repository
@@ -52,6 +52,7 @@ class SavedConfig(BaseModel):
     token_dim: Annotated[int, Field(ge=1, le=2**16)] | None = None
     token_depth: Annotated[int, Field(ge=0, le=1024)] | None = None
     soft_input: bool | None = None
+    rope: Literal[ROPES] | None = None
 
 
 @dataclass(eq=False)

@@ -11,6 +11,7 @@ from kit.errors import UserError
 from kit.muon import OPTIMIZERS
 from kit.schedule import SCHEDULES
 from kit.times import TIME_SAMPLERS, canonical
+from model import ROPES
 from palette import PALETTES, SCANS
 
 
@@ -76,6 +77,12 @@ def parse_args(description: str) -> argparse.Namespace:
     )
     model.add_argument("--token_depth", type=int, help="its blocks before and after the trunk (default: the model's)")
     model.add_argument("--soft_input", action=flag, default=True, help="the network reads posteriors, not colors alone")
+    model.add_argument(
+        "--rope",
+        default="grid",
+        choices=ROPES,
+        help="patches turn by row and column, or by their place in reading order",
+    )
     model.add_argument(
         "--self_cond_prob",
         type=float,

@@ -62,8 +62,10 @@ FIXED_BY_CHECKPOINT = (
     "token_dim",
     "token_depth",
     "soft_input",
+    "rope",
     "optimizer",
 )
+BEFORE_THE_CHOICE = {"rope": "grid", "optimizer": "adamw"}  # what older checkpoints do not say
 LESS_MEMORY = "lower `batch_size` (raise `grad_accum` to keep the step) or `img_size`, or take a smaller model"
 
 
@@ -74,7 +76,7 @@ def main() -> None:
     resumed = resume_path(args.resume, output)
     saved = load_checkpoint(resumed, RESUMED) if resumed else None
     if saved:
-        saved["config"].setdefault("optimizer", "adamw")  # before there was a choice
+        saved["config"] = BEFORE_THE_CHOICE | saved["config"]
     resolve(args, saved, runtime)
     begun = saved or load_start(args)
 

@@ -49,26 +49,27 @@ def sweep_of(minutes: str) -> list[dict]:
 
 
 def sweeps() -> str:
-    """What rate and dropout do to the baselines, and the rate to the network."""
+    """What optimizer, rate and dropout do to the baselines, and the rate to the network."""
     rows = []
     for minutes in RUNGS:
         for row in sweep_of(minutes):
             name = f"**{row['baseline']}**" if row["chosen"] else row["baseline"]
             nats = f"{row['bits_per_byte'] * math.log(2):.3f}" if "nll" in row else "–"
-            rows.append(
-                [
-                    name,
-                    f"{minutes} minutes",
-                    f"{row['lr']:g}",
-                    f"{row['dropout']:g}",
-                    f"{row['steps']:,}",
-                    f"{row['val_loss']:.3f}",
-                    nats,
-                ]
-            )
-    return table(
-        ["model", "after", "rate", "dropout", "steps", "nats per token, val", "nats per character, test"], rows
-    )
+            optimizer = {"adamw": "AdamW", "muon": "Muon"}[row.get("optimizer", "adamw")]
+            rows.append([
+                name, f"{minutes} minutes", optimizer, f"{row['lr']:g}", f"{row['dropout']:g}", f"{row['steps']:,}", f"{row['val_loss']:.3f}", nats,
+            ])  # fmt: skip
+    header = [
+        "model",
+        "after",
+        "optimizer",
+        "rate",
+        "dropout",
+        "steps",
+        "nats per token, val",
+        "nats per character, test",
+    ]
+    return table(header, rows)
 
 
 def likelihood(found: dict | None, name: str, unit: float = 1.0) -> str:

@@ -221,6 +221,18 @@ def test_rotary_embeddings_turn_a_product_by_the_distance_in_rows_and_columns():
     assert torch.allclose(products[3, 3, 3, 3], (q * k).sum(), atol=1e-5)
 
 
+@torch.no_grad()
+def test_rotary_embeddings_can_turn_by_the_distance_in_reading_order():
+    angles = rope_angles(4, 8, "order")
+    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+    products = [rotate(x.expand(1, 1, 16, 8), angles.cos(), angles.sin())[0, 0] for x in (q, k)]
+    products = products[0] @ products[1].T
+    for distance in range(1, 16):  # across the ends of rows as well
+        along = products.diagonal(distance)
+        assert torch.allclose(along, along[:1].expand_as(along), atol=1e-5)
+        assert (along[0] - products[0, 0]).abs() > 1e-3
+
+
 def token_block():
     torch.manual_seed(0)
     return opened(TokenBlock(6, 8, 0.0)).double()

@@ -6,7 +6,7 @@
 #   TEXT=novels/ VOCAB_SIZE=2048 MINUTES=5 PARTS=likelihood RESULTS=results/novels_ladder ./recipes/ladder.sh
 #   TEXT=Salesforce/wikitext CONFIG=wikitext-2-raw-v1 VOCAB_SIZE=1024 MINUTES=5 PARTS=likelihood RESULTS=results/wikitext2 ./recipes/ladder.sh
 # On a GPU the same with larger networks, such as
-#   TEXT=books/ VOCAB_SIZE=4096 LENGTH=1024 MINUTES=60 MODEL=JiT-B/4 IMG_SIZE=64 BATCH_SIZE=32 LR=3e-4 RATES="adamw-3e-4 adamw-1e-3 muon-1e-3" \
+#   TEXT=books/ VOCAB_SIZE=4096 LENGTH=1024 MINUTES=60 NETWORK="--model JiT-B/4 --img_size 64 --batch_size 32" LR=3e-4 RATES="adamw-3e-4 adamw-1e-3 muon-1e-3" \
 #   SIZE="--hidden_size 768 --num_hidden_layers 12 --intermediate_size 2048" RESULTS=results/books_gpu ./recipes/ladder.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,7 +15,7 @@ TEXT=${TEXT:?a text file, a folder of them, or the name of a Hugging Face datase
 MINUTES=${MINUTES:-3 15 60} VOCAB_SIZE=${VOCAB_SIZE:-512} LENGTH=${LENGTH:-128} SEEDS=${SEEDS:-0} THREADS=${THREADS:-2}
 RESULTS=${RESULTS:?where to write}
 WORK=${WORK:-checkpoints/ladder/$(basename "$RESULTS")}
-MODEL=${MODEL:-JiT-Ti/4} IMG_SIZE=${IMG_SIZE:-16} BATCH_SIZE=${BATCH_SIZE:-16} LR=${LR:-4e-3} # of the network, one rate or several
+NETWORK=${NETWORK:-} LR=${LR:-} # arguments of the network, and its rates, one or several, instead of the rung's
 SIZE=${SIZE:-} RATES=${RATES:-adamw-1e-3 adamw-3e-3 muon-3e-3 muon-6e-3 muon-1.2e-2} DROPOUTS=${DROPOUTS:-0 0.1} # of the baselines, chosen on val
 PASSES=${PASSES:-4 8 16 32 64} PARTS=${PARTS:-likelihood gaps generation} # gaps and generation take long with large vocabularies
 export OMP_NUM_THREADS=$THREADS
@@ -34,16 +34,19 @@ baseline() {
     --time_budget "${minutes}m" --max_length "$LENGTH" --seed "$seed" "$@"
 }
 
+# of a token a patch, where there is time for it
+each_token=(--model JiT-N/1 --token_dim 128 --rope order --optimizer muon --time_sampling logit_normal --t_mean 1.2 --t_std 0.9 --self_cond_prob 0)
 for minutes in $MINUTES; do
   # the longer the run, the larger the networks, where nothing else is said
   if [ "$minutes" -lt 10 ]; then
-    size=(--hidden_size 128 --num_hidden_layers 4 --intermediate_size 384) ours=(--token_dim 64)
+    size=(--hidden_size 128 --num_hidden_layers 4 --intermediate_size 384) ours=(--model JiT-Ti/4 --token_dim 64) lrs=4e-3
   elif [ "$minutes" -lt 40 ]; then
-    size=(--hidden_size 192 --num_hidden_layers 6 --intermediate_size 512) ours=(--token_dim 96)
+    size=(--hidden_size 192 --num_hidden_layers 6 --intermediate_size 512) ours=("${each_token[@]}") lrs=6e-3
   else
-    size=(--hidden_size 256 --num_hidden_layers 6 --intermediate_size 704) ours=(--token_dim 128)
+    size=(--hidden_size 256 --num_hidden_layers 6 --intermediate_size 704) ours=("${each_token[@]}") lrs=6e-3
   fi
-  if [ -n "$SIZE" ]; then read -r -a size <<<"$SIZE"; ours=(); fi
+  if [ -n "$SIZE" ]; then read -r -a size <<<"$SIZE"; fi
+  if [ -n "$NETWORK" ]; then read -r -a ours <<<"$NETWORK"; fi
   for seed in $SEEDS; do
     rung=$WORK/$minutes
     if [ "$seed" != 0 ]; then rung=$rung-seed$seed; fi
@@ -54,13 +57,13 @@ for minutes in $MINUTES; do
         done
       done
     done
-    for lr in $LR; do
+    for lr in ${LR:-$lrs}; do
       for ngram in 0 3; do
         run=$rung/ngram$ngram-$lr
         resume=()
         if [ -e "$run/last.pth" ]; then resume=(--resume auto); fi
         [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$WORK/data/train" --output_dir "$run" --time_budget "${minutes}m" --ngram "$ngram" \
-          --model "$MODEL" --img_size "$IMG_SIZE" ${ours[@]+"${ours[@]}"} --ngram_start 0.5 --batch_size "$BATCH_SIZE" --lr "$lr" --seed "$seed" --val_samples 64 ${resume[@]+"${resume[@]}"}
+          --img_size 16 --batch_size 16 --ngram_start 0.5 --val_samples 64 "${ours[@]}" --lr "$lr" --seed "$seed" ${resume[@]+"${resume[@]}"}
         touch "$run/finished"
       done
     done

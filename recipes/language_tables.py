@@ -62,6 +62,7 @@ def sweeps() -> str:
     header = [
         "model",
         "after",
+        "size",
         "optimizer",
         "rate",
         "dropout",

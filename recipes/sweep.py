@@ -28,7 +28,7 @@ def main() -> None:
     rows = []
     for prefix, model in MODELS.items():
         tried = [row(model, path.parent) for path in args.rung.glob(f"{prefix}-*/log.jsonl") if ended(path.parent)]
-        for each in sorted(tried, key=lambda row: (row["optimizer"], row["lr"], row["dropout"])):
+        for each in sorted(tried, key=lambda row: (row["size"], row["optimizer"], row["lr"], row["dropout"])):
             rows.append(each | {"chosen": each["val_loss"] == min(row["val_loss"] for row in tried)})
             print(
                 f"{model:20} {each['optimizer']} rate {each['lr']:g} dropout {each['dropout']:g}: {each['val_loss']:.3f} on val"
@@ -49,7 +49,7 @@ def row(model: str, run: Path) -> dict:
     log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     best = min((r for r in log if "val_loss" in r), key=lambda r: r["val_loss"])
     kept = {
-        "baseline": model, "optimizer": settings.get("optimizer", "adamw"), "lr": settings["lr"], "dropout": settings["dropout"], "val_loss": best["val_loss"], "best_step": best["step"],
+        "baseline": model, "size": settings.get("model") or f"{settings['hidden_size']}×{settings['num_hidden_layers']}", "optimizer": settings.get("optimizer", "adamw"), "lr": settings["lr"], "dropout": settings["dropout"], "val_loss": best["val_loss"], "best_step": best["step"],
         "steps": max(r["step"] for r in log), "environment": found,
     }  # fmt: skip
     report = run / "report.json"

@@ -2,7 +2,6 @@
 
 import json
 import math
-from statistics import mean, stdev
 
 from recipes.markdown import RESULTS, load, percent, table
 
@@ -28,15 +27,8 @@ def ladder() -> str:
     found = rungs()
 
     def cell(minutes: str, name: str) -> str:
-        seeds = [
-            load(f"shakespeare/{path.name}") for path in sorted((RESULTS / "shakespeare").glob(f"{minutes}-seed*.json"))
-        ]
-        if not seeds or name in ("bigrams", "trigrams"):
-            chosen = [row for row in sweep_of(minutes) if row["baseline"] == name and row["chosen"] and "nll" in row]
-            rung = {"likelihood": {name: chosen[0]}} if chosen else found.get(minutes)
-            return likelihood(rung, name, math.log(2))
-        values = [rung["likelihood"][name]["bits_per_byte"] * math.log(2) for rung in (found[minutes], *seeds)]
-        return f"{mean(values):.3f} ± {stdev(values):.3f}"
+        chosen = [row for row in sweep_of(minutes) if row["baseline"] == name and row["chosen"] and "nll" in row]
+        return likelihood({"likelihood": {name: chosen[0]}} if chosen else found.get(minutes), name, math.log(2))
 
     rows = [[label, *(cell(minutes, name) for minutes in RUNGS)] for name, label in SYSTEMS.items()]
     return table(["nats per character", *(f"{minutes} minutes" for minutes in RUNGS)], [*rows, *PUBLISHED])
@@ -55,21 +47,13 @@ def sweeps() -> str:
         for row in sweep_of(minutes):
             name = f"**{row['baseline']}**" if row["chosen"] else row["baseline"]
             nats = f"{row['bits_per_byte'] * math.log(2):.3f}" if "nll" in row else "–"
-            optimizer = {"adamw": "AdamW", "muon": "Muon"}[row.get("optimizer", "adamw")]
+            optimizer = {"adamw": "AdamW", "muon": "Muon"}[row["optimizer"]]
             rows.append([
-                name, f"{minutes} minutes", optimizer, f"{row['lr']:g}", f"{row['dropout']:g}", f"{row['steps']:,}", f"{row['val_loss']:.3f}", nats,
+                name, f"{minutes} minutes", row["size"], optimizer, f"{row['lr']:g}", f"{row['dropout']:g}", f"{row['steps']:,}", f"{row['val_loss']:.3f}", nats,
             ])  # fmt: skip
     header = [
-        "model",
-        "after",
-        "size",
-        "optimizer",
-        "rate",
-        "dropout",
-        "steps",
-        "nats per token, val",
-        "nats per character, test",
-    ]
+        "model", "after", "size", "optimizer", "rate", "dropout", "steps", "nats per token, val", "nats per character, test",
+    ]  # fmt: skip
     return table(header, rows)
 
 

@@ -20,6 +20,8 @@ def load(name: str) -> dict:
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [list(header)]
     lines += [["---"] * len(lines[0]), *map(list, rows)]
+    if any(len(line) != len(lines[0]) for line in lines):
+        raise ValueError(f"a row of the table under {lines[0]} has too few cells, or too many")
     return (
         "".join("| " + " | ".join(line) + " |\n" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
     )

@@ -7,6 +7,7 @@ from recipes.markdown import RESULTS, load, percent, table
 
 RUNGS = ("3", "15", "60")  # minutes
 SHOWN_PASSES = (None, 16, 64)
+GUIDED = "network with n-grams, guided"
 FURTHER = {"wikitext2": "WikiText-2", "books": "English books", "novels_ladder": "Chinese novels"}
 SYSTEMS = {
     "bigrams": "bigrams, counted", "trigrams": "trigrams, counted", "autoregressive": "autoregressive transformer",
@@ -104,6 +105,15 @@ def generation() -> str:
         ])  # fmt: skip
     header = ["texts", "passes", "perplexity", "entropy, bits", "distinct 4-grams", "4-grams seen", "words that exist"]
     return table(header, rows)
+
+
+def samples() -> str:
+    """What each rung writes in 64 passes, guided: the first text, unpicked."""
+    found = []
+    for minutes, rung in rungs().items():
+        texts = [row["sample"] for row in rung["generation"] if (row["name"], row["passes"]) == (GUIDED, 64)]
+        found += [f"```text\n[{minutes}′] {text.strip()}\n```\n" for text in texts]
+    return "\n".join(found)
 
 
 def levers() -> str:

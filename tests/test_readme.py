@@ -46,7 +46,8 @@ NAMES = r"TokCom|JAB Code|AdamW|Muon|WikiText-2|Euler|posterior|stochastic|JiT|G
 @pytest.mark.parametrize("name", CHINESE)
 def test_no_word_of_a_table_is_left_in_english(name):
     for table in readme_tables.BLOCK.finditer((ROOT / name).read_text(encoding="utf-8")):
-        for cell in re.split(r"[|\n]", table[0][len(table[1]) : -len(table[3])]):
+        rows = re.sub(r"^```.*?^```", "", table[0][len(table[1]) : -len(table[3])], flags=re.DOTALL | re.MULTILINE)
+        for cell in re.split(r"[|\n]", rows):  # texts that a model wrote stay as they are
             assert not re.search("[a-z]{3}", re.sub(rf"`[^`]*`|{NAMES}", "", cell)), cell
 
 

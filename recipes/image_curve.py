@@ -75,7 +75,7 @@ def draw(points: list[dict], path: Path) -> None:
     axis.set_xlabel("text tokens in one visual token or vector")
     axis.set_ylabel("fraction of random tokens restored")
     axis.set_ylim(0, 1.02)
-    axis.legend(loc="center right")
+    axis.legend(loc="center right", bbox_to_anchor=(0.91, 0.6))
     save(figure, path)
 
 

@@ -133,7 +133,10 @@ def main() -> None:
         load_weights(network, saved["model_state_dict"], resumed)
         ema.load_state_dict(saved["ema_state_dict"], saved["step"])
         states = saved["optimizer_state_dict"]  # of one, as it was before there was a choice, or of each
-        for optimizer, state in zip(optimizers, states if isinstance(states, list) else [states], strict=True):
+        states = states if isinstance(states, list) else [states]
+        if len(states) != len(optimizers):
+            raise UserError(f"{resumed} holds the state of {len(states)} optimizers, not of {len(optimizers)}")
+        for optimizer, state in zip(optimizers, states):
             optimizer.load_state_dict(state)
             for group in optimizer.param_groups:
                 group["weight_decay"] = args.weight_decay
@@ -295,11 +298,10 @@ def load_start(args: argparse.Namespace) -> dict | None:
     if not args.init_from:
         return None
     given = load_checkpoint(args.init_from, NEEDED)
-    for name in ("img_size", "palette", "scan", "objective"):
-        if given["config"][name] != getattr(args, name):
-            raise UserError(
-                f"{args.init_from} was trained with --{name} {given['config'][name]}, not {getattr(args, name)}"
-            )
+    config = BEFORE_THE_CHOICE | given["config"]
+    for name in ("img_size", "palette", "scan", "objective", "rope"):
+        if config[name] != getattr(args, name):
+            raise UserError(f"{args.init_from} was trained with --{name} {config[name]}, not {getattr(args, name)}")
     return given
 
 

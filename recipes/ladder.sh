@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One text, so many minutes of training each: the network with n-grams and alone, an autoregressive transformer, masked diffusion; one
 # table and one figure for each rung, RESULTS/MINUTES.json and .png (of further seeds MINUTES-seedN.json), all rates and dropouts in
-# MINUTES-sweep.json. recipes/shakespeare.sh is the first ladder; further ones:
+# MINUTES-sweep.json. Training at all rates and dropouts of the three rungs adds up to more than a day, with RATES=muon-6e-3 DROPOUTS=0
+# to five hours. recipes/shakespeare.sh is the first ladder; further ones:
 #   TEXT=books/ VOCAB_SIZE=1024 MINUTES=5 PARTS=likelihood RESULTS=results/books ./recipes/ladder.sh
 #   TEXT=novels/ VOCAB_SIZE=2048 MINUTES=5 PARTS=likelihood RESULTS=results/novels_ladder ./recipes/ladder.sh
 #   TEXT=Salesforce/wikitext CONFIG=wikitext-2-raw-v1 VOCAB_SIZE=1024 MINUTES=5 PARTS=likelihood RESULTS=results/wikitext2 ./recipes/ladder.sh

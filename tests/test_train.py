@@ -349,6 +349,7 @@ def test_a_resume_with_another_model_and_a_second_fresh_start_are_refused(refuse
     assert "--token_dim 32, not 64" in refused(train, *options, "--resume", "auto", "--token_dim", 64)
     assert "not 3.0; pass the same" in refused(train, *options, "--resume", "auto", "--t_mean", 3.0)
     assert "adamw, not muon; pass the same" in refused(train, *options, "--resume", "auto", "--optimizer", "muon")
+    assert "grid, not order; pass the same" in refused(train, *options, "--resume", "auto", "--rope", "order")
     assert "16 samples a step" in refused(train, *options, "--resume", "auto", "--batch_size", 8)
     assert "already holds a run" in refused(train, *options)
     alone = ("--data_path", data, *TINY, *ALONE, "--output_dir", trained_alone, "--resume", "auto")
@@ -394,7 +395,14 @@ def test_a_start_from_another_kind_of_network_is_refused(refused, data, trained,
     options = ("--data_path", data, *TINY, "--output_dir", tmp_path / "run", "--init_from")
     assert "best_model.pth" in refused(train, *options, trained / "best_model.pth", "--token_dim", 64)
     assert "best_model.pth" in refused(train, *options, trained / "best_model.pth", "--ngram", 0)
+    assert "--rope grid, not order" in refused(train, *options, trained / "best_model.pth", "--rope", "order")
     assert "absent.pth" in refused(train, *options, tmp_path / "absent.pth")
+
+
+def test_a_checkpoint_that_lacks_an_optimizer_of_its_run_is_refused(refused, data, trained, tmp_path):
+    torch.save(load(trained / "last.pth") | {"optimizer_state_dict": []}, tmp_path / "last.pth")
+    told = refused(train, "--data_path", data, *TINY, *TRAINED, "--output_dir", tmp_path, "--resume", "auto")
+    assert "state of 0 optimizers, not of 1" in told
 
 
 def test_a_checkpoint_from_before_the_ngrams_is_refused(refused, data, trained, tmp_path):

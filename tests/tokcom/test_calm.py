@@ -121,7 +121,10 @@ def vae(data, tmp_path_factory):
 @pytest.mark.parametrize("head", calm.HEADS)
 def test_a_run_reports(vae, data, head, call, tmp_path):
     run = ("--vae_checkpoint", vae, "--data_path", data, "--output_dir", tmp_path, "--head", head)
-    assert call(calm, *run, *SIZES, *ON, "--max_length", 64, "--epochs", 1, "--num_prompts", 20) == 0
+    assert (
+        call(calm, *run, *SIZES, *ON, "--max_length", 64, "--epochs", 1, "--num_prompts", 20, "--optimizer", "muon")
+        == 0
+    )
     report = json.loads((tmp_path / "report.json").read_text())
     assert 0 <= report["brier_lm"] < 1 and report["nfe_per_token"] == 1 / 4
     assert report["cost"] < max(rows(tmp_path, "val_loss").values()) * 1.2

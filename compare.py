@@ -6,12 +6,14 @@ All numbers are of the test split. Writes compare.json, and frontier.png of the 
   likelihood   bits per byte: exact for n-grams and the autoregressive transformer, upper bounds for both kinds of diffusion
   generation   texts of full length, scored as baselines/judge.py says by the autoregressive transformer, for several numbers of
                forward passes; beside them test texts, texts drawn from trigrams, and tokens drawn by frequency
-  gaps         fraction of tokens right where 8 of every 32 are missing: the likeliest ones under the network, under trigrams
-               with both sides known (forward-backward), and what the autoregressive transformer says after the left side
+  gaps         fraction of tokens right where 8 of every 32 are missing, the likeliest ones where both sides are known
+               (under trigrams by forward-backward), and where the left side alone is, as the autoregressive transformer has it
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -218,8 +220,13 @@ class Setting:
 
     def gaps(self, ours: dict[str, Pretrained], rivals: dict[str, nn.Module]) -> dict:
         """Fraction of missing tokens that each finds, with its interval over chunks."""
-        hits: dict[str, list] = {}
-        count = []
+        fills, hits, count = {}, {}, []
+        if self.first.ngram.vocab_size <= DENSE_VOCAB:
+            fills[NGRAMS[self.first.ngram.order]] = self.fill_by_ngrams
+        if "masked diffusion" in rivals:
+            fills["masked diffusion"] = partial(fill_by_confidence, rivals["masked diffusion"], passes=GAP)
+        fills |= {name: partial(self.fill, loaded) for name, loaded in ours.items()}
+        write_ahead = partial(write_on, rivals["autoregressive"])
         chunks = [chunk for chunk in self.chunks if len(chunk) >= PERIOD]
         for start in range(0, len(chunks), self.args.batch_size):
             batch = self.first.collate(chunks[start : start + self.args.batch_size])
@@ -227,15 +234,13 @@ class Setting:
             place = torch.arange(tokens.shape[1], device=tokens.device)
             begin = (PERIOD - GAP) // 2
             missing = mask & (place % PERIOD >= begin) & (place % PERIOD < begin + GAP)
-            guesses = {f"{NGRAMS[self.first.ngram.order]}, both sides": self.fill_by_ngrams(tokens, mask, missing)}
-            guesses["autoregressive, left side"] = self.fill_from_left(rivals["autoregressive"], tokens, missing, mask)
-            if "masked diffusion" in rivals:
-                guesses["masked diffusion"] = fill_by_confidence(rivals["masked diffusion"], tokens, mask, missing, GAP)
-            for name, loaded in ours.items():
-                guesses[name] = self.fill(loaded, tokens, mask, missing)
+            guesses = {}
+            for name, fill in fills.items():
+                guesses[f"{name}, both sides"] = fill(tokens, mask, missing)
+                guesses[f"{name}, left side"] = fill_from_left(fill, tokens, mask, missing)
+            guesses["autoregressive, left side"] = fill_from_left(write_ahead, tokens, mask, missing)
             for name, guess in guesses.items():
-                if guess is not None:
-                    hits.setdefault(name, []).extend(((guess == tokens) & missing).sum(1).tolist())
+                hits.setdefault(name, []).extend(((guess == tokens) & missing).sum(1).tolist())
             count += missing.sum(1).tolist()
         result = {}
         for name, right in hits.items():
@@ -251,27 +256,35 @@ class Setting:
             mask, grid, "posterior", cond_mask=mask & ~missing, cond_tokens=tokens, generator=generator
         )
 
-    def fill_by_ngrams(self, tokens, mask, missing) -> torch.Tensor | None:
+    def fill_by_ngrams(self, tokens, mask, missing) -> torch.Tensor:
         """Forward-backward over n-grams: what stands is certain, of the gaps nothing is seen."""
         ngram = self.first.ngram
-        if ngram.vocab_size > DENSE_VOCAB:
-            return None
         seen = torch.full((*tokens.shape, ngram.vocab_size), -1e4, device=tokens.device)
         seen.scatter_(-1, tokens[..., None], 0.0)
         seen[missing] = 0.0
         with torch.autocast(tokens.device.type, enabled=False):
             return ngram.contexts(seen, mask, candidates=(64,))[-1].best(seen)
 
-    def fill_from_left(self, model, tokens, missing, mask) -> torch.Tensor:
-        """Greedy continuation of all that stands left of each gap."""
-        found = tokens.clone()
-        starts = [s for s in range(tokens.shape[1]) if missing[:, s].any() and (s == 0 or not missing[:, s - 1].any())]
-        for start in starts:
-            rows = missing[:, start].nonzero()[:, 0]
-            length = min(GAP, tokens.shape[1] - start)
-            said = autoregressive.generate(model, tokens[rows, :start], length, do_sample=False)
-            found[rows, start : start + length] = said
-        return torch.where(missing, found, tokens)
+
+def write_on(model, tokens, mask, missing) -> torch.Tensor:
+    """The autoregressive transformer's greedy continuation, the gap being the end."""
+    found, start = tokens.clone(), int(missing.any(0).nonzero()[0])
+    found[:, start : start + GAP] = autoregressive.generate(
+        model, tokens[:, :start], min(GAP, tokens.shape[1] - start), do_sample=False
+    )
+    return found
+
+
+def fill_from_left(fill: Callable, tokens, mask, missing) -> torch.Tensor:
+    """What `fill(tokens, mask, missing)` says of each gap when nothing to its right is there."""
+    found, place = tokens.clone(), torch.arange(tokens.shape[1], device=tokens.device)
+    for start in range((PERIOD - GAP) // 2, tokens.shape[1], PERIOD):
+        there = mask & (place < start + GAP)
+        gap = missing & there & (place >= start)
+        if gap.any():
+            rows = gap.any(1)
+            found[rows] = torch.where(gap[rows], fill(tokens[rows] * there[rows], there[rows], gap[rows]), found[rows])
+    return found
 
 
 def fill_by_confidence(model, tokens, mask, missing, passes: int) -> torch.Tensor:

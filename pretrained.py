@@ -117,9 +117,9 @@ class Pretrained(HubModel):
         batch = collate(chunks, self.diffusion.layout.multiple)
         return {name: value.to(self.device) for name, value in batch.items()}
 
-    def grid(self, num_steps: int, t_start: float | None = None) -> torch.Tensor:
-        """Times (num_steps,) for sampling from t_start (None = pure noise) to an eighth of the palette's spacing."""
-        return self.times.grid(num_steps, t_start, self.diffusion.palette.spacing / 8)
+    def grid(self, num_steps: int, t_start: float | None = None, even: float = 0.5) -> torch.Tensor:
+        """Times (num_steps,) for sampling from t_start (None = pure noise) to an eighth of the palette's spacing; `even`: kit.times."""
+        return self.times.grid(num_steps, t_start, self.diffusion.palette.spacing / 8, even)
 
     def guide(self, path: str | Path | None, weight: float | None) -> Guide | None:
         """What texts are guided away from while they are drawn: the checkpoint at `path`, or where None is named itself without its

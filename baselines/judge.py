@@ -46,9 +46,9 @@ def load_baseline(path: str | Path, vocab_size: int) -> nn.Module:
 
 
 class Judge:
-    """Scores texts by an autoregressive `model` and by what occurs in `train`."""
+    """Scores texts by an autoregressive `model`, which counting does without, and by what occurs in `train`."""
 
-    def __init__(self, model: nn.Module, train: Chunks, tokenizer: Tokenizer, runtime: device.Runtime):
+    def __init__(self, model: nn.Module | None, train: Chunks, tokenizer: Tokenizer, runtime: device.Runtime):
         self.model, self.tokenizer, self.runtime = model, tokenizer, runtime
         parts = [part for fold in train.folds(1) for part in fold]
         self.known = count_ngrams(parts, tokenizer.vocab_size, ORDER).keys

@@ -108,10 +108,12 @@ class TimeSampler:
         mean = torch.from_numpy(np.interp(np.arange(self.BINS), seen.numpy(), (total[seen] / weight[seen]).numpy()))
         return (mean.cummax(0).values + mean.flip(0).cummin(0).values.flip(0)) / 2
 
-    def grid(self, num_steps: int, t_start: float | None = None, lowest: float = 0.02) -> torch.Tensor:
+    def grid(
+        self, num_steps: int, t_start: float | None = None, lowest: float = 0.02, even: float = 0.5
+    ) -> torch.Tensor:
         """Times (num_steps,) for a sampler, ascending from t_start (None = pure noise) to noise `lowest` or a quarter of the start's.
 
-        Half of the steps follow what is learned where (the training density), half are even in log sigma.
+        The share `even` of the steps is even in log sigma; the rest follows what is learned where (the training density).
         """
         start = (
             MAX_SIGMA if t_start is None else min(MAX_SIGMA, self.noise_std * float(sigma_of(torch.tensor(t_start))))
@@ -121,7 +123,7 @@ class TimeSampler:
         density = F.pad(self.density, (1, 1), mode="constant")[
             ((fine - self.LOW) / (self.HIGH - self.LOW) * self.BINS + 1).long().clamp(0, self.BINS + 1)
         ]
-        density = density / density.mean().clamp_min(1e-12) + 1
+        density = (1 - even) * density / density.mean().clamp_min(1e-12) + even
         cumulative = F.pad((density[1:] + density[:-1]).cumsum(0), (1, 0))
         at = torch.linspace(1, 0, num_steps, dtype=torch.float64) * cumulative[-1]
         index = torch.searchsorted(cumulative, at).clamp(0, 1000)

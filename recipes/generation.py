@@ -1,4 +1,4 @@
-"""What moves the texts that a checkpoint draws: temperature, churn, the sampler, candidates of the n-grams, guidance, each alone.
+"""What moves the texts that a checkpoint draws: temperature, churn, the sampler, where its steps lie, candidates of the n-grams, guidance.
 
     python -m recipes.generation --checkpoint RUN/best_model.pth --guide "its epoch 10=RUN/checkpoint_epoch_10.pth" --autoregressive RUN --data_path data
 
@@ -20,7 +20,7 @@ from pretrained import load_pretrained
 
 RESULTS = Path(__file__).parent.parent / "results"
 BASE = {
-    "sampler": "euler", "temperature": 1.0, "churn": 0.0, "noise_scale": 1.0, "candidates": None, "guide": None, "guidance": 0.0,
+    "sampler": "euler", "even": 0.5, "temperature": 1.0, "churn": 0.0, "noise_scale": 1.0, "candidates": None, "guide": None, "guidance": 0.0,
 }  # fmt: skip
 GUIDANCE = (0.5, 1.0, 2.0)
 TRIED = {
@@ -29,6 +29,7 @@ TRIED = {
     "churn 40": {"churn": 40.0}, "churn 40, noise 1.05": {"churn": 40.0, "noise_scale": 1.05}, "stochastic": {"sampler": "stochastic"},
     "stochastic, temperature 0.9": {"sampler": "stochastic", "temperature": 0.9},
     "Euler, 64 candidates of the n-grams": {"candidates": GAP_CANDIDATES},
+    "all steps even in log noise": {"even": 1.0}, "all steps where training times are": {"even": 0.0},
 }  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def main() -> None:
             loaded.diffusion.ngram_candidates = setting["candidates"] or usual
             for part in blank.split(32):
                 found = loaded.diffusion.sample(
-                    loaded.collate(list(part))["mask"], loaded.grid(args.passes), setting["sampler"], temperature=setting["temperature"],
+                    loaded.collate(list(part))["mask"], loaded.grid(args.passes, even=setting["even"]), setting["sampler"], temperature=setting["temperature"],
                     generator=generator, churn=setting["churn"], noise_scale=setting["noise_scale"], guide=guide,
                 )  # fmt: skip
                 drawn += list(found[:, : args.length].cpu())

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 
 from recipes.markdown import RESULTS, load, percent, table
 
@@ -24,10 +25,18 @@ def rungs() -> dict[str, dict]:
 
 
 def ladder() -> str:
-    """Nats per character of the test text after so many minutes of training."""
+    """Nats per character of the test text after so many minutes of training: of several seeds, mean and standard deviation."""
     found = rungs()
 
     def cell(minutes: str, name: str) -> str:
+        seeds = [load(f"shakespeare/{path.name}") for path in RESULTS.glob(f"shakespeare/{minutes}-seed*.json")]
+        values = (
+            [run["likelihood"][name]["bits_per_byte"] * math.log(2) for run in [found[minutes], *seeds]]
+            if seeds
+            else []
+        )
+        if len(set(values)) > 1:  # counts have no seed
+            return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
         chosen = [row for row in sweep_of(minutes) if row["baseline"] == name and row["chosen"] and "nll" in row]
         return likelihood({"likelihood": {name: chosen[0]}} if chosen else found.get(minutes), name, math.log(2))
 
@@ -79,10 +88,6 @@ def further() -> str:
 
 def gaps() -> str:
     found = rungs()
-    for minutes, rung in found.items():  # masked diffusion at the rate that suits it, where it was trained again
-        file = f"shakespeare/{minutes}-masked.json"
-        if (RESULTS / file).is_file():
-            rung["gaps"]["masked diffusion"] = load(file)["gaps"]["masked diffusion"]
     names = list(dict.fromkeys(name for rung in found.values() for name in rung["gaps"]))
 
     def cell(minutes: str, name: str) -> str:

@@ -12,9 +12,11 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 
 from kit.arguments import program
 from kit.errors import run
+from kit.intervals import wilson
 from recipes import chinese
 from recipes.language_tables import answers, further, gaps, generation, ladder, levers, samples, sweeps, trainings
 from recipes.markdown import RESULTS, ROOT, load, percent, table
@@ -41,6 +43,7 @@ CURVE = {
 }
 TOKCOM_ROWS = {
     "autoregressive": "autoregressive transformer", "energy": "vector by vector, energy head", "flow": "vector by vector, flow head",
+    "energy_tokens": "vector by vector, energy head, beside the tokens' loss", "flow_tokens": "vector by vector, flow head, beside the tokens' loss",
     "tokens": "4 tokens at once, no vector", "trigrams": "TokCom, 4 to a vector, trigrams inside",
 }  # fmt: skip
 VIT_ROWS = (
@@ -243,8 +246,9 @@ def image_curve() -> str:
             if not mine:
                 cells.append("–")
                 continue
-            mean = sum(p["accuracy"] for p in mine) / len(mine)
-            cells.append(f"{mean:.1%} ({mine[0]['measured_ratio']:.1f}; {len(mine)})")
+            values = [p["accuracy"] for p in mine]
+            spread = f"± {stdev(values):.1%}" if len(mine) > 1 else "[{:.0%}, {:.0%}]".format(*mine[0]["ci"])
+            cells.append(f"{mean(values):.1%} {spread} ({mine[0]['measured_ratio']:.1f}; {len(mine)})")
         rows.append(cells)
     return table(["tokens to a block or vector", *(CURVE[codec] for codec in codecs)], rows)
 
@@ -256,8 +260,12 @@ def image_json() -> str:
     for codec in CURVE:
         mine = {p["augmentation"]: p for p in points if p["codec"] == codec}
         if mine:
-            cells = [f"{percent(mine[level]['metrics']['json_exact'])} ({mine[level]['metrics']['json_f1']:.3f})" for level in ("clean", "light", "heavy")]  # fmt: skip
-            rows.append([CURVE[codec], f"{mine['clean']['ratio_context']:.1f}", *cells])
+            cells = [f"{mine['clean']['ratio_context']:.1f}"]
+            for point in (mine[level] for level in ("clean", "light", "heavy")):
+                exact, asked = point["metrics"]["json_exact"], point["questions"]
+                low, high = wilson(exact * asked, asked)
+                cells.append(f"{percent(exact)} [{low:.0%}, {high:.0%}] ({point['metrics']['json_f1']:.3f})")
+            rows.append([CURVE[codec], *cells])
     return table(["128 tokens of JSON as", "ratio", "clean", "light", "heavy"], rows)
 
 

@@ -1,20 +1,24 @@
-"""BrierLM from more prompts, of the runs that recipes/tokcom_language.sh left in --work, in the rows of its result.
+"""BrierLM from more prompts, and texts, of the runs that recipes/tokcom_language.sh left in --work, in the rows of its result.
 
     python -m recipes.tokcom_brier --work checkpoints/tokcom_shakespeare --result results/tokcom/shakespeare.json
 
 Small models get four tokens right together so rarely that the recipe's own prompts may not show it. Each row keeps all else; it is
-given `brier_lm`, `brier`, `num_prompts` and `brier_environment`.
+given `brier_lm`, `brier`, `num_prompts`, and of texts written on after a quarter of the window what baselines/judge.py counts, in `texts`,
+and the first, `sample`. `real_texts` are what stands there in truth. `measured_on` is the environment.
 """
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from baselines import autoregressive
+from baselines.judge import Judge
 from corpus import language_model
-from corpus.chunks import open_built
+from corpus.brier import passages
+from corpus.chunks import open_built, open_chunks
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.runlog import environment, write_json
@@ -24,8 +28,10 @@ from tokcom.flow import Flow
 from tokcom.inference import load_checkpoint
 
 MEASURED = ("brier_lm", "brier")
+TEXTS, LENGTH = 64, 128  # texts, and their tokens with the prompt
 
 
+@torch.no_grad()
 def main() -> None:
     parser = program(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
@@ -37,41 +43,59 @@ def main() -> None:
     args = parser.parse_args()
     runtime = device.start(args.device, args.seed, args.precision)
     found = json.loads(args.result.read_text(encoding="utf-8"))
+    train, _, tokenizer = open_chunks(str(args.work / "data"), args.work / "data", None)
+    texts = passages(open_built(args.work / "data" / "test"), TEXTS, LENGTH)
+    judge = Judge(None, train, tokenizer, runtime)
+    found |= {"real_texts": judge.count(list(texts[:, LENGTH // 4 :])), "measured_on": environment(runtime)}
     for row in found["rows"]:
         run = args.work / row["name"]
         if "baseline" in row:
-            scores = of_next(run, args, runtime)
+            scores, write_on = of_next(run, args, runtime)
         else:
-            scores = of_vectors(run, round(row["nfe_per_token"] * row["chunk_size"]), args, runtime)
-        row |= {name: scores[name] for name in MEASURED}
-        row |= {"num_prompts": args.num_prompts, "brier_environment": environment(runtime)}
-        print(f"{row['name']}: BrierLM {row['brier_lm']:.4f}, {row['brier']}", flush=True)
+            scores, write_on = of_vectors(run, round(row["nfe_per_token"] * row["chunk_size"]), args, runtime)
+        torch.manual_seed(args.seed)
+        with runtime.autocast():
+            written = write_on(texts.to(runtime.device)).cpu()
+        row |= {name: scores[name] for name in MEASURED} | {"num_prompts": args.num_prompts}
+        row |= {
+            "texts": judge.count(list(written)),
+            "sample": tokenizer.decode(torch.cat([texts[0, : LENGTH // 4], written[0]])),
+        }
+        print(
+            f"{row['name']}: BrierLM {row['brier_lm']:.4f}, {row['brier']}, words {row['texts']['words']:.3f}",
+            flush=True,
+        )
     write_json(args.result, found)
 
 
-def of_next(run: Path, args: argparse.Namespace, runtime: device.Runtime) -> dict:
-    """Of a model that writes one token, or one vector, after the other."""
+def of_next(run: Path, args: argparse.Namespace, runtime: device.Runtime) -> tuple[dict, Callable]:
+    """Scores, and what writes texts on, of a model that writes one token, or one vector, after the other."""
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     settings = argparse.Namespace(
         **{**report["settings"], "num_prompts": args.num_prompts, "data_path": str(args.work / "data")}
     )
-    data = language_model.open_data(settings, run)
+    data, ahead = language_model.open_data(settings, run), LENGTH - LENGTH // 4
     if report["baseline"] == "autoregressive":
         model = autoregressive.LlamaForCausalLM.from_pretrained(run / "model").to(runtime.device).eval()
-        return autoregressive.measure_samples(model, data, settings, runtime)
-    vae = load_checkpoint(args.work / "chunk4" / "best_vae.pt")[0]
+        scores = autoregressive.measure_samples(model, data, settings, runtime)
+        return scores, lambda texts: autoregressive.generate(model, texts[:, : LENGTH // 4], ahead)
+    vae = load_checkpoint(args.work / "chunk4" / "best_vae.pt")[0].requires_grad_(False)
     model = calm.NextVector.from_pretrained(run / "model").to(runtime.device).eval()
-    return calm.measure(model, data, settings, runtime, vae.requires_grad_(False))
+    generator = torch.Generator(runtime.device).manual_seed(args.seed)
+    scores = calm.measure(model, data, settings, runtime, vae)
+    return scores, lambda texts: calm.generate(model, vae, texts[:, : LENGTH // 4], ahead, generator)
 
 
-def of_vectors(run: Path, passes: int, args: argparse.Namespace, runtime: device.Runtime) -> dict:
-    """Of a model that writes all vectors at once."""
+def of_vectors(run: Path, passes: int, args: argparse.Namespace, runtime: device.Runtime) -> tuple[dict, Callable]:
+    """The same of a model that writes all vectors at once."""
     vae, denoiser, _, config = load_checkpoint(run / "best_diffusion.pt", runtime.device)
     settings = argparse.Namespace(num_samples=1, num_prompts=args.num_prompts, seed=args.seed)
     flow = Flow(vae, denoiser, config["noise_std"])
     held_out = HeldOut(flow, denoiser.times, open_built(args.work / "data" / "test"), settings, runtime)
-    with torch.no_grad(), runtime.autocast():
-        return held_out.brier_lm(passes)
+    generator = torch.Generator(runtime.device).manual_seed(args.seed)
+    with runtime.autocast():
+        scores = held_out.brier_lm(passes)
+    return scores, lambda texts: held_out.written_on(texts, passes, generator)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # TokCom as a language model, the same minutes of one thread each, on the same texts: an autoregressive transformer; the flow on 1, 2 and 4
 # tokens in a vector, 16 numbers for each, the network alone and with trigrams inside; and the vectors written one after the other by each
-# head of tokcom/calm.py, in the minutes that stage one leaves. Writes results/tokcom/NAME.json. RUNS names what is trained.
+# head of tokcom/calm.py, in the minutes that stage one leaves. Writes results/tokcom/NAME.json. RUNS names what is trained, RATES
+# how the transformer and the heads are, chosen by validation.
 #   TEXT=books/ VOCAB_SIZE=1024 NAME=books ./recipes/tokcom_language.sh
 #   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare ./recipes/tokcom_language.sh      # bytes: tiny Shakespeare by characters
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
-NAME=${NAME:?of the result} MINUTES=${MINUTES:-15} WORK=${WORK:-checkpoints/tokcom_$NAME} SEED=${SEED:-0} LENGTH=128 LRS=${LRS:-3e-3 6e-3}
-RUNS=${RUNS:-chunk4 energy flow tokens chunk2 chunk1 trigrams} PROMPTS=${PROMPTS:-512}
+NAME=${NAME:?of the result} MINUTES=${MINUTES:-15} WORK=${WORK:-checkpoints/tokcom_$NAME} SEED=${SEED:-0} LENGTH=128 RATES=${RATES:-adamw-3e-3 muon-6e-3}
+RUNS=${RUNS:-chunk4 energy flow tokens energy_tokens flow_tokens chunk2 chunk1 trigrams} PROMPTS=${PROMPTS:-512}
 DATA=${DATA:-$WORK/data} # built from TEXT unless it is there
 export OMP_NUM_THREADS=${THREADS:-1}
 if [ ! -e "$DATA/stats.json" ]; then
@@ -26,18 +27,24 @@ flow() { # RUN ARGUMENTS...
   "$PYTHON" -m tokcom.evaluate --checkpoint "$run/best_diffusion.pt" --data_path "$DATA" --output_dir "$run/report" --seed "$SEED" --device cpu \
     --num_prompts "$PROMPTS" --without_ngrams
 }
-for lr in $LRS; do
-  [ -e "$WORK/autoregressive-$lr/report.json" ] || "$PYTHON" -m baselines.autoregressive "${SIZES[@]}" --lr "$lr" --time_budget "${MINUTES}m" \
-    --output_dir "$WORK/autoregressive-$lr"
+for rate in $RATES; do
+  run=$WORK/autoregressive-$rate
+  [ -e "$run/report.json" ] || "$PYTHON" -m baselines.autoregressive "${SIZES[@]}" --optimizer "${rate%%-*}" --lr "${rate#*-}" \
+    --time_budget "${MINUTES}m" --output_dir "$run"
 done
 for run in $RUNS; do
   case $run in
     chunk*) flow "$run" --chunk_size "${run#chunk}" --latent_dim $((16 * ${run#chunk})) --ngram 0 ;;
     trigrams) flow trigrams --chunk_size 4 --latent_dim 64 --ngram 3 ;;
     *) # of the minutes 12 % go into stage one, which is that of chunk4
-      for lr in $LRS; do
-        [ -e "$WORK/$run-$lr/report.json" ] || "$PYTHON" -m tokcom.calm "${SIZES[@]}" --vae_checkpoint "$WORK/chunk4/best_vae.pt" --head "$run" --lr "$lr" \
-          --time_budget "$((MINUTES * 60 * 88 / 100))s" --output_dir "$WORK/$run-$lr"
+      head=(--head "${run%_tokens}")
+      case $run in # as large as the head's own loss
+        energy_tokens) head+=(--token_loss 1) ;;
+        flow_tokens) head+=(--token_loss 0.1) ;;
+      esac
+      for rate in $RATES; do
+        [ -e "$WORK/$run-$rate/report.json" ] || "$PYTHON" -m tokcom.calm "${SIZES[@]}" --vae_checkpoint "$WORK/chunk4/best_vae.pt" "${head[@]}" \
+          --optimizer "${rate%%-*}" --lr "${rate#*-}" --time_budget "$((MINUTES * 60 * 88 / 100))s" --output_dir "$WORK/$run-$rate"
       done ;;
   esac
 done

@@ -38,8 +38,10 @@ def test_one_table_of_likelihood_gaps_and_texts(rivals, trained, trained_alone, 
     nll = {name: row["nll"] for name, row in found["likelihood"].items()}
     assert nll["trigrams"] < nll["bigrams"] and nll["hybrid"] < min(nll["network"], 1.3 * nll["trigrams"])
     gaps = {name: row["accuracy"] for name, row in found["gaps"].items()}
-    assert gaps.keys() == {"hybrid", "network", "masked diffusion", "autoregressive, left side", "trigrams, both sides"}
-    assert gaps["trigrams, both sides"] > 0.2 and gaps["hybrid"] > gaps["trigrams, both sides"] - 0.1
+    both = {"hybrid", "network", "masked diffusion", "trigrams"}
+    assert gaps.keys() == {f"{n}, both sides" for n in both} | {f"{n}, left side" for n in both | {"autoregressive"}}
+    assert gaps["trigrams, both sides"] > 0.2 and gaps["hybrid, both sides"] > gaps["trigrams, both sides"] - 0.1
+    assert gaps["trigrams, left side"] < gaps["trigrams, both sides"] and gaps["hybrid, left side"] > 0.1
     rows = [(row["name"], row["passes"]) for row in found["generation"]]
     assert {name for name, passes in rows if passes is None} == {
         "test texts", "trigrams", "tokens by frequency", "autoregressive",
@@ -64,6 +66,23 @@ def test_confident_tokens_come_first_and_what_stands_stays():
     missing = ((torch.arange(16) % 8) >= 4)[None]
     found = compare.fill_by_confidence(Network(), tokens, torch.ones_like(missing), missing, 4)
     assert torch.equal(found, tokens)
+
+
+def test_from_the_left_side_nothing_is_seen_of_the_right():
+    tokens, mask = torch.randint(1, 9, (3, 64)), torch.ones(3, 64, dtype=torch.bool)
+    mask[2, 20:] = False
+    missing = mask & (torch.arange(64) % 32 >= 12) & (torch.arange(64) % 32 < 20)
+    seen = []
+
+    def fill(tokens, mask, missing):
+        seen.append((tokens * mask * ~missing, missing))
+        return torch.full_like(tokens, 9)
+
+    found = compare.fill_from_left(fill, tokens, mask, missing)
+    assert torch.equal(found, torch.where(missing, 9, tokens))
+    assert [given.shape[0] for given, _ in seen] == [3, 2]
+    for (given, gap), end in zip(seen, (20, 52)):
+        assert not given[:, end - 8 :].any() and torch.equal(gap.any(0).nonzero()[:, 0], torch.arange(end - 8, end))
 
 
 def test_what_cannot_be_compared_is_refused(rivals, trained, data, refused, tmp_path):

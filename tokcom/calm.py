@@ -8,6 +8,7 @@ vector, which the VAE's decoder turns into tokens. Heads:
   energy   a network of noise, in one pass; trained by the energy score, which no distribution but the true one makes least (Gneiting & Raftery 2007)
   flow     a denoiser of --passes passes, trained by squared error (as in MAR, arXiv 2406.11838)
   tokens   no vector: each token of the next chunk by itself, given what came before; what the vectors have to beat
+With --token_loss the transformer below the other two heads also learns from what that one would cost, so many times, in training alone.
 Writes model/, config.json and report.json: BrierLM of the next 4 tokens by the protocol of tokcom/evaluate.py; of the tokens' head
 also nats per token and bits per byte. `cost` is what the weights were chosen by, per token: the head's own loss.
 """  # fmt: skip
@@ -42,6 +43,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--vae_checkpoint", required=True, help="best_vae.pt or best_diffusion.pt of tokcom.train")
     parser.add_argument("--head", default="energy", choices=HEADS, help="what draws the next vector")
     parser.add_argument("--head_layers", type=int, default=3, help="blocks of the head")
+    parser.add_argument(
+        "--token_loss", type=float, default=0.0, help="weight of the tokens' cross-entropy beside the head's own loss"
+    )
     parser.add_argument("--passes", type=int, default=16, help="of the flow's head for a vector")
     parser.add_argument("--num_prompts", type=int, default=512, help="prompts continued for BrierLM")
     return parser.parse_args()
@@ -52,6 +56,10 @@ def main() -> None:
     for name in ("head_layers", "passes", "num_prompts"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
+    if not 0 <= args.token_loss < float("inf") or (args.token_loss and args.head == "tokens"):
+        raise UserError(
+            f"--token_loss {args.token_loss:g}: need a number from 0, and 0 for the tokens' head, which has no other loss"
+        )
     vae, _, vae_args, _ = load_checkpoint(args.vae_checkpoint)
     vae.requires_grad_(False)
 
@@ -61,7 +69,7 @@ def main() -> None:
         return NextVector(config_of(args, vae_args))
 
     language_model.run(
-        f"next vector, {args.head}", args, build, partial(loss, vae=vae), partial(costs, vae=vae), partial(measure, vae=vae),
+        f"next vector, {args.head}{' and tokens' if args.token_loss else ''}", args, build, partial(loss, vae=vae), partial(costs, vae=vae), partial(measure, vae=vae),
         likelihood=args.head == "tokens",
     )  # fmt: skip
 
@@ -70,7 +78,7 @@ def config_of(args: argparse.Namespace, vae_args) -> LlamaConfig:
     """The sizes asked for, those of the VAE's vectors, and the head; the token after the last stands before each text."""
     return LlamaConfig(
         vocab_size=vae_args.vocab_size + 1, bos_token_id=vae_args.vocab_size, eos_token_id=None, pad_token_id=None,
-        chunk_size=vae_args.chunk_size, latent_dim=vae_args.latent_dim, head=args.head, head_layers=args.head_layers, passes=args.passes,
+        chunk_size=vae_args.chunk_size, latent_dim=vae_args.latent_dim, head=args.head, head_layers=args.head_layers, passes=args.passes, token_loss=args.token_loss,
         attn_implementation=language_model.attention(), **language_model.sizes(args),
     )  # fmt: skip
 
@@ -97,6 +105,12 @@ class Head(nn.Module):
         return self.output(self.norm(x)).float()
 
 
+def tokens_head(dim: int, chunk_size: int, vocab_size: int) -> nn.Sequential:
+    """Logits (..., K, V) of the tokens of a chunk, each by itself, from its context (..., D)."""
+    layers = nn.Linear(dim, chunk_size * dim), nn.Unflatten(-1, (chunk_size, dim)), RMSNorm(dim)
+    return nn.Sequential(*layers, nn.Linear(dim, vocab_size))
+
+
 class NextVector(LlamaPreTrainedModel):
     """A Llama over chunks: tokens (B, C, K) to a context (B, C, D) of each chunk, from which its head draws the chunk's vector."""
 
@@ -105,12 +119,11 @@ class NextVector(LlamaPreTrainedModel):
         dim, K = config.hidden_size, config.chunk_size
         self.model = LlamaModel(config)
         self.read = nn.Sequential(nn.Linear(K * dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        if config.head == "tokens":
-            self.head = nn.Sequential(nn.Linear(dim, K * dim), nn.Unflatten(-1, (K, dim)), RMSNorm(dim), nn.Linear(dim, config.vocab_size - 1))  # fmt: skip
-        else:
-            self.head = Head(dim, config.latent_dim, config.head_layers)
+        of_tokens = partial(tokens_head, dim, K, config.vocab_size - 1)
+        self.head = of_tokens() if config.head == "tokens" else Head(dim, config.latent_dim, config.head_layers)
+        self.beside = of_tokens() if getattr(config, "token_loss", 0) else None
         self.post_init()
-        for part in (self.read, self.head):
+        for part in filter(None, (self.read, self.head, self.beside)):
             initialize(part)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -120,8 +133,9 @@ class NextVector(LlamaPreTrainedModel):
             module.reset_frequencies()
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The layer to the vocabulary, where the head has one."""
-        return self.head[-1] if self.config.head == "tokens" else None
+        """The layer to the vocabulary, where there is one."""
+        head = self.head if self.config.head == "tokens" else self.beside
+        return head and head[-1]
 
     def contexts(self, tokens: torch.Tensor) -> torch.Tensor:
         """The context (B, C, D) of each chunk of tokens (B, C, K): of those before it."""
@@ -178,25 +192,34 @@ def batch_of(sequences: list[torch.Tensor], chunk_size: int, runtime: Runtime) -
 
 
 def chunk_costs(model: NextVector, tokens: torch.Tensor, mask: torch.Tensor, vae: TokComVAE) -> torch.Tensor:
-    """What each real chunk of tokens and mask (B, C, K) costs (n,): nats, an energy score, or the denoiser's weighted squared error."""
+    """What each real chunk of tokens and mask (B, C, K) costs (n,): nats, an energy score, or the denoiser's weighted squared error; in
+    training with what --token_loss asks for."""
     real, vae = mask.any(-1), vae.to(tokens.device)
     context = model.contexts(tokens)[real]
     if model.config.head == "tokens":
-        nats = F.cross_entropy(model.head(context).flatten(0, 1).float(), tokens[real].flatten(), reduction="none")
-        return (nats.view(-1, tokens.shape[-1]) * mask[real]).sum(-1)
+        return token_nats(model.head(context), tokens[real], mask[real])
+    beside = 0
+    if model.training and model.beside is not None:
+        beside = model.config.token_loss * token_nats(model.beside(context), tokens[real], mask[real])
     with torch.no_grad():
         mean, log_variance = vae.posterior(tokens[real], mask[real])
         mean, spread = (mean - vae.latent_mean) / vae.latent_std, (log_variance / 2).exp() / vae.latent_std
         truth = mean + spread * torch.randn(DRAWS, *mean.shape, device=mean.device)
     context = context.expand(DRAWS, *context.shape)
     if model.config.head == "energy":
-        return energy_score(model.draw(context), truth)
+        return energy_score(model.draw(context), truth) + beside
     log_sigma = np.log(LEAST_SIGMA) + torch.rand(truth.shape[:-1], device=mean.device) * np.log(
         MOST_SIGMA / LEAST_SIGMA
     )
     sigma = log_sigma.exp()
     found = model.denoised(truth + sigma[..., None] * torch.randn_like(truth), sigma, context)
-    return ((1 + sigma**-2) * (found - truth).square().mean(-1)).mean(0)
+    return ((1 + sigma**-2) * (found - truth).square().mean(-1)).mean(0) + beside
+
+
+def token_nats(logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Nats (n,) of the real tokens of chunks (n, K) under logits (n, K, V)."""
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), reduction="none")
+    return (nats.view_as(mask) * mask).sum(-1)
 
 
 def loss(model: NextVector, sequences: list[torch.Tensor], runtime: Runtime, vae: TokComVAE) -> torch.Tensor:

@@ -286,23 +286,21 @@ class HeldOut:
 
     def brier_lm(self, steps: int) -> dict:
         """BrierLM of what follows real prompts of a quarter of the window, with `steps` forward passes, and Brier of its n-grams."""
-        samples, ahead = [], self.written * self.K
+        samples, given = [], self.given * self.K
         for salt in (1, 2):
             generator = torch.Generator(self.runtime.device).manual_seed(self.args.seed * 1000 + salt)
-            parts = []
-            for part in self.prompts.split(64):
-                clean = self.vae.encode(part, torch.ones_like(part, dtype=torch.bool))
-                cond_mask = (
-                    torch.arange(self.given + self.written, device=part.device).expand(len(part), -1) < self.given
-                )
-                mask = torch.ones_like(cond_mask)
-                grid = self.times.grid(steps)
-                found = self.flow.sample(
-                    mask, grid, "stochastic", cond_mask=cond_mask, cond_latents=clean, generator=generator
-                )
-                parts.append(found.tokens()[:, -ahead:])
-            samples.append(torch.cat(parts))
-        return brier_lm(*samples, self.prompts[:, -ahead:])
+            samples.append(torch.cat([self.written_on(part, steps, generator) for part in self.prompts.split(64)]))
+        return brier_lm(*samples, self.prompts[:, given:])
+
+    def written_on(self, texts: torch.Tensor, steps: int, generator: torch.Generator) -> torch.Tensor:
+        """What stands in place of all after the prompt of each of `texts` (B, N), of whole chunks, after `steps` forward passes."""
+        clean = self.vae.encode(texts, torch.ones_like(texts, dtype=torch.bool))
+        cond_mask = (torch.arange(clean.shape[1], device=texts.device) < self.given).expand(len(texts), -1)
+        found = self.flow.sample(
+            torch.ones_like(cond_mask), self.times.grid(steps), "stochastic", cond_mask=cond_mask, cond_latents=clean,
+            generator=generator,
+        )  # fmt: skip
+        return found.tokens()[:, self.given * self.K :]
 
     def variance(self) -> torch.Tensor:
         """Variance (latent_dim,) of the posterior means over the sequences, in the encoder's own units."""

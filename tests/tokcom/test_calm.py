@@ -22,7 +22,7 @@ RUNTIME = device.start("cpu", 0, "fp32")
 def settings(head: str):
     """The program's own defaults, small."""
     parser = language_model.parser_of("test")
-    for name, value in (("head", head), ("head_layers", 2), ("passes", 16)):
+    for name, value in (("head", head), ("head_layers", 2), ("passes", 16), ("token_loss", 0.0)):
         parser.add_argument(f"--{name}", default=value)
     return parser.parse_args(["--data_path", "-", "--output_dir", "-", *SIZES[:6], "--max_length", "16"])
 
@@ -65,6 +65,24 @@ def test_a_chunk_is_drawn_as_a_whole(two_words, head):
         assert mixed == pytest.approx(2 * 0.25 * 0.75, abs=0.1)
     else:
         assert mixed < 0.1 and share[1, 1] == pytest.approx(0.25, abs=0.1)
+
+
+@pytest.mark.parametrize("head", ("energy", "flow"))
+def test_token_loss_counts_in_training_alone(two_words, head):
+    """Beside the head's own loss stand so many times the nats of each token by itself; what chooses the weights has none of them."""
+    given = settings(head)
+    given.token_loss = 0.5
+    torch.manual_seed(0)
+    model = calm.NextVector(calm.config_of(given, two_words.args)).train()
+    tokens, mask = torch.randint(0, 2, (3, 4, 2)), torch.ones(3, 4, 2, dtype=torch.bool)
+    cost = {}
+    for training in (True, False):
+        torch.manual_seed(1)
+        cost[training] = calm.chunk_costs(model.train(training), tokens, mask, two_words)
+    nats = -model.beside(model.contexts(tokens)).log_softmax(-1).gather(-1, tokens[..., None]).sum((-1, -2))
+    torch.testing.assert_close(cost[True] - cost[False], 0.5 * nats.flatten())
+    calm.loss(model.train(), list(tokens.flatten(1)), RUNTIME, two_words).backward()
+    assert all(parameter.grad is not None for parameter in model.beside.parameters())
 
 
 def test_the_energy_score_is_that_of_its_definition():

@@ -21,6 +21,10 @@ WORDS = {
     "masked diffusion (bound)": "掩码扩散（上界）", "network alone (bound)": "单独的网络（上界）",
     "**network with n-grams** (bound)": "**网络加 n 元模型**（上界）", "1.88 (CPU), 1.47 (A100)": "1.88（CPU），1.47（A100）", "nanoGPT by characters, as published": "nanoGPT，按字符，公开数字",
     "tokens in gaps found": "空缺中找回的词元", "trigrams, both sides": "三元，两侧已知", "autoregressive, left side": "自回归，仅左侧",
+    "trigrams, left side": "三元，仅左侧", "masked diffusion, both sides": "掩码扩散，两侧已知", "masked diffusion, left side": "掩码扩散，仅左侧",
+    "network with n-grams, both sides": "网络加 n 元模型，两侧已知", "network with n-grams, left side": "网络加 n 元模型，仅左侧",
+    "network alone, both sides": "单独的网络，两侧已知", "network alone, left side": "单独的网络，仅左侧",
+    "all steps even in log noise": "全部步在对数噪声上均匀", "all steps where training times are": "全部步在训练时刻所在处",
     "masked diffusion": "掩码扩散", "texts": "文本", "passes": "前向次数", "perplexity": "困惑度", "entropy, bits": "熵，比特",
     "distinct 4-grams": "不同的四元", "4-grams seen": "训练中出现过的四元", "words that exist": "真实存在的词", "test texts": "测试文本",
     "trigrams": "三元", "bigrams": "二元", "tokens by frequency": "按词频抽样", "autoregressive": "自回归",
@@ -55,7 +59,8 @@ WORDS = {
     "random erasing, 0.25": "随机擦除，0.25", "MixUp, 0.2": "`MixUp`，0.2", "CutMix, 1": "`CutMix`，1", "no label smoothing": "无标签平滑",
     "plain text": "普通文本", "rendered page": "渲染页面", "english: tokens": "英文：词元", "chinese: tokens": "中文：词元",
     "**network alone**": "**单独的网络**", "vector by vector, energy head": "逐向量，能量头", "vector by vector, flow head": "逐向量，流头", "4 tokens at once, no vector": "一次 4 个词元，无向量",
-    "TokCom, 4 to a vector, trigrams inside": "TokCom，每向量 4 个，内部带三元",
+    "TokCom, 4 to a vector, trigrams inside": "TokCom，每向量 4 个，内部带三元", "text as it goes on": "真实的后文",
+    "vector by vector, energy head, beside the tokens' loss": "逐向量，能量头，旁有词元的损失", "vector by vector, flow head, beside the tokens' loss": "逐向量，流头，旁有词元的损失",
     "tried": "次数", "went wrong": "出错", "row": "行", "test accuracy": "测试准确率", "images seen": "看过的图像", "images/s": "图像/秒", "": "",
 }  # fmt: skip
 PATTERNS = (

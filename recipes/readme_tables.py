@@ -7,6 +7,7 @@ A README without the JSON of one of its tables is refused.
 """
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -333,26 +334,32 @@ def speed() -> str:
 
 
 def tokcom_language(texts: str) -> str:
-    """TokCom's two layouts beside an autoregressive transformer."""
-    rows = []
-    for row in load(f"tokcom/{texts}.json")["rows"]:
-        name = TOKCOM_ROWS.get(row["name"].split("-")[0]) or f"TokCom, {row['chunk_size']} to a vector"
-        rows.append([
-            name, f"{row['steps']:,}", f"{row['nll']:.2f}" if "nll" in row else "–", f"{row['brier_lm']:.3f}", f"{row['brier'][0]:.3f}",
-            f"{row['nfe_per_token']:g}", f"{row['flops_per_token_and_pass'] / 1e6:.1f}",
-        ])  # fmt: skip
-    return table(
-        [
-            "",
-            "steps",
-            "nats per token",
-            "BrierLM of 4 tokens",
-            "… of the first",
-            "passes per token",
-            "MFLOPs per token and pass",
-        ],
-        rows,
-    )
+    """TokCom's two layouts beside an autoregressive transformer; bits per byte where a token is a byte."""
+    rows, of_bytes = [], texts == "shakespeare"
+    found = load(f"tokcom/{texts}.json")
+    for row in found["rows"]:
+        nll = f"{row['nll'] / (math.log(2) if of_bytes else 1):.2f}" if "nll" in row else "–"
+        cells = [f"{row['steps']:,}", nll, f"{row['brier_lm']:.3f}", f"{row['brier'][0]:.3f}"]
+        if "texts" in row:
+            cells.append(percent(row["texts"]["words"]))
+        cells += [f"{row['nfe_per_token']:g}", f"{row['flops_per_token_and_pass'] / 1e6:.1f}"]
+        rows.append([tokcom_row(row), *cells])
+    if "real_texts" in found:
+        rows.append(["text as it goes on", "", "", "", "", percent(found["real_texts"]["words"]), "", ""])
+    header = ["", "steps", "bits per byte" if of_bytes else "nats per token", "BrierLM of 4 tokens", "… of the first"]
+    words = ["words that exist"] if "real_texts" in found else []
+    return table([*header, *words, "passes per token", "MFLOPs per token and pass"], rows)
+
+
+def tokcom_row(row: dict) -> str:
+    """What a row of TokCom's results is called."""
+    return TOKCOM_ROWS.get(row["name"].split("-")[0]) or f"TokCom, {row['chunk_size']} to a vector"
+
+
+def tokcom_samples() -> str:
+    """What each writes after the same 32 characters, unpicked."""
+    rows = load("tokcom/shakespeare.json")["rows"]
+    return "\n".join(f"```text\n[{tokcom_row(row)}] {row['sample'].strip()}\n```\n" for row in rows if "sample" in row)
 
 
 def released() -> str:
@@ -435,7 +442,7 @@ def faults() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
-    "ladder": ladder, "sweeps": sweeps, "further": further, "gaps": gaps, "generation": generation, "samples": samples, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "released": released, "speed": speed,
+    "ladder": ladder, "sweeps": sweeps, "further": further, "gaps": gaps, "generation": generation, "samples": samples, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "tokcom_samples": tokcom_samples, "released": released, "speed": speed,
     "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "image_curve": image_curve, "image_json": image_json, "vit_rows": vit_rows, "vit_ablations": vit_ablations,
 }  # fmt: skip
 

@@ -48,6 +48,14 @@ def test_grids_ascend_from_the_start_to_nearly_clean(t_start, steps):
         assert grid[0] == pytest.approx(t_start)
 
 
+def test_steps_are_even_in_log_noise_or_follow_the_training_times():
+    sampler = TimeSampler("logit_normal", 0.5, 0.7)
+    even, learned = (sigma_of(sampler.grid(101, lowest=0.05, even=share)).log() for share in (1.0, 0.0))
+    assert torch.allclose(even.diff(), even.diff().mean().expand(100), atol=0.03)
+    logit_t = torch.tensor([0.5 - 0.7, 0.5, 0.5 + 0.7])  # at a deviation's distance from the middle, the noisiest first
+    assert torch.allclose(-learned[[16, 50, 84]], logit_t, atol=0.06)
+
+
 def test_a_saved_sampler_of_several_ranks_goes_on_as_if_it_had_not_been_saved():
     class Rank:
         """One of two ranks in one process: adding over them is adding the other's tensor."""

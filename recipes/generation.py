@@ -46,9 +46,9 @@ def main() -> None:
     parser.add_argument("--num_texts", type=int, default=64, help="texts of each row")
     parser.add_argument("--length", type=int, default=128, help="their tokens")
     parser.add_argument("--output_dir", default=str(RESULTS), help="where to write")
-    add_common(parser, "device", "seed")
+    add_common(parser, "device", "precision", "seed")
     args = parser.parse_args()
-    runtime = device.start(args.device, args.seed, "fp32")
+    runtime = device.start(args.device, args.seed, args.precision)
     loaded = load_pretrained(args.checkpoint, runtime.device)
     without_ngrams = Guide.without_ngrams(loaded.diffusion, 0).diffusion
     guides = {"itself without n-grams": without_ngrams, "itself without its earlier pass": loaded.diffusion}
@@ -68,7 +68,7 @@ def main() -> None:
     judge, rows = Judge(model, train, loaded.tokenizer, runtime), []
     blank = torch.zeros(args.num_texts, args.length, dtype=torch.long)
     usual = loaded.diffusion.ngram_candidates
-    with progress_bar(len(tried), "generation", unit="row") as bar:
+    with runtime.autocast(), progress_bar(len(tried), "generation", unit="row") as bar:
         for name, changed in tried.items():
             setting = BASE | changed
             guide = Guide(guides[setting["guide"]], setting["guidance"]) if setting["guide"] else None

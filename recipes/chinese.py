@@ -59,7 +59,7 @@ WORDS = {
     "random erasing, 0.25": "随机擦除，0.25", "MixUp, 0.2": "`MixUp`，0.2", "CutMix, 1": "`CutMix`，1", "no label smoothing": "无标签平滑",
     "plain text": "普通文本", "rendered page": "渲染页面", "english: tokens": "英文：词元", "chinese: tokens": "中文：词元",
     "**network alone**": "**单独的网络**", "vector by vector, energy head": "逐向量，能量头", "vector by vector, flow head": "逐向量，流头", "4 tokens at once, no vector": "一次 4 个词元，无向量",
-    "TokCom, 4 to a vector, trigrams inside": "TokCom，每向量 4 个，内部带三元", "text as it goes on": "真实的后文",
+    "TokCom, 4 to a vector, trigrams inside": "TokCom，每向量 4 个，内部带三元", "text as it goes on": "真实的后文", "seconds": "秒",
     "vector by vector, energy head, beside the tokens' loss": "逐向量，能量头，旁有词元的损失", "vector by vector, flow head, beside the tokens' loss": "逐向量，流头，旁有词元的损失",
     "tried": "次数", "went wrong": "出错", "row": "行", "test accuracy": "测试准确率", "images seen": "看过的图像", "images/s": "图像/秒", "": "",
 }  # fmt: skip

@@ -17,10 +17,12 @@ from kit.errors import UserError, run
 from kit.runlog import environment, write_json
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = {
-    "reconstruct": ("--input_text", "It was a cold evening, and the old man sat by the fire."), "generate": (),
-    "infill": ("--input_text", "“I am glad to see you,” said [[6]], and he [[24]] the door."),
-}  # fmt: skip
+COMMANDS = (
+    ("--mode", "reconstruct", "--input_text", "It was a cold evening, and the old man sat by the fire."),
+    ("--mode", "generate"),
+    ("--checkpoint", "chinese", "--mode", "generate"),
+    ("--mode", "infill", "--input_text", "“I am glad to see you,” said [[6]], and he [[24]] the door."),
+)
 
 
 def main() -> None:
@@ -30,20 +32,22 @@ def main() -> None:
     if args.turns < 1:
         raise UserError(f"--turns {args.turns}: need at least 1")
     rows = []
-    for mode, given in COMMANDS.items():
+    for given in COMMANDS:
         seconds = []
         for _ in range(args.turns):
             with TemporaryDirectory() as folder:
                 start = time.monotonic()
-                command = [sys.executable, str(ROOT / "inference.py"), "--mode", mode, *given]
+                command = [sys.executable, str(ROOT / "inference.py"), *given]
                 done = subprocess.run(
                     command, cwd=folder, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
                 )
                 seconds.append(time.monotonic() - start)
             if done.returncode:
-                raise UserError(f"--mode {mode} failed: {done.stderr.strip()}")
-        rows.append({"mode": mode, "seconds": statistics.median(seconds), "turns": seconds, "output": done.stdout})
-        print(f"{mode:12} {statistics.median(seconds):.1f} s", flush=True)
+                raise UserError(f"inference.py {' '.join(given)} failed: {done.stderr.strip()}")
+        rows.append(
+            {"arguments": given, "seconds": statistics.median(seconds), "turns": seconds, "output": done.stdout}
+        )
+        print(f"{statistics.median(seconds):5.1f} s  inference.py {' '.join(given)}", flush=True)
     report = {"rows": rows, "environment": environment(device.start("cpu", 0, "fp32"))}
     write_json(ROOT / "results" / "released" / "seconds.json", report)
     print("wrote results/released/seconds.json")

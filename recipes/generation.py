@@ -42,6 +42,7 @@ def main() -> None:
     )
     parser.add_argument("--autoregressive", required=True, help="the baseline that judges")
     parser.add_argument("--data_path", required=True, help="data of both")
+    parser.add_argument("--rows", nargs="+", help="which, by their names (default: all)")
     parser.add_argument("--passes", type=int, default=32, help="forward passes")
     parser.add_argument("--num_texts", type=int, default=64, help="texts of each row")
     parser.add_argument("--length", type=int, default=128, help="their tokens")
@@ -62,6 +63,9 @@ def main() -> None:
         for weight in GUIDANCE:
             tried[f"guided by {name}, {weight:g}"] = {"guide": name, "guidance": weight}
         tried[f"guided by {name}, 1, temperature 0.8"] = {"guide": name, "guidance": 1.0, "temperature": 0.8}
+    if unknown := set(args.rows or ()) - tried.keys():
+        raise UserError(f"--rows {unknown.pop()}: choose from {', '.join(tried)}")
+    tried = {name: tried[name] for name in args.rows or tried}
     output = make_folder(args.output_dir)
     train, _, _ = open_chunks(args.data_path, output / "data", loaded.tokenizer)
     model = load_baseline(args.autoregressive, loaded.tokenizer.vocab_size).to(runtime.device)

@@ -42,6 +42,7 @@ CURVE = {
     "qr": "QR",
     "text": "plain text",
 }
+SHOWN_CHARACTERS = 300  # of a text that a released checkpoint wrote
 TOKCOM_ROWS = {
     "autoregressive": "autoregressive transformer", "energy": "vector by vector, energy head", "flow": "vector by vector, flow head",
     "energy_tokens": "vector by vector, energy head, beside the tokens' loss", "flow_tokens": "vector by vector, flow head, beside the tokens' loss",
@@ -309,6 +310,18 @@ def vit_ablations() -> str:
     return table(["change", "test accuracy", "images seen"], cells)
 
 
+def first_minute() -> str:
+    """Seconds that the first commands take, and what the released checkpoints write."""
+    found, written = load("released/seconds.json")["rows"], []
+    for row in found:
+        if "generate" in row["arguments"]:
+            text = row["output"].partition("\n")[2].strip()
+            written.append(f"```text\n{text[:SHOWN_CHARACTERS]} …\n```\n")
+    commands = [" ".join(f'"{a}"' if " " in a else a for a in row["arguments"]) for row in found]
+    rows = [[f"`inference.py {command}`", f"{row['seconds']:.0f}"] for command, row in zip(commands, found)]
+    return table(["", "seconds"], rows) + "\n" + "\n".join(written)
+
+
 def speed() -> str:
     header = [
         "network", "where", "tokens/s of training", "fraction of the matmul rate", "against the same network on whole pictures",
@@ -442,7 +455,7 @@ def faults() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
-    "ladder": ladder, "sweeps": sweeps, "further": further, "gaps": gaps, "generation": generation, "samples": samples, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "tokcom_samples": tokcom_samples, "released": released, "speed": speed,
+    "ladder": ladder, "sweeps": sweeps, "further": further, "gaps": gaps, "generation": generation, "samples": samples, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "tokcom_samples": tokcom_samples, "released": released, "first_minute": first_minute, "speed": speed,
     "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "image_curve": image_curve, "image_json": image_json, "vit_rows": vit_rows, "vit_ablations": vit_ablations,
 }  # fmt: skip
 

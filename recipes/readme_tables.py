@@ -318,7 +318,7 @@ def first_minute() -> str:
             text = row["output"].partition("\n")[2].strip()
             written.append(f"```text\n{text[:SHOWN_CHARACTERS]} …\n```\n")
     commands = [" ".join(f'"{a}"' if " " in a else a for a in row["arguments"]) for row in found]
-    rows = [[f"`inference.py {command}`", f"{row['seconds']:.0f}"] for command, row in zip(commands, found)]
+    rows = [[f"`inference.py {command}`", f"{row['seconds']:.1f}"] for command, row in zip(commands, found)]
     return table(["", "seconds"], rows) + "\n" + "\n".join(written)
 
 

@@ -35,6 +35,7 @@ from kit.runlog import environment, make_folder, progress_bar, write_json
 from pretrained import Pretrained, load_pretrained
 
 GAP, PERIOD = 8, 32  # tokens missing of so many
+FIRST_GAP = (PERIOD - GAP) // 2  # where it begins
 PARTS = ("likelihood", "gaps", "generation")
 NGRAMS = {2: "bigrams", 3: "trigrams"}
 LESS_MEMORY = "lower `batch_size`"
@@ -232,8 +233,7 @@ class Setting:
             batch = self.first.collate(chunks[start : start + self.args.batch_size])
             tokens, mask = batch["tokens"], batch["mask"]
             place = torch.arange(tokens.shape[1], device=tokens.device)
-            begin = (PERIOD - GAP) // 2
-            missing = mask & (place % PERIOD >= begin) & (place % PERIOD < begin + GAP)
+            missing = mask & (place % PERIOD >= FIRST_GAP) & (place % PERIOD < FIRST_GAP + GAP)
             guesses = {}
             for name, fill in fills.items():
                 guesses[f"{name}, both sides"] = fill(tokens, mask, missing)
@@ -278,7 +278,7 @@ def write_on(model, tokens, mask, missing) -> torch.Tensor:
 def fill_from_left(fill: Callable, tokens, mask, missing) -> torch.Tensor:
     """What `fill(tokens, mask, missing)` says of each gap when nothing to its right is there."""
     found, place = tokens.clone(), torch.arange(tokens.shape[1], device=tokens.device)
-    for start in range((PERIOD - GAP) // 2, tokens.shape[1], PERIOD):
+    for start in range(FIRST_GAP, tokens.shape[1], PERIOD):
         there = mask & (place < start + GAP)
         gap = missing & there & (place >= start)
         if gap.any():

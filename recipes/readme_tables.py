@@ -13,12 +13,11 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
 
 from kit.arguments import program
 from kit.errors import run
-from kit.intervals import wilson
 from recipes import chinese
+from recipes.image_tables import image_codecs, image_cost, image_curve, image_json, image_ledger, image_smoke
 from recipes.language_tables import answers, further, gaps, generation, ladder, levers, samples, sweeps, trainings
 from recipes.markdown import RESULTS, ROOT, load, percent, table
 
@@ -29,19 +28,6 @@ DECODERS = {
     "nearest": "nearest color", "unigram": "unigram posterior", "bigram": "bigram forward-backward",
     "trigram": "trigram forward-backward", "network": "network alone", "hybrid": "**network with n-grams**",
 }  # fmt: skip
-IMAGE_ROWS = {
-    "codebook": "**codebook**: 10 tokens to a block, 8 colors, 4 px", "text": "text (plain tokens)",
-    "conv": "conv: 10 embeddings through a learned convolution", "pool": "pool: means of 10 embeddings", "truncate": "truncate: the first tenth",
-    "render": "rendered page, not trained on", "codebook_external": "QR, not trained on",
-}  # fmt: skip
-CURVE = {
-    "codebook": "**color code**",
-    "conv": "learned convolution",
-    "pool": "mean of embeddings",
-    "render": "rendered page",
-    "qr": "QR",
-    "text": "plain text",
-}
 SHOWN_CHARACTERS = 300  # of a text that a released checkpoint wrote
 TOKCOM_ROWS = {
     "autoregressive": "autoregressive transformer", "energy": "vector by vector, energy head", "flow": "vector by vector, flow head",
@@ -156,119 +142,6 @@ def tokcom() -> str:
         ["tokens recovered", *(percent(row["recovered"], 2) for row in vectors)],
     ])  # fmt: skip
     return "\n".join([facts, recovery, sizes])
-
-
-def image_smoke() -> str:
-    points = load("image_context/smoke/summary.json")["points"]
-
-    def line(codec: str) -> list[str]:
-        mine = {point["augmentation"]: point for point in points if point["codec"] == codec}
-        cells = []
-        for level in ("clean", "light", "heavy"):
-            low, high = mine[level]["interval"]
-            cells.append(f"{percent(mine[level]['mean'])} [{percent(low, 0)}, {percent(high, 0)}]")
-        clean = mine["clean"]
-        return [IMAGE_ROWS[codec], f"{clean['visual_tokens']:.0f}", f"{clean['ratio_context']:.2f}", *cells]
-
-    header = ["40 random tokens as", "visual tokens", "ratio", "clean", "light", "heavy"]
-    return table(header, map(line, IMAGE_ROWS))
-
-
-def image_codecs() -> str:
-    found = load("image_context/codecs.json")
-
-    def line(row: dict) -> list[str]:
-        back = {r["augmentation"]: r for r in found["survival"] if r["codec"] == row["codec"]}
-        light = f"{back['light']['bytes_per_visual_token']:.1f}" if "light" in back else "–"
-        cells = [
-            f"{percent(back[level]['exact'])} of {back[level]['documents']:,}" if level in back else "–"
-            for level in ("light", "heavy")
-        ]
-        return [row["codec"], f"{row['bytes_per_visual_token']:.1f}", light, *cells]
-
-    header = [
-        "codec", "bytes per visual token: long clean text", "… with parity and finder patterns, 1,000 characters",
-        "documents read back after `light`", "… after `heavy`",
-    ]  # fmt: skip
-    page = next(row for row in found["render"] if row["text"] == "english")
-    rendered = ["rendered page, 9 pt", f"{page['bytes_per_visual_token']:.1f}", "–", "–", "–"]
-    relatives = [
-        [f"JAB Code, {row['colors']} colors, {row['module']} px, by its standard", f"{row['bytes_per_visual_token']:.1f}", f"{row['corrected']:.1f}", "–", "–"]
-        for row in found["jab_code"]
-    ]  # fmt: skip
-    return table(header, [*map(line, found["density"]), *relatives, rendered])
-
-
-def image_ledger() -> str:
-    """What a real processor counts of the same texts, however carried."""
-    rows = load("image_context/cost.json")["ledger"]
-    carriers = {row["carrier"]: [r for r in rows if r["carrier"] == row["carrier"]] for row in rows}
-    header = [f"{rows[0]['characters']:,} characters as"]
-    for row in carriers["plain text"]:
-        header += [f"{row['text']}: tokens", "ratio"]
-    cells = {
-        name: [(f"{r['total_tokens']:,}", f"{r['ratio_context']:.1f}") for r in found]
-        for name, found in carriers.items()
-    }
-    return table(header, [[name, *(cell for pair in pairs for cell in pair)] for name, pairs in cells.items()])
-
-
-def image_cost() -> str:
-    """What a text of the longest length measured costs a reader, however carried."""
-    rows = load("image_context/cost.json")["times"]
-    longest = max(row["length"] for row in rows)
-    header = [
-        f"{longest:,} tokens as",
-        "tokens read",
-        "prefill",
-        "GFLOPs",
-        "of which vision",
-        "decoding, per token",
-        "cache",
-    ]
-    cells = [
-        [
-            row["carrier"], f"{row['total_tokens']:,}", f"{row['prefill_seconds']:.2f} s", f"{row['flops'] / 1e9:.1f}", f"{row['flops_of_vision'] / 1e9:.1f}",
-            f"{row['decode_seconds'] * 1000:.0f} ms", f"{row['cache_bytes'] / 1e6:.1f} MB",
-        ]
-        for row in rows if row["length"] == longest
-    ]  # fmt: skip
-    return table(header, cells)
-
-
-def image_curve() -> str:
-    """Random tokens restored by each way of carrying them: means over seeds, and the ratio that all tokens of the carrier make."""
-    points = load("image_context/curve.json")
-    codecs = [codec for codec in CURVE if any(p["codec"] == codec for p in points)]
-    rows = []
-    for ratio in sorted({p["ratio"] for p in points}):
-        cells = [str(ratio)]
-        for codec in codecs:
-            mine = [p for p in points if (p["codec"], p["ratio"]) == (codec, ratio)]
-            if not mine:
-                cells.append("–")
-                continue
-            values = [p["accuracy"] for p in mine]
-            spread = f"± {stdev(values):.1%}" if len(mine) > 1 else "[{:.0%}, {:.0%}]".format(*mine[0]["ci"])
-            cells.append(f"{mean(values):.1%} {spread} ({mine[0]['measured_ratio']:.1f}; {len(mine)})")
-        rows.append(cells)
-    return table(["tokens to a block or vector", *(CURVE[codec] for codec in codecs)], rows)
-
-
-def image_json() -> str:
-    """JSON restored by a reader that learned each way of carrying it: whole documents right, and F1 of their leaves."""
-    points = load("image_context/tasks/tiny_json_en_10.json")["points"]
-    rows = []
-    for codec in CURVE:
-        mine = {p["augmentation"]: p for p in points if p["codec"] == codec}
-        if mine:
-            cells = [f"{mine['clean']['ratio_context']:.1f}"]
-            for point in (mine[level] for level in ("clean", "light", "heavy")):
-                exact, asked = point["metrics"]["json_exact"], point["questions"]
-                low, high = wilson(exact * asked, asked)
-                cells.append(f"{percent(exact)} [{low:.0%}, {high:.0%}] ({point['metrics']['json_f1']:.3f})")
-            rows.append([CURVE[codec], *cells])
-    return table(["128 tokens of JSON as", "ratio", "clean", "light", "heavy"], rows)
 
 
 def vit_rows() -> str:

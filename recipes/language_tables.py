@@ -51,7 +51,7 @@ def sweep_of(minutes: str) -> list[dict]:
 
 
 def sweeps() -> str:
-    """What optimizer, rate and dropout do to the baselines, and the rate to the network."""
+    """What optimizer, rate and dropout do to the baselines, and the rate to the network; what each run computes."""
     rows = []
     for minutes in RUNGS:
         for row in sweep_of(minutes):
@@ -59,10 +59,10 @@ def sweeps() -> str:
             nats = f"{row['bits_per_byte'] * math.log(2):.3f}" if "nll" in row else "–"
             optimizer = {"adamw": "AdamW", "muon": "Muon"}[row["optimizer"]]
             rows.append([
-                name, f"{minutes} minutes", row["size"], optimizer, f"{row['lr']:g}", f"{row['dropout']:g}", f"{row['steps']:,}", f"{row['val_loss']:.3f}", nats,
+                name, f"{minutes} minutes", row["size"], optimizer, f"{row['lr']:g}", f"{row['dropout']:g}", f"{row['steps']:,}", f"{row['parameters'] / 1e6:.1f} M", f"{row['training_flops'] / 1e12:.0f}", f"{row['val_loss']:.3f}", nats,
             ])  # fmt: skip
     header = [
-        "model", "after", "size", "optimizer", "rate", "dropout", "steps", "nats per token, val", "nats per character, test",
+        "model", "after", "size", "optimizer", "rate", "dropout", "steps", "parameters", "TFLOPs", "nats per token, val", "nats per character, test",
     ]  # fmt: skip
     return table(header, rows)
 

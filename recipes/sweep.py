@@ -6,10 +6,14 @@ python -m recipes.sweep checkpoints/ladder/shakespeare/15 results/shakespeare/15
 import json
 from pathlib import Path
 
+import torch
+
+from corpus.chunks import open_chunks
 from kit import errors
 from kit.arguments import program
 from kit.errors import UserError
 from kit.runlog import write_json
+from pretrained import load_pretrained
 
 MODELS = {
     "autoregressive": "autoregressive",
@@ -17,7 +21,7 @@ MODELS = {
     "ngram3": "network with n-grams",
     "ngram0": "network alone",
 }
-OF_REPORT = ("nll", "bits_per_byte", "bits_per_byte_ci", "parameters")
+OF_REPORT = ("nll", "bits_per_byte", "bits_per_byte_ci", "parameters", "training_flops")
 
 
 def main() -> None:
@@ -44,7 +48,8 @@ def ended(run: Path) -> bool:
 
 def row(model: str, run: Path) -> dict:
     """A run's settings and its best validation loss: nats per token of a baseline, whose report also says what the test text costs;
-    of a network the mean over its noise levels, which compares with that of other networks alone."""
+    of a network the mean over its noise levels, which compares with that of other networks alone. FLOPs of training, without n-grams.
+    """
     settings, found = (json.loads((run / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "env"))
     log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     best = min((r for r in log if "val_loss" in r), key=lambda r: r["val_loss"])
@@ -56,7 +61,18 @@ def row(model: str, run: Path) -> dict:
     if report.is_file():
         said = json.loads(report.read_text(encoding="utf-8"))
         kept |= {name: said[name] for name in OF_REPORT} | {"steps": said["steps"], "seconds": said["training_seconds"]}
+    else:
+        kept |= cost_of(run, settings, kept["steps"])
     return kept
+
+
+def cost_of(run: Path, settings: dict, steps: int) -> dict:
+    """Parameters of a network and the FLOPs of its training, as train.py counts them: three passes a step, a fourth where it conditions itself."""
+    loaded = load_pretrained(run / "best_model.pth", torch.device("cpu"))
+    lengths = open_chunks(settings["data_path"], run / "data", loaded.tokenizer)[0].lengths
+    network, texts = loaded.diffusion.network, steps * settings["batch_size"] * settings["grad_accum"]
+    flops = (3 + settings["self_cond_prob"]) * network.flops(float(lengths.mean())) * texts
+    return {"parameters": sum(p.numel() for p in network.parameters()), "training_flops": flops}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from image_context.backend_vllm import merge
 from image_context.codecs import Encoded, build_codec
 from image_context.dataset import costs, prepare
 from image_context.model import (
@@ -218,6 +219,28 @@ def test_lora_reaches_language_and_vision_and_comes_back(bpe, tmp_path):
     assert not torch.allclose(
         AnswerLoss(load_vlm(str(tmp_path / "base")).model)(batch)[0], AnswerLoss(again.model)(batch)[0]
     )
+
+
+def test_vllm_is_given_the_vision_adapter_too(bpe, codec, tmp_path):
+    build_vlm("tiny", bpe).save(tmp_path / "base")
+    adapted = load_vlm(str(tmp_path / "base"))
+    add_lora(adapted, 4, 8, 0.0)
+    with torch.no_grad():  # the vision tower's part alone
+        for name, parameter in adapted.model.named_parameters():
+            if "visual" in name and "lora_B" in name:
+                parameter.normal_(std=0.3)
+    sample = documents(bpe, 24)[0]
+    batch = prepare(adapted, [codec.encode(sample.document)], [sample.question], [sample.answer])
+
+    def loss(vlm):
+        return AnswerLoss(vlm.model.eval())(batch)[0]
+
+    expected = loss(adapted)
+    merge(adapted, str(tmp_path / "merged"))
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    merged = load_vlm(str(tmp_path / "merged"))
+    assert torch.allclose(loss(merged), expected, atol=1e-4)
+    assert not torch.allclose(loss(load_vlm(str(tmp_path / "base"))), expected, atol=1e-3)
 
 
 def test_what_is_no_vlm_is_refused(bpe, tmp_path):

@@ -4,22 +4,25 @@
     python -m recipes.image_codecs --text chinese=novel.txt english=book.txt --font DroidSansFallback.ttf
 
 Round trips of one megabyte of each text through every codec on clean images; documents of a thousand characters through the
-codebook under `light` and `heavy` (geometry included); bytes of text per visual token, ours against QR and rendered text. About
-fifteen minutes on two CPU cores.
+codebook under `light` and `heavy` (geometry included); bytes of text per visual token, ours against QR and rendered text; seconds
+until a picture that holds no page is refused. About fifteen minutes on two CPU cores.
 """
 
 import json
 import math
 import random
+import statistics
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from image_context.augment import augment
 from image_context.codecs import DamagedCode, build_codec
@@ -50,7 +53,9 @@ DENSITIES = (
 PARITY = 64  # bytes of each 255, where a row does not say otherwise
 HOPELESS = 20  # documents of which none survived, after which a codec is given up
 PROMISING = 0.98  # share of --documents that survived, for --thorough to be measured
-PARTS = ("round_trips", "render", "density", "jab_code", "survival")
+PARTS = ("round_trips", "render", "density", "jab_code", "refusals", "survival")
+PICTURE = (2000, 1500)  # pixels of what holds no page
+TURNS = 3  # of which the median is kept
 JAB_RATE = 1 - 4 / 9  # of JAB Code's low-density parity-check code at its default level 3 (ISO/IEC 23634: wc 4, wr 9)
 
 
@@ -85,7 +90,7 @@ def main() -> None:
     report = {"parity": PARITY, "environment": environment(runtime), "measured_later": {}} | report
     rows = {
         "round_trips": lambda: round_trips(texts), "render": lambda: rendered(texts, fonts), "density": lambda: density(texts),
-        "jab_code": jab_code, "survival": lambda: survival(texts, args.documents, args.thorough, args.survivors),
+        "jab_code": jab_code, "refusals": lambda: refusals(texts["english"]), "survival": lambda: survival(texts, args.documents, args.thorough, args.survivors),
     }  # fmt: skip
     for part in args.parts:
         if part in report:
@@ -175,6 +180,29 @@ def jab_code() -> Iterator[dict]:
     for colors, module in ((8, 4), (8, 2)):
         modules = (BLOCK / module) ** 2 * math.log2(colors) / 8
         yield {"colors": colors, "module": module, "bytes_per_visual_token": modules, "corrected": modules * JAB_RATE}
+
+
+def refusals(text: str) -> Iterator[dict]:
+    """Seconds until a picture that holds no page is refused: white, noise, a blurred photograph's like, a page of print."""
+    codec, noise = (
+        build_codec("codebook", frame="fiducials"),
+        np.random.default_rng(0).integers(0, 256, (*PICTURE[::-1], 3), np.uint8),
+    )
+    printed = Image.new("RGB", PICTURE, "white")
+    printed.paste(build_codec("render", page_width=PICTURE[0] // BLOCK * BLOCK).encode(text[:8000]).images[0])
+    pictures = {
+        "white": Image.new("RGB", PICTURE, "white"), "noise": Image.fromarray(noise),
+        "blurred": Image.fromarray(noise[:12, :16]).resize(PICTURE, Image.Resampling.BICUBIC), "print": printed,
+    }  # fmt: skip
+    for label, image in pictures.items():
+        seconds = []
+        for _ in range(TURNS):
+            start = time.perf_counter()
+            with suppress(DamagedCode):
+                codec.decode([image])
+                raise RuntimeError(f"a page was read from {label}")
+            seconds.append(time.perf_counter() - start)
+        yield {"picture": label, "size": PICTURE, "seconds": statistics.median(seconds)}
 
 
 def survival(texts: dict[str, str], count: int, thorough: int, chosen: list[str] | None) -> Iterator[dict]:

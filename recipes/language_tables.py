@@ -121,6 +121,16 @@ def samples() -> str:
     return "\n".join(found)
 
 
+def further_samples() -> str:
+    """What the transformer and the network, guided, write of each other text: the first ones, unpicked."""
+    found = []
+    for name, label in FURTHER.items():
+        rows = load(f"{name}/5.json").get("generation", [])
+        texts = {row["name"]: row["sample"].strip() for row in rows if row["passes"] in (None, 32)}
+        found += [f"[{label}, {system}] {texts[system]}" for system in ("autoregressive", GUIDED) if system in texts]
+    return "\n".join(f"```text\n{text}\n```\n" for text in found)
+
+
 def levers() -> str:
     """What moves the texts of one checkpoint."""
     found = load("generation.json")

@@ -18,7 +18,18 @@ from kit.arguments import program
 from kit.errors import run
 from recipes import chinese
 from recipes.image_tables import image_codecs, image_cost, image_curve, image_json, image_ledger, image_smoke
-from recipes.language_tables import answers, further, gaps, generation, ladder, levers, samples, sweeps, trainings
+from recipes.language_tables import (
+    answers,
+    further,
+    further_samples,
+    gaps,
+    generation,
+    ladder,
+    levers,
+    samples,
+    sweeps,
+    trainings,
+)
 from recipes.markdown import RESULTS, ROOT, load, percent, table
 
 FOLDERS = ("", "tokcom/", "image_context/", "vit_cifar10/")
@@ -328,7 +339,7 @@ def faults() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
-    "ladder": ladder, "sweeps": sweeps, "further": further, "gaps": gaps, "generation": generation, "samples": samples, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "tokcom_samples": tokcom_samples, "released": released, "first_minute": first_minute, "speed": speed,
+    "ladder": ladder, "sweeps": sweeps, "further": further, "further_samples": further_samples, "gaps": gaps, "generation": generation, "samples": samples, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "tokcom_samples": tokcom_samples, "released": released, "first_minute": first_minute, "speed": speed,
     "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "image_curve": image_curve, "image_json": image_json, "vit_rows": vit_rows, "vit_ablations": vit_ablations,
 }  # fmt: skip
 

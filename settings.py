@@ -96,6 +96,12 @@ def parse_args(description: str) -> argparse.Namespace:
         help="probability with which a sample has prefixes or spans given clean",
     )
     model.add_argument(
+        "--infill_blank",
+        type=float,
+        default=0.0,
+        help="fraction of those of which nothing else is seen, the rest being pure noise, as gaps are before they are filled",
+    )
+    model.add_argument(
         "--loss_fraction",
         type=float,
         default=1.0,
@@ -153,7 +159,7 @@ def check(args: argparse.Namespace) -> None:
     for name in ("max_steps", "val_interval", "save_steps", "tokens_per_step"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
-    for name in ("self_cond_prob", "infill_prob", "dropout", "ema_decay", "ngram_start"):
+    for name in ("self_cond_prob", "infill_prob", "infill_blank", "dropout", "ema_decay", "ngram_start"):
         if not 0 <= getattr(args, name) <= 1:
             raise UserError(f"--{name} {getattr(args, name)}: need a number from 0 to 1")
     if not 0 < args.loss_fraction <= 1:

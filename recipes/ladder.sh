@@ -36,7 +36,7 @@ baseline() {
 }
 
 # of a token a patch, where there is time for it
-each_token=(--model JiT-N/1 --token_dim 128 --rope order --optimizer muon --time_sampling logit_normal --t_mean 1.2 --t_std 0.9 --self_cond_prob 0)
+each_token=(--model JiT-N/1 --token_dim 128 --rope order --optimizer muon --time_sampling logit_normal --t_mean 1.2 --t_std 0.9 --self_cond_prob 0 --infill_blank 0.5)
 for minutes in $MINUTES; do
   # the longer the run, the larger the networks, where nothing else is said
   if [ "$minutes" -lt 10 ]; then

@@ -237,7 +237,7 @@ def test_a_loss_on_some_positions_is_that_of_all_on_average(data):
     lengths = torch.from_numpy(chunks.lengths[:64])
 
     def drawn(fraction, step):
-        args = argparse.Namespace(seed=0, infill_prob=0.3, loss_fraction=fraction)
+        args = argparse.Namespace(seed=0, infill_prob=0.3, infill_blank=0.0, loss_fraction=fraction)
         return draws.draw(lengths, None, 16, TimeSampler("uniform"), step, args, runtime)
 
     def weight(fraction):  # of each sample in the loss, on average
@@ -246,6 +246,20 @@ def test_a_loss_on_some_positions_is_that_of_all_on_average(data):
 
     assert torch.allclose(weight(0.25), weight(1.0), rtol=0.08)
     assert 0.2 < drawn(0.25, 0)["count"] / drawn(1.0, 0)["count"] < 0.3
+
+
+def test_gaps_are_trained_as_they_are_filled():
+    """Of the samples that are partly given, as many as asked for are pure noise elsewhere; the others keep their noise."""
+    lengths, times, runtime = torch.full((4000,), 64), TimeSampler("logit_normal", 1.2, 0.9), device.start("cpu")
+
+    def drawn(blank):
+        args = argparse.Namespace(seed=0, infill_prob=0.5, infill_blank=blank, loss_fraction=1.0)
+        return draws.draw(lengths, None, 16, times, 0, args, runtime)
+
+    usual, half = drawn(0.0), drawn(0.5)
+    given, blank = half["cond_mask"].any(1), half["t"] == times.grid(2)[0]
+    assert torch.equal(usual["cond_mask"], half["cond_mask"]) and torch.equal(usual["t"][~blank], half["t"][~blank])
+    assert not blank[~given].any() and 0.45 < blank[given].float().mean() < 0.55
 
 
 def test_tokens_in_a_step_do_not_grow_with_the_devices(call, data, tmp_path):
@@ -418,7 +432,10 @@ def test_a_chunk_is_trained_beside_counts_of_other_chunks(data):
     chunks = open_built(data / "train")
     folds = chunks.folds(draws.FOLDS)
     ngram = NGram(folds, 300, 2)
-    args, runtime = argparse.Namespace(infill_prob=0.0, loss_fraction=1.0, ngram=3, seed=0), device.start("cpu")
+    args, runtime = (
+        argparse.Namespace(infill_prob=0.0, infill_blank=0.0, loss_fraction=1.0, ngram=3, seed=0),
+        device.start("cpu"),
+    )
     for index in range(0, len(chunks), 41):
         (batch,) = batches(chunks, iter([[index]]), 16)
         drawn = draws.draw(batch["num_tokens"], None, 16, TimeSampler("uniform"), 0, args, runtime)

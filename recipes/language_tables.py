@@ -37,8 +37,7 @@ def ladder() -> str:
         )
         if len(set(values)) > 1:  # counts have no seed
             return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
-        chosen = [row for row in sweep_of(minutes) if row["baseline"] == name and row["chosen"] and "nll" in row]
-        return likelihood({"likelihood": {name: chosen[0]}} if chosen else found.get(minutes), name, math.log(2))
+        return likelihood(found.get(minutes), name, math.log(2))
 
     rows = [[label, *(cell(minutes, name) for minutes in RUNGS)] for name, label in SYSTEMS.items()]
     return table(["nats per character", *(f"{minutes} minutes" for minutes in RUNGS)], [*rows, *PUBLISHED])

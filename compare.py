@@ -306,10 +306,9 @@ def plot_frontier(rows: list[dict], path) -> None:
     for name, color in zip(names, COLORS):
         line = [row for row in rows if row["name"] == name]
         axis.plot([r["entropy"] for r in line], [r["gen_ppl"] for r in line], "o-", color=color, label=name)
-        for row in (line[0], line[-1]):
-            axis.annotate(
-                str(row["passes"]), (row["entropy"], row["gen_ppl"]), (4, 4), textcoords="offset points", color=color
-            )
+        for row, place in ((line[0], (4, 4)), (line[-1], (-4, -12))):
+            at = row["entropy"], row["gen_ppl"]
+            axis.annotate(str(row["passes"]), at, place, textcoords="offset points", color=color, ha="center")
     for row, marker in zip((r for r in rows if r["passes"] is None and r["name"] != "tokens by frequency"), "*sD"):
         axis.plot(row["entropy"], row["gen_ppl"], marker, color=INK, label=row["name"])
     axis.set_yscale("log")

@@ -15,6 +15,8 @@ SYSTEMS = {
     "masked diffusion": "masked diffusion (bound)", "network alone": "network alone (bound)",
     "network with n-grams": "**network with n-grams** (bound)",
 }  # fmt: skip
+NO_SPACES = {"novels_ladder"}  # between words, which are not counted there
+SCORES = ["passes", "perplexity", "entropy, bits", "distinct 4-grams", "4-grams seen", "words that exist"]
 PUBLISHED = [["nanoGPT by characters, as published", "1.88 (CPU), 1.47 (A100)", "", ""]]
 
 
@@ -99,16 +101,24 @@ def gaps() -> str:
 
 def generation() -> str:
     """Generated texts of the longest rung."""
+    rows = [scores(row) for row in load("shakespeare/60.json")["generation"] if row["passes"] in SHOWN_PASSES]
+    return table(["texts", *SCORES], rows)
+
+
+def scores(row: dict) -> list[str]:
+    """What a row of generated texts is called, and under SCORES."""
+    passes = "" if row["passes"] is None else str(row["passes"])
+    shares = (percent(row[key]) for key in ("distinct", "seen", "words"))
+    return [row["name"], passes, f"{row['gen_ppl']:.1f}", f"{row['entropy']:.2f}", *shares]
+
+
+def further_generation() -> str:
+    """Generated texts of the other ladders."""
     rows = []
-    for row in load("shakespeare/60.json")["generation"]:
-        if row["passes"] not in SHOWN_PASSES:
-            continue
-        passes = "" if row["passes"] is None else str(row["passes"])
-        rows.append([
-            row["name"], passes, f"{row['gen_ppl']:.1f}", f"{row['entropy']:.2f}", *(percent(row[key]) for key in ("distinct", "seen", "words")),
-        ])  # fmt: skip
-    header = ["texts", "passes", "perplexity", "entropy, bits", "distinct 4-grams", "4-grams seen", "words that exist"]
-    return table(header, rows)
+    for name, label in FURTHER.items():
+        found = [[label, *scores(row)] for row in load(f"{name}/5.json")["generation"]]
+        rows += [[*row[:-1], "–"] for row in found] if name in NO_SPACES else found
+    return table(["", "texts", *SCORES], rows)
 
 
 def samples() -> str:

@@ -21,6 +21,7 @@ from recipes.image_tables import image_codecs, image_cost, image_curve, image_js
 from recipes.language_tables import (
     answers,
     further,
+    further_generation,
     further_samples,
     gaps,
     generation,
@@ -339,7 +340,7 @@ def faults() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
-    "ladder": ladder, "sweeps": sweeps, "further": further, "further_samples": further_samples, "gaps": gaps, "generation": generation, "samples": samples, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "tokcom_samples": tokcom_samples, "released": released, "first_minute": first_minute, "speed": speed,
+    "ladder": ladder, "sweeps": sweeps, "further": further, "further_generation": further_generation, "further_samples": further_samples, "gaps": gaps, "generation": generation, "samples": samples, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "tokcom_samples": tokcom_samples, "released": released, "first_minute": first_minute, "speed": speed,
     "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "image_curve": image_curve, "image_json": image_json, "vit_rows": vit_rows, "vit_ablations": vit_ablations,
 }  # fmt: skip
 

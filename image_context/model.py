@@ -47,10 +47,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# Qwen2-VL gives time the fastest rotary frequencies, then height, then width, with a base of a million: from random weights,
-# attention cannot tell neighboring rows apart and never learns which block to read (LOG.md). These VLMs rotate fast.
-ROPE_THETA = 100.0
-
 # Sizes of the VLMs that are built here; `vision` is the patch transformer, `text` the language model.
 BUILT = {
     "tiny": {
@@ -105,8 +101,14 @@ class VLM:
             save_file(compressors.state_dict(), Path(folder) / COMPRESSORS)
 
 
-def build_vlm(name: str, tokenizer: Tokenizer, max_pixels: int = MAX_PIXELS, row_step: int = 1) -> VLM:
-    """A VLM of Qwen2-VL's architecture with random weights, one of BUILT, with `tokenizer`'s vocabulary."""
+def build_vlm(
+    name: str, tokenizer: Tokenizer, max_pixels: int = MAX_PIXELS, row_step: int = 1, rope_theta: float = 100.0
+) -> VLM:
+    """A VLM of Qwen2-VL's architecture with random weights, one of BUILT, with `tokenizer`'s vocabulary.
+
+    Qwen2-VL gives time the fastest rotary frequencies, then height, then width, with a base of a million: from random weights,
+    attention cannot tell neighboring rows apart and never learns which block to read (LOG.md). These VLMs rotate fast.
+    """
     if name not in BUILT:
         raise UserError(f"no size {name!r}; choose from {', '.join(BUILT)}, or name a model or a folder")
     fast = PreTrainedTokenizerFast(
@@ -127,7 +129,7 @@ def build_vlm(name: str, tokenizer: Tokenizer, max_pixels: int = MAX_PIXELS, row
             "max_position_embeddings": 32768, "bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"], "initializer_range": text["hidden_size"] ** -0.5,
             "rope_parameters": {
-                "rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": [narrow, half - 2 * narrow, narrow]
+                "rope_type": "default", "rope_theta": rope_theta, "mrope_section": [narrow, half - 2 * narrow, narrow]
             },
         },
         vision_config={**vision, "hidden_size": text["hidden_size"], "patch_size": BLOCK // 2,
@@ -249,14 +251,17 @@ def add_lora(vlm: VLM, r: int, alpha: int, dropout: float, qlora: bool = False) 
 
 
 def add_compressors(model: nn.Module, ratios: list[int]) -> None:
-    """Give a model one convolution over token embeddings for each ratio, kernel and stride alike; it starts as the mean."""
+    """Give a model one convolution over token embeddings for each ratio it has none for, kernel and stride alike; it starts as the mean."""
     base = unwrapped(model)
     if not ratios:
         return
     weight = base.get_input_embeddings().weight
     width = weight.shape[1]
-    base.compressors = nn.ModuleDict()
+    if not hasattr(base, "compressors"):
+        base.compressors = nn.ModuleDict()
     for ratio in ratios:
+        if str(ratio) in base.compressors:
+            continue
         conv = nn.Linear(ratio * width, width, bias=False, device=weight.device, dtype=torch.float32)
         with torch.no_grad():
             conv.weight.copy_(torch.eye(width).repeat(1, ratio) / ratio)

@@ -24,9 +24,12 @@ from kit.intervals import mean_interval
 from kit.page import Section, write_report
 from kit.runlog import make_folder, write_json
 
-METRICS = {"json": "json_f1", "needle": "needle_hit", "random": "token_accuracy"}  # what a plot shows of each task
+METRICS = {  # what a plot shows of each task
+    "json": "json_f1", "needle": "needle_hit", "random": "token_accuracy", "codes": "token_accuracy"
+}  # fmt: skip
 LABELS = {
-    "json": "JSON: F1 of typed leaves", "needle": "needle: exact hits", "random": "random tokens restored"
+    "json": "JSON: F1 of typed leaves", "needle": "needle: exact hits", "random": "random tokens restored",
+    "codes": "codes of a list restored",
 }  # fmt: skip
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 MARKS = "osD^vPX*"

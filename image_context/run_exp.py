@@ -36,7 +36,8 @@ from kit.runlog import environment, make_folder, progress_bar, write_json
 from kit.textfile import replace_text
 from kit.whole import whole
 
-SLACK = {"json": 8, "random": 8, "needle": 48}  # tokens that a VLM may answer_batch beyond the answer's length
+# tokens that a VLM may answer beyond the answer's length
+SLACK = {"json": 8, "random": 8, "needle": 48, "codes": 8}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Questions over long texts: restore a JSON document, find a needle, restore random tokens that no language prior can guess.
+"""Questions over long texts: restore a JSON document, find a needle, restore random tokens that no language prior can guess, go on
+with a list of codes.
 
 A document has exactly the number of tokens asked for, by the tokenizer of the model that will read it. Which split a document
 may be in is decided by its own digest, so training and evaluation cannot share one, whatever the seeds.
@@ -14,10 +15,11 @@ from functools import cache
 from corpus.tokenizer import Tokenizer
 from kit.errors import UserError
 
-TASKS = ("json", "needle", "random")
+TASKS = ("json", "needle", "random", "codes")
 SPLITS = ("train", "eval")
 TRIES = 400  # documents drawn before a length is given up
 REDRAWS = 2000  # of tokens that would merge with their neighbors
+CODES = 6  # in a list
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 KEYS = (
     "id",
@@ -80,7 +82,7 @@ def make_sample(task: str, length: int, split: str, seed: int, tokenizer: Tokeni
         raise UserError(
             f"no task {task!r} in split {split!r}; tasks are {', '.join(TASKS)}, splits {', '.join(SPLITS)}"
         )
-    make = {"json": _json_sample, "needle": _needle_sample, "random": _random_sample}[task]
+    make = {"json": _json_sample, "needle": _needle_sample, "random": _random_sample, "codes": _codes_sample}[task]
     for attempt in range(TRIES):
         key = f"{split}/{seed}/{task}/{length}/{language}/{attempt}"
         rng = random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest(), "big"))
@@ -169,6 +171,19 @@ def _needle_sample(length: int, rng: random.Random, tokenizer: Tokenizer, langua
             return Sample("needle", length, text, question, values[0], 0, position, values[1:])
         hay.pop()
     return None
+
+
+def _codes_sample(length: int, rng: random.Random, tokenizer: Tokenizer, language: str) -> Sample | None:
+    """A list of random codes somewhere in hay, asked for from one of them on: each token to copy is found by those before it, as a needle's are."""
+    codes = [word(rng, 7) for _ in range(CODES)]
+    gap, source = " " if language == "en" else "", _hay(language, rng)
+    body = [" ".join(codes)]
+    while len(tokenizer.encode(gap.join([*body, sentence := next(source)]))) < 0.9 * length:
+        body.insert(rng.randint(0, len(body)), sentence)
+    text = fill(lambda filler: gap.join([*body, f"({filler})"]), length, rng, tokenizer)
+    start = rng.randrange(CODES - 1)
+    question = f"Go on from {codes[start]}" if language == "en" else f"从{codes[start]}写下去"
+    return text and Sample("codes", length, text, question, " ".join(codes[start + 1 :]), 0)
 
 
 def tokenizer_text(language: str, characters: int) -> Iterator[str]:

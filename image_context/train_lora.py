@@ -172,7 +172,9 @@ def check_data(path: Path, config: Config) -> None:
         raise UserError(f"cannot read {path}: write the training data again with generate_train_data") from error
     wanted = config.model_dump(mode="json")
     for section in (wanted, written):
-        section["model"] = {name: section["model"][name] for name in ("name", "vocab_size")}  # what made the documents
+        section["model"] = {
+            name: section["model"].get(name) for name in ("name", "vocab_size", "start")
+        }  # what made the documents
     for name in ("seed", "model", "data", "generation"):
         if written[name] != wanted[name]:
             raise UserError(f"{path.parent} was written with another {name} than the config's: write it again")

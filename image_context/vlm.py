@@ -28,19 +28,23 @@ def open_vlm(
 
     `lora_path`: a folder that train_lora wrote, an adapter's or a whole model's. Without one, a model that is built here has
     random weights and keeps its tokenizer, trained for `languages`, in `folder`/tokenizer.json, where the next call finds it.
-    Raises UserError for an adapter of another base than the config's, and for a `row_step` of a model that is not built here.
+    Raises UserError for an adapter of another base than the config's, and for a `row_step` or `start` of a model that is not built here.
     """
-    if config.row_step > 1 and config.name not in BUILT:
-        raise UserError(
-            f"model.row_step {config.row_step}: {config.name} has its own positions; only {' and '.join(BUILT)} can stretch them"
-        )
+    if config.name not in BUILT:
+        built = " and ".join(BUILT)
+        if config.row_step > 1:
+            raise UserError(
+                f"model.row_step {config.row_step}: {config.name} has its own positions; only {built} can stretch them"
+            )
+        if config.start:
+            raise UserError(f"model.start {config.start}: only {built} are trained on; name the folder as model.name")
     dtype = runtime.dtype if runtime.device.type == "cuda" else torch.float32
     options = {"device": runtime.device, "dtype": dtype, "qlora": config.qlora, "max_pixels": config.max_pixels}
     if lora_path is not None:
         check_base(Path(lora_path), config.name)
         return load_vlm(lora_path, **options)
-    if config.name not in BUILT:
-        return load_vlm(config.name, **options)
+    if config.name not in BUILT or config.start:
+        return load_vlm(config.start or config.name, **options)
     path = folder / "tokenizer.json"
     if not path.is_file():
         train_bpe(text_of(languages), config.vocab_size).save(path)
@@ -49,7 +53,7 @@ def open_vlm(
         raise UserError(
             f"{path} has {tokenizer.vocab_size} tokens, and the config says {config.vocab_size}: choose another --output_dir"
         )
-    vlm = build_vlm(config.name, tokenizer, config.max_pixels or MAX_PIXELS, config.row_step)
+    vlm = build_vlm(config.name, tokenizer, config.max_pixels or MAX_PIXELS, config.row_step, config.rope_theta)
     vlm.model.to(runtime.device)
     return vlm
 

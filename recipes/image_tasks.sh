@@ -2,7 +2,7 @@
 # JSON to be restored or a needle to be found, by a reader trained from random weights on the color code, on a learned convolution and on
 # plain text, on clean, light and heavy pages. RATIO tokens to a visual token (1 to 21), documents of LENGTHS tokens.
 #   ./recipes/image_tasks.sh                                     # JSON of 128 tokens
-#   TASK=needle LENGTHS="128 256 512 1024" LANGUAGE=zh ./recipes/image_tasks.sh
+#   TASK=needle LENGTHS="128 256 512 1024" LANGUAGE=zh ./recipes/image_tasks.sh      # first lists of codes, which teach to look things up
 #   LENGTHS=1024 MODEL=small LR=1.0e-3 TIME=30m ./recipes/image_tasks.sh      # on a GPU; not yet measured
 # Writes results/image_context/tasks/<model>_<task>_<language>_<ratio>.json, and of needles the figure.
 set -euo pipefail
@@ -13,37 +13,62 @@ source recipes/image_module.sh
 TASK=${TASK:-json} LENGTHS=${LENGTHS:-128} LANGUAGE=${LANGUAGE:-en} RATIO=${RATIO:-10} TIME=${TIME:-15m} MODEL=${MODEL:-tiny}
 DEVICE=${DEVICE:-auto} SAMPLES=${SAMPLES:-100} PAIRS=${PAIRS:-20000} BATCH=${BATCH:-16} LR=${LR:-5.0e-3}
 CODECS=${CODECS:-codebook conv text} # what the reader learns
+TEXT_SHARE=${TEXT_SHARE:-0.25} # of the pairs, in plain text
+AUGMENTATIONS=${AUGMENTATIONS:-clean light heavy}
+THETA=${THETA:-$([ "$TASK" = needle ] && echo 10000 || echo 100)} # rotary base
+CODES_TIMES=${CODES_TIMES:-4m 3m} CODES_LENGTH=${CODES_LENGTH:-64} # lists of codes alone, then in hay, before needles
 NAME=${MODEL}_${TASK}_${LANGUAGE}_$RATIO
 RUN=${RUN:-checkpoints/image_tasks/$NAME} RESULTS=results/image_context/tasks
-mkdir -p "$RUN" "$RESULTS"
-cat >"$RUN/config.yaml" <<EOF
-output_dir: $RUN
-model: {name: $MODEL, vocab_size: 504, row_step: $RATIO}
+mkdir -p "$RESULTS"
+start=null
+
+# config RUN TIME LENGTHS TASKS: documents of these lengths and tasks, a reader trained for TIME from the weights in $start on
+config() {
+  cat <<EOF
+output_dir: $1
+model: {name: $MODEL, vocab_size: 504, row_step: $RATIO, rope_theta: $THETA, start: $start}
 data:
-  tasks: [$TASK]
-  lengths: [${LENGTHS// /, }]
+  tasks: [${4// /, }]
+  lengths: [${3// /, }]
   languages: [$LANGUAGE]
   samples: $SAMPLES
   codecs:
 EOF
-for codec in $CODECS; do
-  case $codec in
-    codebook) echo "    codebook: {codec: codebook, options: {payload: tokens, tokenizer: model, colors: 8, module: $(largest_module "$RATIO"), symbols_per_block: $RATIO, frame: none, columns: 1, max_side: 200}}" ;;
-    conv) echo "    conv: {codec: conv, train: 0.5, options: {ratio: $RATIO}}" ;;
-    text) echo "    text: {codec: text, train: 0.25}" ;;
-    *) echo "no codec $codec here" >&2 && exit 2 ;;
-  esac
-done >>"$RUN/config.yaml"
-cat >>"$RUN/config.yaml" <<EOF
-  augmentations: [clean, light, heavy]
+  for codec in $CODECS; do
+    case $codec in
+      codebook) echo "    codebook: {codec: codebook, options: {payload: tokens, tokenizer: model, colors: 8, module: $(largest_module "$RATIO"), symbols_per_block: $RATIO, frame: none, columns: 1, max_side: 200}}" ;;
+      conv) echo "    conv: {codec: conv, train: 0.5, options: {ratio: $RATIO}}" ;;
+      text) echo "    text: {codec: text, train: $TEXT_SHARE}" ;;
+      *) echo "no codec $codec here" >&2 && exit 2 ;;
+    esac
+  done
+  cat <<EOF
+  augmentations: [${AUGMENTATIONS// /, }]
 generation: {num_samples_per_codec: $PAIRS}
-training: {time_budget: $TIME, optimizer: muon, batch_size: $BATCH, gradient_accumulation_steps: 1, learning_rate: $LR}
+training: {time_budget: $2, optimizer: muon, batch_size: $BATCH, gradient_accumulation_steps: 1, learning_rate: $LR}
 evaluation: {batch_size: 16}
 EOF
-for step in "generate_train_data" "train_lora --device $DEVICE" "run_exp --device $DEVICE --lora_path $RUN/final"; do
-  # shellcheck disable=SC2086  # the steps carry their flags
-  "$PYTHON" -m image_context.$step --config "$RUN/config.yaml" --output_dir "$RUN"
-done
+}
+
+train() {
+  mkdir -p "$1"
+  config "$@" >"$1/config.yaml"
+  [ -e "$1/train_data/records.jsonl" ] || "$PYTHON" -m image_context.generate_train_data --config "$1/config.yaml" --output_dir "$1"
+  [ -d "$1/final" ] || "$PYTHON" -m image_context.train_lora --device "$DEVICE" --config "$1/config.yaml" --output_dir "$1"
+}
+
+if [ "$TASK" = needle ]; then
+  read -r -a times <<<"$CODES_TIMES"
+  train "$RUN/codes" "${times[0]}" "$CODES_LENGTH" codes
+  start=$RUN/codes/final
+  train "$RUN/codes_in_hay" "${times[1]}" "${LENGTHS%% *}" codes
+  start=$RUN/codes_in_hay/final
+  train "$RUN" "$TIME" "$LENGTHS" "needle codes"
+else
+  train "$RUN" "$TIME" "$LENGTHS" "$TASK"
+fi
+config "$RUN" "$TIME" "$LENGTHS" "$TASK" >"$RUN/asked.yaml"
+"$PYTHON" -m image_context.run_exp --device "$DEVICE" --config "$RUN/asked.yaml" --output_dir "$RUN" --lora_path "$RUN/final"
 "$PYTHON" -m image_context.plot_results --input "$RUN/results/results.jsonl" --output "$RUN/plots"
 cp "$RUN/plots/summary.json" "$RESULTS/$NAME.json"
 for file in config env; do cp "$RUN/results/$file.json" "$RESULTS/$NAME.$file.json"; done

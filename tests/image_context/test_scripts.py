@@ -11,7 +11,7 @@ from PIL import Image
 from image_context import gallery, generate_train_data, plot_results, run_exp, train_lora
 from image_context.config import load_config
 from image_context.dataset import read_records
-from image_context.model import add_compressors, load_vlm
+from image_context.model import add_compressors, load_vlm, row_step
 from image_context.plot_results import summarize, summarize_needles
 from image_context.run_exp import read_results
 from image_context.tasks import split_of
@@ -92,6 +92,27 @@ def test_plots_show_a_point_for_every_codec(run):
     assert {p["codec"] for p in summary["points"]} == {"text", "codebook", "qr"}
     for name in ("cost_accuracy", "ratio_accuracy", "robustness", "bits"):
         assert Image.open(run / "plots" / f"{name}.png").width > 400
+
+
+def test_a_trained_model_is_trained_on_from_its_weights(run, call, refused, tmp_path):
+    def config(folder, **model):
+        data = {"tasks": ["random"], "lengths": [6], "codecs": {"text": {"codec": "text"}}}
+        training = {"max_steps": 1, "learning_rate": 1e-9, "weight_decay": 0.0}
+        written = write_config(tmp_path / f"{folder}.yaml", model=model, data=data, training=training)
+        return "--config", written, "--output_dir", tmp_path / folder
+
+    common = config("next", start=str(run / "final"))
+    assert call(generate_train_data, *common) == 0 and call(train_lora, *common, *ON_CPU) == 0
+    before, after = (load_vlm(str(folder / "final")) for folder in (run, tmp_path / "next"))
+    assert after.tokenizer.get_vocab() == before.tokenizer.get_vocab()
+    assert row_step(after.model) == row_step(before.model) == 3
+    assert not (tmp_path / "next" / "final" / "adapter_config.json").exists()
+    pairs = zip(before.model.parameters(), after.model.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+    assert "cannot load" in refused(generate_train_data, *config("gone", start=str(tmp_path / "nowhere")))
+    assert "only tiny and small" in refused(
+        generate_train_data, *config("hub", name="some/model", start="x", row_step=1)
+    )
 
 
 def test_an_experiment_goes_on_where_it_stopped(run, call, tmp_path):

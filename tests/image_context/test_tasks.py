@@ -16,7 +16,7 @@ from kit.errors import UserError
 @pytest.mark.parametrize("length", [128, 300, 512])
 def test_a_document_has_exactly_the_tokens_asked_for(task, length, bpe):
     for seed in range(3):
-        for language in ("en", "zh") if task == "needle" and length > 200 else ("en",):
+        for language in ("en", "zh") if task in ("needle", "codes") and length > 200 else ("en",):
             sample = make_sample(task, length, "eval", seed, bpe, language)
             assert len(bpe.encode(sample.document)) == length == sample.length
 
@@ -61,6 +61,16 @@ def test_needles_lie_anywhere_among_others_of_their_kind(bpe):
         assert all(other in sample.document for other in sample.distractors)
         positions.append(sample.document.index(sample.answer) / len(sample.document))
     assert min(positions) < 0.2 and max(positions) > 0.8
+
+
+def test_codes_go_on_where_they_are_asked_for_and_lie_anywhere(bpe):
+    places, counts = [], set()
+    for seed in range(30):
+        sample = make_sample("codes", 200, "eval", seed, bpe)
+        assert f"{sample.question.split()[-1]} {sample.answer}" in sample.document
+        places.append(sample.document.index(sample.answer) / len(sample.document))
+        counts.add(len(sample.answer.split()))
+    assert min(places) < 0.3 and max(places) > 0.6 and counts == {1, 2, 3, 4, 5}
 
 
 def test_random_tokens_are_even(bpe):

@@ -131,3 +131,19 @@ def image_json() -> str:
                 cells.append(f"{percent(exact)} [{low:.0%}, {high:.0%}] ({point['metrics']['json_f1']:.3f})")
             rows.append([CURVE[codec], *cells])
     return table(["128 tokens of JSON as", "ratio", "clean", "light", "heavy"], rows)
+
+
+def image_needle() -> str:
+    """Needles found among three others by a reader that learned to look codes up first."""
+    rows = []
+    for point in load("image_context/tasks/tiny_needle_en_1.json")["points"]:
+        low, high = point["interval"]
+        rows.append(
+            [
+                CURVE[point["codec"]],
+                f"{point['length']}",
+                f"{percent(point['mean'])} [{low:.0%}, {high:.0%}]",
+                str(point["questions"]),
+            ]
+        )
+    return table(["document as", "tokens", "needles found", "documents"], rows)

@@ -2,7 +2,8 @@
 # JSON to be restored or a needle to be found, by a reader trained from random weights on the color code, on a learned convolution and on
 # plain text, on clean, light and heavy pages. RATIO tokens to a visual token (1 to 21), documents of LENGTHS tokens.
 #   ./recipes/image_tasks.sh                                     # JSON of 128 tokens
-#   TASK=needle LENGTHS="128 256 512 1024" LANGUAGE=zh ./recipes/image_tasks.sh      # first lists of codes, which teach to look things up
+#   TASK=needle LENGTHS="128 256" CODECS=text TEXT_SHARE=1 AUGMENTATIONS=clean RATIO=1 BATCH=32 SAMPLES=50 PAIRS=30000 TIME=8m ./recipes/image_tasks.sh
+# Needles come after lists of codes, which teach to look things up; LANGUAGE=zh has them in Chinese hay (not yet measured).
 #   LENGTHS=1024 MODEL=small LR=1.0e-3 TIME=30m ./recipes/image_tasks.sh      # on a GPU; not yet measured
 # Writes results/image_context/tasks/<model>_<task>_<language>_<ratio>.json, and of needles the figure.
 set -euo pipefail
@@ -16,7 +17,7 @@ CODECS=${CODECS:-codebook conv text} # what the reader learns
 TEXT_SHARE=${TEXT_SHARE:-0.25} # of the pairs, in plain text
 AUGMENTATIONS=${AUGMENTATIONS:-clean light heavy}
 THETA=${THETA:-$([ "$TASK" = needle ] && echo 10000 || echo 100)} # rotary base
-CODES_TIMES=${CODES_TIMES:-4m 3m} CODES_LENGTH=${CODES_LENGTH:-64} # lists of codes alone, then in hay, before needles
+CODES_TIMES=${CODES_TIMES:-8m 4m} CODES_LENGTH=${CODES_LENGTH:-64} # lists of codes alone, then in hay, before needles
 NAME=${MODEL}_${TASK}_${LANGUAGE}_$RATIO
 RUN=${RUN:-checkpoints/image_tasks/$NAME} RESULTS=results/image_context/tasks
 mkdir -p "$RESULTS"

@@ -17,7 +17,15 @@ from pathlib import Path
 from kit.arguments import program
 from kit.errors import run
 from recipes import chinese
-from recipes.image_tables import image_codecs, image_cost, image_curve, image_json, image_ledger, image_smoke
+from recipes.image_tables import (
+    image_codecs,
+    image_cost,
+    image_curve,
+    image_json,
+    image_ledger,
+    image_needle,
+    image_smoke,
+)
 from recipes.language_tables import (
     answers,
     further,
@@ -341,7 +349,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
     "ladder": ladder, "sweeps": sweeps, "further": further, "further_generation": further_generation, "further_samples": further_samples, "gaps": gaps, "generation": generation, "samples": samples, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "tokcom_samples": tokcom_samples, "released": released, "first_minute": first_minute, "speed": speed,
-    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "image_curve": image_curve, "image_json": image_json, "vit_rows": vit_rows, "vit_ablations": vit_ablations,
+    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "image_curve": image_curve, "image_json": image_json, "image_needle": image_needle, "vit_rows": vit_rows, "vit_ablations": vit_ablations,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ WORDS = {
     "bytes per visual token: long clean text": "每视觉词元字节数：长文本，未受损", "… with parity and finder patterns, 1,000 characters": "……带校验与定位图，1,000 字符",
     "documents read back after `light`": "`light` 之后读回的文档", "… after `heavy`": "……`heavy` 之后", "rendered page, 9 pt": "渲染页面，9 pt",
     "tokens to a block or vector": "每块或每向量的词元", "**color code**": "**色码**", "learned convolution": "学到的卷积", "mean of embeddings": "嵌入的平均",
-    "tokens read": "读入词元", "document as": "文档的载体", "needles found": "找到的针", "documents": "文档", "prefill": "预填充", "GFLOPs": "GFLOPs", "of which vision": "其中视觉", "decoding, per token": "解码，每词元", "cache": "缓存",
+    "tokens read": "读入词元", "document as": "文档的载体", "tokens": "词元", "needles found": "找到的针", "documents": "文档", "prefill": "预填充", "GFLOPs": "GFLOPs", "of which vision": "其中视觉", "decoding, per token": "解码，每词元", "cache": "缓存",
     "change": "改动", "**none: Muon, 2e-3**": "**无：Muon，2e-3**", "AdamW, 1e-3": "AdamW，1e-3", "AdamW, 3e-3": "AdamW，3e-3", "no crops": "无裁剪", "TrivialAugment": "`TrivialAugment`",
     "random erasing, 0.25": "随机擦除，0.25", "MixUp, 0.2": "`MixUp`，0.2", "CutMix, 1": "`CutMix`，1", "no label smoothing": "无标签平滑",
     "plain text": "普通文本", "rendered page": "渲染页面", "english: tokens": "英文：词元", "chinese: tokens": "中文：词元",
@@ -67,12 +67,11 @@ PATTERNS = (
     (r"([\d,]+) tokens as", r"\1 个词元的载体"), (r"color code, (\d+) tokens to a block", r"色码，每块 \1 个词元"), (r"learned convolution, (\d+) tokens to a vector", r"学到的卷积，每向量 \1 个词元"),
     (r"([\d.]+) s", r"\1 秒"), (r"(\d+) ms", r"\1 毫秒"),
     (r"([\d,]+) characters as", r"\1 个字符的载体"), (r"color code, (\d+) colors, (\d+) px", r"色码，\1 色，\2 像素"),
-    (r"guided by itself without n-grams, ([\d.]+)", r"由去掉 n 元模型的自身引导，\1"),
-    (r"guided by itself without n-grams, ([\d.]+), temperature ([\d.]+)", r"由去掉 n 元模型的自身引导，\1，温度 \2"),
-    (r"guided by itself without its earlier pass, ([\d.]+)", r"由没有上一次前向的自身引导，\1"),
-    (r"guided by itself without its earlier pass, ([\d.]+), temperature ([\d.]+)", r"由没有上一次前向的自身引导，\1，温度 \2"),
-    (r"guided by its epoch 10, before n-grams, ([\d.]+)", r"由第 10 轮（尚无 n 元模型）的自身引导，\1"),
-    (r"guided by its epoch 10, before n-grams, ([\d.]+), temperature ([\d.]+)", r"由第 10 轮（尚无 n 元模型）的自身引导，\1，温度 \2"),
+    *(
+        (rf"guided by {name}, ([\d.]+){more}", rf"由{translated}引导，\1{then}")
+        for name, translated in (("itself without n-grams", "去掉 n 元模型的自身"), ("itself without its earlier pass", "没有上一次前向的自身"), ("its epoch 10", "第 10 轮的自身"))
+        for more, then in (("", ""), (r", temperature ([\d.]+)", r"，温度 \2"), (r", churn (\d+)", r"，搅动 \2"))
+    ),
     (r"TokCom, (\d) to a vector", r"TokCom，每向量 \1 个"),
     (r"(`[\w./]+`) killed at random moments", r"\1 在随机时刻被杀死"), (r"(`[\w./]+`) in two processes killed at random moments", r"\1（两个进程）在随机时刻被杀死"),
     ("values that flags should not have", "参数不该有的值"), (r"(\d+) tracebacks, (\d+) hangs, (\d+) otherwise wrong", r"\1 次崩溃，\2 次挂起，\3 次其他错误"),

@@ -63,6 +63,7 @@ def main() -> None:
         for weight in GUIDANCE:
             tried[f"guided by {name}, {weight:g}"] = {"guide": name, "guidance": weight}
         tried[f"guided by {name}, 1, temperature 0.8"] = {"guide": name, "guidance": 1.0, "temperature": 0.8}
+        tried[f"guided by {name}, 1, churn 40"] = {"guide": name, "guidance": 1.0, "churn": 40.0}
     if unknown := set(args.rows or ()) - tried.keys():
         raise UserError(f"--rows {unknown.pop()}: choose from {', '.join(tried)}")
     tried = {name: tried[name] for name in args.rows or tried}

@@ -33,7 +33,7 @@ def draw(
     S, N = len(lengths), -(-int(lengths.max()) // multiple) * multiple
     t = times.sample((torch.randperm(S) + torch.rand(S)) / S)
     cond_mask = sample_cond_mask(lengths, N, args.infill_prob)
-    if args.infill_blank:
+    if args.infill_blank:  # gaps as a sampler finds them
         t[cond_mask.any(1) & (torch.rand(S) < args.infill_blank)] = times.grid(2)[0]
     if given is not None:
         cond_mask |= torch.arange(N) < given[:, None]

@@ -184,10 +184,8 @@ def jab_code() -> Iterator[dict]:
 
 def refusals(text: str) -> Iterator[dict]:
     """Seconds until a picture that holds no page is refused: white, noise, a blurred photograph's like, a page of print."""
-    codec, noise = (
-        build_codec("codebook", frame="fiducials"),
-        np.random.default_rng(0).integers(0, 256, (*PICTURE[::-1], 3), np.uint8),
-    )
+    codec = build_codec("codebook", frame="fiducials")
+    noise = np.random.default_rng(0).integers(0, 256, (*PICTURE[::-1], 3), np.uint8)
     printed = Image.new("RGB", PICTURE, "white")
     printed.paste(build_codec("render", page_width=PICTURE[0] // BLOCK * BLOCK).encode(text[:8000]).images[0])
     pictures = {

@@ -52,7 +52,9 @@ def main() -> None:
     runtime = device.start(args.device, args.seed, args.precision)
     loaded = load_pretrained(args.checkpoint, runtime.device)
     without_ngrams = Guide.without_ngrams(loaded.diffusion, 0).diffusion
-    guides = {"itself without n-grams": without_ngrams, "itself without its earlier pass": loaded.diffusion}
+    guides = {"itself without n-grams": without_ngrams}
+    if loaded.config.get("self_cond_prob"):  # else an earlier pass changes nothing
+        guides["itself without its earlier pass"] = loaded.diffusion
     tried = dict(TRIED)
     for given in args.guide:
         name, _, path = given.partition("=")

@@ -3,7 +3,9 @@
 # plain text, on clean, light and heavy pages. RATIO tokens to a visual token (1 to 21), documents of LENGTHS tokens.
 #   ./recipes/image_tasks.sh                                     # JSON of 128 tokens
 #   TASK=needle LENGTHS="128 256" CODECS=text TEXT_SHARE=1 AUGMENTATIONS=clean RATIO=1 BATCH=32 SAMPLES=50 PAIRS=30000 TIME=8m ./recipes/image_tasks.sh
-# Needles come after lists of codes, which teach to look things up; LANGUAGE=zh has them in Chinese hay (not yet measured).
+#   START=checkpoints/image_tasks/tiny_needle_en_1/final NAME=tiny_needle_en_1_codebook TASK=needle CODECS="codebook text" TEXT_SHARE=0.2 AUGMENTATIONS=clean RATIO=1 SAMPLES=50 PAIRS=6000 TIME=9m LR=3.0e-3 ./recipes/image_tasks.sh
+# Needles come after lists of codes, which teach to look things up, and in images after those in plain text (START: a trained reader's folder);
+# LANGUAGE=zh has them in Chinese hay (not yet measured).
 #   LENGTHS=1024 MODEL=small LR=1.0e-3 TIME=30m ./recipes/image_tasks.sh      # on a GPU; not yet measured
 # Writes results/image_context/tasks/<model>_<task>_<language>_<ratio>.json, and of needles the figure.
 set -euo pipefail
@@ -18,10 +20,10 @@ TEXT_SHARE=${TEXT_SHARE:-0.25} # of the pairs, in plain text
 AUGMENTATIONS=${AUGMENTATIONS:-clean light heavy}
 THETA=${THETA:-$([ "$TASK" = needle ] && echo 10000 || echo 100)} # rotary base
 CODES_TIMES=${CODES_TIMES:-8m 4m} CODES_LENGTH=${CODES_LENGTH:-64} # lists of codes alone, then in hay, before needles
-NAME=${MODEL}_${TASK}_${LANGUAGE}_$RATIO
+NAME=${NAME:-${MODEL}_${TASK}_${LANGUAGE}_$RATIO}
 RUN=${RUN:-checkpoints/image_tasks/$NAME} RESULTS=results/image_context/tasks
 mkdir -p "$RESULTS"
-start=null
+start=${START:-null}
 
 # config RUN TIME LENGTHS TASKS: documents of these lengths and tasks, a reader trained for TIME from the weights in $start on
 config() {
@@ -58,16 +60,14 @@ train() {
   [ -d "$1/final" ] || "$PYTHON" -m image_context.train_lora --device "$DEVICE" --config "$1/config.yaml" --output_dir "$1"
 }
 
-if [ "$TASK" = needle ]; then
+if [ "$TASK" = needle ] && [ "$start" = null ]; then
   read -r -a times <<<"$CODES_TIMES"
   train "$RUN/codes" "${times[0]}" "$CODES_LENGTH" codes
   start=$RUN/codes/final
   train "$RUN/codes_in_hay" "${times[1]}" "${LENGTHS%% *}" codes
   start=$RUN/codes_in_hay/final
-  train "$RUN" "$TIME" "$LENGTHS" "needle codes"
-else
-  train "$RUN" "$TIME" "$LENGTHS" "$TASK"
 fi
+train "$RUN" "$TIME" "$LENGTHS" "$TASK$([ "$TASK" != needle ] || echo " codes")"
 config "$RUN" "$TIME" "$LENGTHS" "$TASK" >"$RUN/asked.yaml"
 "$PYTHON" -m image_context.run_exp --device "$DEVICE" --config "$RUN/asked.yaml" --output_dir "$RUN" --lora_path "$RUN/final"
 "$PYTHON" -m image_context.plot_results --input "$RUN/results/results.jsonl" --output "$RUN/plots"

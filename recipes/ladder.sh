@@ -2,10 +2,11 @@
 # One text, so many minutes of training each: the network with n-grams and alone, an autoregressive transformer, masked diffusion; one
 # table and one figure for each rung, RESULTS/MINUTES.json and .png (of further seeds MINUTES-seedN.json), all rates and dropouts in
 # MINUTES-sweep.json. Training at all rates and dropouts of the three rungs adds up to more than a day, with RATES=muon-6e-3 DROPOUTS=0
-# to five hours. recipes/shakespeare.sh is the first ladder; further ones:
-#   TEXT=books/ VOCAB_SIZE=1024 MINUTES=5 PARTS=likelihood RESULTS=results/books ./recipes/ladder.sh
-#   TEXT=novels/ VOCAB_SIZE=2048 MINUTES=5 PARTS=likelihood RESULTS=results/novels_ladder ./recipes/ladder.sh
-#   TEXT=Salesforce/wikitext CONFIG=wikitext-2-raw-v1 VOCAB_SIZE=1024 MINUTES=5 PARTS=likelihood RESULTS=results/wikitext2 ./recipes/ladder.sh
+# to five hours. recipes/shakespeare.sh is the first ladder; further ones, all three with
+#   export MINUTES=5 RATES=muon-6e-3 DROPOUTS=0 PASSES=32 PARTS="likelihood generation" THREADS=1
+#   TEXT=books/ VOCAB_SIZE=1024 RESULTS=results/books ./recipes/ladder.sh
+#   TEXT=novels/ VOCAB_SIZE=2048 RESULTS=results/novels_ladder ./recipes/ladder.sh
+#   TEXT=Salesforce/wikitext CONFIG=wikitext-2-raw-v1 VOCAB_SIZE=1024 RESULTS=results/wikitext2 ./recipes/ladder.sh
 # On a GPU the same with larger networks, such as
 #   TEXT=books/ VOCAB_SIZE=4096 LENGTH=1024 MINUTES=60 NETWORK="--model JiT-B/4 --img_size 64 --batch_size 32" LR=3e-4 RATES="adamw-3e-4 adamw-1e-3 muon-1e-3" \
 #   SIZE="--hidden_size 768 --num_hidden_layers 12 --intermediate_size 2048" RESULTS=results/books_gpu ./recipes/ladder.sh

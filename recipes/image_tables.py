@@ -18,6 +18,9 @@ CURVE = {
     "qr": "QR",
     "text": "plain text",
 }
+NEEDLES = {  # what the reader was trained on
+    "tiny_needle_en_1": "plain text", "tiny_needle_en_1_codebook": "then mostly the color code"
+}  # fmt: skip
 
 
 def image_smoke() -> str:
@@ -134,16 +137,10 @@ def image_json() -> str:
 
 
 def image_needle() -> str:
-    """Needles found among three others by a reader that learned to look codes up first."""
+    """Needles found among three others: by a reader that learned to look codes up in plain text, and by it after learning to see."""
     rows = []
-    for point in load("image_context/tasks/tiny_needle_en_1.json")["points"]:
-        low, high = point["interval"]
-        rows.append(
-            [
-                CURVE[point["codec"]],
-                f"{point['length']}",
-                f"{percent(point['mean'])} [{low:.0%}, {high:.0%}]",
-                str(point["questions"]),
-            ]
-        )
-    return table(["document as", "tokens", "needles found", "documents"], rows)
+    for name, reader in NEEDLES.items():
+        for point in load(f"image_context/tasks/{name}.json")["points"]:
+            found = "{} [{:.0%}, {:.0%}]".format(percent(point["mean"]), *point["interval"])
+            rows.append([reader, CURVE[point["codec"]], str(point["length"]), found, str(point["questions"])])
+    return table(["reader trained on", "document as", "tokens", "needles found", "documents"], rows)

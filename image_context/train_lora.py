@@ -171,10 +171,8 @@ def check_data(path: Path, config: Config) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: write the training data again with generate_train_data") from error
     wanted = config.model_dump(mode="json")
-    for section in (wanted, written):
-        section["model"] = {
-            name: section["model"].get(name) for name in ("name", "vocab_size", "start")
-        }  # what made the documents
+    for section in (wanted, written):  # of the model only what made the documents
+        section["model"] = {name: section["model"].get(name) for name in ("name", "vocab_size", "start")}
     for name in ("seed", "model", "data", "generation"):
         if written[name] != wanted[name]:
             raise UserError(f"{path.parent} was written with another {name} than the config's: write it again")

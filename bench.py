@@ -133,7 +133,7 @@ class Training:
     def flops_per_token(self) -> float:
         """Of a training step, three forward passes' worth, for each valid token at the mean length."""
         length = 5 / 8 * self.args.img_size**2
-        return 3 * self.diffusion.network.flops(self.args.img_size**2 if self.whole else length) / length
+        return self.diffusion.network.training_flops(self.args.img_size**2 if self.whole else length, 0) / length
 
     def run(self, steps: int) -> float:
         """Valid tokens a second on this device, after a warm-up."""

@@ -281,6 +281,10 @@ class JiT(nn.Module):
         attention = 2 * len(self.blocks) * patches**2 * self.pos_embed.shape[-1]
         return 2 * (each_text + patches * each_patch + num_positions * each_position + attention)
 
+    def training_flops(self, num_positions: int, self_cond_prob: float) -> float:
+        """Of a step over one such text: forward, twice as much backward, and how often a first pass is made. N-grams are not counted."""
+        return (3 + self_cond_prob) * self.flops(num_positions)
+
     @torch.no_grad()
     def start_from(self, state: dict, origin: str) -> None:
         """Take the weights of another run, or of a network alone or beside n-grams of a lower order, which longer ones then join.

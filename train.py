@@ -180,7 +180,7 @@ def main() -> None:
             f"{order.samples_per_step * train.lengths.mean():,.0f} tokens, from step {step:,}; writing {output}"
         )
     length = float(train.lengths.mean())
-    token_flops = (3 + args.self_cond_prob) * network.flops(length) / length  # n-grams not counted
+    token_flops = network.training_flops(length, args.self_cond_prob) / length
     matmul_rate = device.matmul_rate(runtime) * runtime.world_size
     steps = order.steps_from(step)
     loader = iter(

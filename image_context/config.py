@@ -32,7 +32,7 @@ class ModelConfig(Section):
     vocab_size: Annotated[int, Field(ge=300)] = 504  # of tiny's and small's tokenizer, special tokens not counted
     row_step: Positive = 1  # rotary positions that a row of an image, or a pooled vector, is long, in tiny and small
     rope_theta: Annotated[float, Field(gt=1)] = 100.0  # rotary base of tiny and small; larger to find by content
-    start: str | None = None  # folder of a trained tiny or small, to train on with its tokenizer and positions
+    start: str | None = None  # folder of a trained tiny or small, to train on with its vocabulary
     max_pixels: Positive | None = None  # of an image, above which it is scaled down; null = no page of a codec is
     qlora: bool = False  # base in 4 bits
 

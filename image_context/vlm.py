@@ -43,8 +43,10 @@ def open_vlm(
     if lora_path is not None:
         check_base(Path(lora_path), config.name)
         return load_vlm(lora_path, **options)
-    if config.name not in BUILT or config.start:
-        return load_vlm(config.start or config.name, **options)
+    if config.name not in BUILT:
+        return load_vlm(config.name, **options)
+    if config.start:
+        return load_start(config, options)
     path = folder / "tokenizer.json"
     if not path.is_file():
         train_bpe(text_of(languages), config.vocab_size).save(path)
@@ -55,6 +57,21 @@ def open_vlm(
         )
     vlm = build_vlm(config.name, tokenizer, config.max_pixels or MAX_PIXELS, config.row_step, config.rope_theta)
     vlm.model.to(runtime.device)
+    return vlm
+
+
+def load_start(config: ModelConfig, options: dict) -> VLM:
+    """The trained model that `config.start` names, with its vocabulary and rows as long as the config says.
+
+    Raises UserError for another rotary base than the config's.
+    """
+    vlm = load_vlm(config.start, **options)
+    rope_theta = vlm.model.config.text_config.rope_parameters["rope_theta"]
+    if rope_theta != config.rope_theta:
+        raise UserError(
+            f"model.start {config.start} has rope_theta {rope_theta:g}, and the config says {config.rope_theta:g}: change one"
+        )
+    vlm.model.config.row_step = config.row_step  # positions are no weights
     return vlm
 
 

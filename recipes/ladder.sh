@@ -37,18 +37,19 @@ baseline() {
 }
 
 # of a token a patch, where there is time for it
-each_token=(--model JiT-N/1 --token_dim 128 --rope order --optimizer muon --time_sampling logit_normal --t_mean 1.2 --t_std 0.9 --self_cond_prob 0 --infill_blank 0.5)
+each_token=(--model JiT-N/1 --token_dim 128 --rope order --optimizer muon --time_sampling logit_normal --t_mean 1.2 --t_std 0.9 --self_cond_prob 0)
 for minutes in $MINUTES; do
   # the longer the run, the larger the networks, where nothing else is said
+  beside_ngrams=()
   if [ "$minutes" -lt 10 ]; then
     size=(--hidden_size 128 --num_hidden_layers 4 --intermediate_size 384) ours=(--model JiT-Ti/4 --token_dim 64) lrs=4e-3
   elif [ "$minutes" -lt 40 ]; then
     size=(--hidden_size 192 --num_hidden_layers 6 --intermediate_size 512) ours=("${each_token[@]}") lrs=6e-3
   else
-    size=(--hidden_size 256 --num_hidden_layers 6 --intermediate_size 704) ours=("${each_token[@]}") lrs=6e-3
+    size=(--hidden_size 256 --num_hidden_layers 6 --intermediate_size 704) ours=("${each_token[@]}") lrs=6e-3 beside_ngrams=(--infill_blank 0.5)
   fi
   if [ -n "$SIZE" ]; then read -r -a size <<<"$SIZE"; fi
-  if [ -n "$NETWORK" ]; then read -r -a ours <<<"$NETWORK"; fi
+  if [ -n "$NETWORK" ]; then read -r -a ours <<<"$NETWORK" && beside_ngrams=(); fi
   for seed in $SEEDS; do
     rung=$WORK/$minutes
     if [ "$seed" != 0 ]; then rung=$rung-seed$seed; fi
@@ -62,10 +63,11 @@ for minutes in $MINUTES; do
     for lr in ${LR:-$lrs}; do
       for ngram in 0 3; do
         run=$rung/ngram$ngram-$lr
-        resume=()
-        if [ -e "$run/last.pth" ]; then resume=(--resume auto); fi
+        more=()
+        if [ "$ngram" != 0 ]; then more=(${beside_ngrams[@]+"${beside_ngrams[@]}"}); fi
+        if [ -e "$run/last.pth" ]; then more+=(--resume auto); fi
         [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$WORK/data/train" --output_dir "$run" --time_budget "${minutes}m" --ngram "$ngram" \
-          --img_size 16 --batch_size 16 --ngram_start 0.5 --val_samples 64 "${ours[@]}" --lr "$lr" --seed "$seed" ${resume[@]+"${resume[@]}"}
+          --img_size 16 --batch_size 16 --ngram_start 0.5 --val_samples 64 "${ours[@]}" --lr "$lr" --seed "$seed" ${more[@]+"${more[@]}"}
         touch "$run/finished"
       done
     done

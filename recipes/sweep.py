@@ -67,11 +67,11 @@ def row(model: str, run: Path) -> dict:
 
 
 def cost_of(run: Path, settings: dict, steps: int) -> dict:
-    """Parameters of a network and the FLOPs of its training, as train.py counts them: three passes a step, a fourth where it conditions itself."""
+    """Parameters of a network and the FLOPs of its training."""
     loaded = load_pretrained(run / "best_model.pth", torch.device("cpu"))
     lengths = open_chunks(settings["data_path"], run / "data", loaded.tokenizer)[0].lengths
     network, texts = loaded.diffusion.network, steps * settings["batch_size"] * settings["grad_accum"]
-    flops = (3 + settings["self_cond_prob"]) * network.flops(float(lengths.mean())) * texts
+    flops = texts * network.training_flops(float(lengths.mean()), settings["self_cond_prob"])
     return {"parameters": sum(p.numel() for p in network.parameters()), "training_flops": flops}
 
 

@@ -101,14 +101,16 @@ def test_a_trained_model_is_trained_on_from_its_weights(run, call, refused, tmp_
         written = write_config(tmp_path / f"{folder}.yaml", model=model, data=data, training=training)
         return "--config", written, "--output_dir", tmp_path / folder
 
-    common = config("next", start=str(run / "final"))
+    common = config("next", start=str(run / "final"), row_step=2)
     assert call(generate_train_data, *common) == 0 and call(train_lora, *common, *ON_CPU) == 0
     before, after = (load_vlm(str(folder / "final")) for folder in (run, tmp_path / "next"))
     assert after.tokenizer.get_vocab() == before.tokenizer.get_vocab()
-    assert row_step(after.model) == row_step(before.model) == 3
+    assert (row_step(before.model), row_step(after.model)) == (3, 2)
     assert not (tmp_path / "next" / "final" / "adapter_config.json").exists()
     pairs = zip(before.model.parameters(), after.model.parameters(), strict=True)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+    other = config("other", start=str(run / "final"), rope_theta=10000)
+    assert "has rope_theta 100, and the config says 10000" in refused(generate_train_data, *other)
     assert "cannot load" in refused(generate_train_data, *config("gone", start=str(tmp_path / "nowhere")))
     assert "only tiny and small" in refused(
         generate_train_data, *config("hub", name="some/model", start="x", row_step=1)

@@ -182,7 +182,10 @@ def test_a_convolution_is_trained_beside_an_adapter(bpe, tmp_path):
     assert adapted.model.get_base_model().compressors["2"].weight.grad.any()
     adapted.save(tmp_path / "adapter")
     again = load_vlm(str(tmp_path / "adapter"))
-    assert "2" in again.model.get_base_model().compressors
+    learned = again.model.get_base_model().compressors["2"].weight.clone()
+    add_compressors(again.model, [2, 4])  # as when it is trained on: what was learned stays
+    assert torch.equal(again.model.get_base_model().compressors["2"].weight, learned)
+    assert "4" in again.model.get_base_model().compressors
 
 
 def test_images_and_means_share_a_batch(vlm, bpe, codec):

@@ -5,16 +5,19 @@ from collections import defaultdict
 import torch
 from torch import nn
 
+from kit.device import multiplies_bf16
+
 OPTIMIZERS = ("adamw", "muon")
 COEFFICIENTS, ROUNDS, EPS = (3.4445, -4.7750, 2.0315), 5, 1e-7  # of the Newton-Schulz iteration
 
 
 @torch.no_grad()
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """(n, rows, columns) to the nearest semi-orthogonal matrices in bfloat16, roughly: singular values end near 1."""
+    """(n, rows, columns) to the nearest semi-orthogonal matrices, roughly: singular values end near 1. In bfloat16, which is enough, where it is fast."""
     a, b, c = COEFFICIENTS
     wide = matrices.shape[1] <= matrices.shape[2]
-    x = matrices.bfloat16() if wide else matrices.bfloat16().mT
+    x = matrices if matrices.is_cpu and not multiplies_bf16() else matrices.bfloat16()
+    x = x if wide else x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(EPS)
     for _ in range(ROUNDS):
         gram = x @ x.mT

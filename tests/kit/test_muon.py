@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from kit import muon
 from kit.muon import Muon, orthogonalize
 
 
@@ -22,7 +24,11 @@ def test_matrices_of_a_shape_together_go_the_way_torch_takes_them_one_by_one():
     other.load_state_dict(one.state_dict())  # a run begun with torch's goes on
 
 
-def test_singular_values_end_near_one():
+@pytest.mark.parametrize("fast, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_singular_values_end_near_one_in_the_precision_that_the_processor_is_fast_in(monkeypatch, fast, dtype):
+    monkeypatch.setattr(muon, "multiplies_bf16", lambda: fast)
     for shape in ((3, 20, 50), (3, 50, 20)):
-        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)).float())
+        found = orthogonalize(torch.randn(shape))
+        values = torch.linalg.svdvals(found.float())
+        assert found.dtype == dtype
         assert values.min() > 0.4 and values.max() < 1.4

@@ -51,6 +51,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="what is measured")
     parser.add_argument("--num_samples", type=int, default=128, help="test chunks")
     parser.add_argument("--num_texts", type=int, default=64, help="texts generated in each row")
+    parser.add_argument(
+        "--mauve",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="MAUVE of the texts, against as many of the validation split (requirements-mauve.txt)",
+    )
     parser.add_argument("--likelihood_levels", type=int, default=32, help="forward passes for each bound")
     parser.add_argument("--passes", type=int, nargs="+", default=(4, 8, 16, 32, 64, 128), help="of generation")
     parser.add_argument("--sampler", default="euler", choices=sampling.SAMPLERS, help="of the checkpoints")
@@ -89,18 +95,21 @@ def main() -> None:
     if args.masked:
         rivals["masked diffusion"] = load_baseline(args.masked, vocab_size).to(runtime.device)
     output = make_folder(args.output_dir)
-    train, _, _ = open_chunks(args.data_path, output / "data", first.tokenizer)
+    train, val, _ = open_chunks(args.data_path, output / "data", first.tokenizer)
     test = open_test(args.data_path, output / "data", first.tokenizer)
     longest = min(first.capacity, *(model.config.max_position_embeddings - 1 for model in rivals.values()))
     test.check(longest, vocab_size, "img_size")
     chunks = [test[i] for i in reported(test, args.num_samples)]
+    if args.mauve and val is None:
+        raise UserError(f"{args.data_path} has no validation split, which --mauve compares with")
     setting = Setting(args, runtime, first, chunks, min(longest, int(test.lengths.max())))
+    real = setting.whole([val[i] for i in reported(val, args.num_texts)]) if args.mauve else []
 
     measured = {
         "likelihood": lambda: setting.likelihood(ours, rivals),
         "gaps": lambda: setting.gaps(ours, rivals),
         "generation": lambda: setting.generation(
-            ours, rivals, Judge(rivals["autoregressive"], train, first.tokenizer, runtime)
+            ours, rivals, Judge(rivals["autoregressive"], train, first.tokenizer, runtime), real
         ),
     }
     with runtime.autocast():
@@ -126,6 +135,7 @@ def main() -> None:
         print(
             f"{row['name']:28} {passes:>10}  gen. perplexity {row['gen_ppl']:8.2f}  entropy {row['entropy']:5.2f}  "
             f"4-grams seen {row['seen']:6.1%}  words {row['words']:6.1%}  distinct {row['distinct']:6.1%}"
+            + (f"  MAUVE {row['mauve']:.3f}" if "mauve" in row else "")
         )
     print(f"wrote {output}/compare.json{', frontier.png' if 'generation' in report else ''}")
 
@@ -166,14 +176,22 @@ class Setting:
     # ------------------------------------------------------------------------------------------------------------------
     # Generation
 
-    def generation(self, ours: dict[str, Pretrained], rivals: dict[str, nn.Module], judge: Judge) -> list[dict]:
+    def whole(self, chunks: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Up to --num_texts texts of the length of generated ones, or at least half of it."""
+        return [chunk[: self.length] for chunk in chunks if len(chunk) >= self.length // 2][: self.args.num_texts]
+
+    def generation(
+        self, ours: dict[str, Pretrained], rivals: dict[str, nn.Module], judge: Judge, real: list[torch.Tensor]
+    ) -> list[dict]:
+        """A row of scores for each kind of texts; with `real` ones their MAUVE against these."""
         args, rows = self.args, []
         blank = torch.zeros(args.num_texts, self.length, dtype=torch.long, device=self.runtime.device)
 
         def add(name: str, passes: int | None, texts) -> None:
             texts = [text.cpu() for text in texts]
             sample = self.first.tokenizer.decode(texts[0])
-            rows.append({"name": name, "passes": passes, **judge.score(texts), "sample": sample})
+            mauve = {"mauve": judge.mauve(texts, real)} if real else {}
+            rows.append({"name": name, "passes": passes, **judge.score(texts), **mauve, "sample": sample})
             bar.update()
 
         drawn_from = {name: (loaded, None) for name, loaded in ours.items()}
@@ -183,8 +201,7 @@ class Setting:
                 drawn_from[f"{name}, guided"] = loaded, guide
         count = len(args.passes) * (len(drawn_from) + len(rivals) - 1) + 4
         with progress_bar(count, "generation", unit="row") as bar:
-            long = [chunk[: self.length] for chunk in self.chunks if len(chunk) >= self.length // 2][: args.num_texts]
-            add("test texts", None, long)
+            add("test texts", None, self.whole(self.chunks))
             generator = torch.Generator().manual_seed(args.seed)
             if self.first.ngram.order == 3:
                 add("trigrams", None, draw_trigrams(self.first.ngram, *blank.shape, generator))

@@ -6,6 +6,9 @@ A low perplexity alone says little, since repetition has it too; so every row ha
   distinct   fraction of all 4-grams that are different ones
   seen       fraction of 4-grams that occur in the training text
   words      fraction of words that occur in the training text
+and where it is asked for
+  mauve      how alike their distribution is to that of real texts, 0 to 1 (MAUVE, Pillutla et al., arXiv 2102.01454, by its library;
+             of the judge's own hidden states, so that values compare under the same judge, texts and number of them only)
 """
 
 import re
@@ -61,6 +64,25 @@ class Judge:
         nats = nats_per_sequence(self.model, texts, self.runtime)
         nll = float(nats.sum() / sum(map(len, texts)))
         return {"texts": len(texts), "gen_nll": nll, "gen_ppl": float(np.exp(nll)), **self.count(texts)}
+
+    def mauve(self, texts: list[torch.Tensor], real: list[torch.Tensor]) -> float:
+        """MAUVE of texts against real ones. Raises UserError without the library."""
+        try:
+            from mauve import compute_mauve
+        except ImportError as error:
+            raise UserError("MAUVE needs its library: pip install -r requirements-mauve.txt") from error
+        features = [self._features(each) for each in (real, texts)]
+        return float(compute_mauve(*features, verbose=False).mauve)
+
+    @torch.no_grad()
+    def _features(self, texts: list[torch.Tensor]) -> np.ndarray:
+        """The judge's last hidden states (N, D), averaged over each text."""
+        found = []
+        for text in texts:
+            with self.runtime.autocast():
+                states = self.model.model(input_ids=self.runtime.to(text)[None], use_cache=False).last_hidden_state
+            found.append(states[0].float().mean(0).cpu().numpy())
+        return np.stack(found)
 
     def count(self, texts: list[torch.Tensor]) -> dict:
         """The part that needs no model."""

@@ -59,7 +59,7 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--dropout", type=float, default=0.0, help="of embeddings and of what each block adds")
     parser.add_argument("--time_budget", help="train so long instead of by epochs, e.g. 90s, 10m")
-    parser.add_argument("--steps", type=int, help="train for so many steps instead of by epochs")
+    parser.add_argument("--max_steps", type=int, help="train for so many steps instead of by epochs")
     add_common(parser, "device", "precision")
     return parser
 
@@ -68,8 +68,8 @@ def check(args: argparse.Namespace) -> None:
     for name in SIZES:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
-    if args.steps is not None and (args.steps < 1 or args.time_budget):
-        raise UserError(f"--steps {args.steps}: need at least 1, and no --time_budget beside it")
+    if args.max_steps is not None and (args.max_steps < 1 or args.time_budget):
+        raise UserError(f"--max_steps {args.max_steps}: need at least 1, and no --time_budget beside it")
     if not 0 < args.lr < float("inf"):
         raise UserError(f"--lr {args.lr}: need a positive number")
     if not 0 <= args.dropout < 1:
@@ -200,7 +200,7 @@ def train(model, args, data: Data, loss_of, nats_of, runtime, output: Path) -> t
     order = LengthBuckets(data.train.lengths, args.batch_size, args.seed)
     optimizers = build_optimizers(args.optimizer, model, args.lr, weight_decay=0.01, betas=(0.9, 0.95))
     budget = TimeBudget(args.time_budget)
-    planned = args.steps or order.steps_per_epoch * (10**6 if args.time_budget else args.epochs)
+    planned = args.max_steps or order.steps_per_epoch * (10**6 if args.time_budget else args.epochs)
     step, total, best, weights, tokens = 0, planned, float("inf"), None, 0
     selected = np.array([len(sequence) for sequence in data.selection]).sum()
     log = RunLog(output, vars(args), runtime)

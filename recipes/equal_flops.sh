@@ -24,7 +24,7 @@ for name, module in (("autoregressive", "autoregressive"), ("masked diffusion", 
     width, layers = map(int, row["size"].split("×"))
     steps = round(budget / row["training_flops"] * row["steps"])
     print(module, "--hidden_size", width, "--num_hidden_layers", layers, "--intermediate_size", intermediate[width],
-          "--optimizer", row["optimizer"], "--lr", row["lr"], "--dropout", row["dropout"], "--steps", steps)
+          "--optimizer", row["optimizer"], "--lr", row["lr"], "--dropout", row["dropout"], "--max_steps", steps)
 EOF
 while read -r name arguments; do
   run=$WORK/$MINUTES/$name-1

@@ -51,6 +51,17 @@ def test_one_table_of_likelihood_gaps_and_texts(rivals, trained, trained_alone, 
     assert (tmp_path / "frontier.png").stat().st_size > 5000
 
 
+def test_mauve_is_against_the_validation_split(rivals, trained, data, call, tmp_path):
+    pytest.importorskip("mauve")
+    given = (
+        "--checkpoint", f"hybrid={trained / 'best_model.pth'}", "--data_path", data, "--autoregressive", rivals / "autoregressive",
+        "--output_dir", tmp_path, "--parts", "generation", "--num_samples", 24, "--num_texts", 20, "--passes", 2, "--mauve", *CPU,
+    )  # fmt: skip
+    assert call(compare, *given) == 0
+    rows = json.loads((tmp_path / "compare.json").read_text())["generation"]
+    assert all(0 < row["mauve"] <= 1 for row in rows)
+
+
 def test_confident_tokens_come_first_and_what_stands_stays():
     class Network(torch.nn.Module):
         config = type("Config", (), {"mask_token_id": 4})

@@ -40,8 +40,9 @@ def test_it_learns_and_reports(optimizer, data, call, tmp_path):
 def test_raw_text_is_split_on_the_spot(call, tmp_path):
     text = tmp_path / "cubes.txt"
     text.write_text("".join(f"{number**3} is the cube of {number}.\n" for number in range(3000)))
-    assert call(autoregressive, "--data_path", text, "--output_dir", tmp_path, *SMALL, "--epochs", 1) == 0
-    assert json.loads((tmp_path / "report.json").read_text())["read_from"] == str(tmp_path / "data" / "test")
+    assert call(autoregressive, "--data_path", text, "--output_dir", tmp_path, *SMALL, "--max_steps", 7) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["read_from"] == str(tmp_path / "data" / "test") and report["steps"] == 7
 
 
 def test_likelihood_counts_real_tokens_alone():
@@ -69,4 +70,6 @@ def test_what_cannot_be_used_is_refused(refused, data, tmp_path):
     assert "does not give" in refused(
         autoregressive, "--data_path", data, "--output_dir", tmp_path, *SMALL, "--num_attention_heads", 5
     )
+    both = ("--max_steps", 3, "--time_budget", "1m")
+    assert "--max_steps 3" in refused(autoregressive, "--data_path", data, "--output_dir", tmp_path, *SMALL, *both)
     assert "--epochs 0" in refused(autoregressive, "--data_path", data, "--output_dir", tmp_path, *SMALL, "--epochs", 0)

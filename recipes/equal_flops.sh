@@ -1,34 +1,44 @@
 #!/usr/bin/env bash
-# The baselines of a rung of the ladder once more, each as validation chose it, but trained with the FLOPs of the rung's network with n-grams
-# rather than its minutes, to which they are not bound: any machine will do.
+# The systems of the ladder's 15 minutes at equal parameters and equal FLOPs of training rather than equal minutes, to which nothing here is
+# bound: any machine will do. Baselines as the ladder's validation chose them; the network is JiT-N/1 with n-grams.
 #   TEXT=input.txt ./recipes/equal_flops.sh
-# Reads RESULTS/MINUTES-sweep.json, writes RESULTS/MINUTES-equal_flops.json.
+# Takes the FLOPs of a step from RESULTS/15-sweep.json; writes RESULTS/equal_flops.json, -sweep.json and .png.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
-MINUTES=${MINUTES:-15} RESULTS=${RESULTS:-results/shakespeare} THREADS=${THREADS:-2} LENGTH=${LENGTH:-128} VOCAB_SIZE=${VOCAB_SIZE:-512}
-WORK=${WORK:-checkpoints/equal_flops/$(basename "$RESULTS")}
+RESULTS=${RESULTS:-results/shakespeare} TFLOPS=${TFLOPS:-45.55} THREADS=${THREADS:-2} PASSES=${PASSES:-8 32} TEXTS=${TEXTS:-256}
+WORK=${WORK:-checkpoints/equal_flops}
+MAUVE=${MAUVE---mauve} # empty where requirements-mauve.txt is not installed
 export OMP_NUM_THREADS=$THREADS
 if [ ! -e "$WORK/data/stats.json" ]; then
-  "$PYTHON" build_pretrain_data.py --input "${TEXT:?the text file or folder of that ladder}" --vocab_size "$VOCAB_SIZE" --min_tokens "$LENGTH" \
-    --max_tokens "$LENGTH" --val_fraction 0.05 --test_fraction 0.05 --output_dir "$WORK/data"
+  "$PYTHON" build_pretrain_data.py --input "${TEXT:?tiny Shakespeare}" --vocab_size 512 --min_tokens 128 --max_tokens 128 \
+    --val_fraction 0.05 --test_fraction 0.05 --output_dir "$WORK/data"
 fi
-# a line for each baseline: its name, then its arguments
-"$PYTHON" - "$RESULTS/$MINUTES-sweep.json" >"$WORK/runs.txt" <<'EOF'
+# a line for each system: the folder of its run, then its program and arguments
+"$PYTHON" - "$RESULTS/15-sweep.json" "$TFLOPS" >"$WORK/runs.txt" <<'EOF'
 import json, sys
-rows = {row["baseline"]: row for row in json.load(open(sys.argv[1])) if row["chosen"]}
-budget = rows["network with n-grams"]["training_flops"]
-intermediate = {128: 384, 192: 512, 256: 704}
-for name, module in (("autoregressive", "autoregressive"), ("masked diffusion", "masked")):
-    row = rows[name]
-    width, layers = map(int, row["size"].split("×"))
-    steps = round(budget / row["training_flops"] * row["steps"])
-    print(module, "--hidden_size", width, "--num_hidden_layers", layers, "--intermediate_size", intermediate[width],
-          "--optimizer", row["optimizer"], "--lr", row["lr"], "--dropout", row["dropout"], "--max_steps", steps)
+rows, budget = json.load(open(sys.argv[1])), float(sys.argv[2]) * 1e12
+def steps(row):
+    return round(budget / row["training_flops"] * row["steps"])
+for module, name in (("autoregressive", "autoregressive"), ("masked", "masked diffusion")):
+    row = next(row for row in rows if row["baseline"] == name and row["chosen"])
+    width, layers = row["size"].split("×")
+    print(f"{module}-1 -m baselines.{module} --max_length 128 --hidden_size {width} --num_hidden_layers {layers} --intermediate_size 512",
+          f"--optimizer {row['optimizer']} --lr {row['lr']} --dropout {row['dropout']} --max_steps {steps(row)}")
+row = next(row for row in rows if row["baseline"] == "network with n-grams" and row["size"] == "JiT-N/1")
+print("ngram3-1 train.py --model JiT-N/1 --token_dim 128 --rope order --time_sampling logit_normal --t_mean 1.2 --t_std 0.9 --self_cond_prob 0",
+      "--img_size 16 --batch_size 16 --ngram 3 --ngram_start 0.5 --infill_blank 0.5 --val_samples 64",
+      f"--optimizer {row['optimizer']} --lr {row['lr']} --max_steps {steps(row)}")
 EOF
-while read -r name arguments; do
-  run=$WORK/$MINUTES/$name-1
-  # shellcheck disable=SC2086 # numbers and names without spaces
-  [ -e "$run/report.json" ] || "$PYTHON" -m "baselines.$name" --data_path "$WORK/data" --output_dir "$run" --max_length "$LENGTH" $arguments </dev/null
+while read -r -a line; do
+  run=$WORK/runs/${line[0]}
+  data=$WORK/data
+  if [ "${line[1]}" = train.py ]; then data=$WORK/data/train; fi
+  [ -e "$run/finished" ] || "$PYTHON" "${line[@]:1}" --data_path "$data" --output_dir "$run" </dev/null
+  touch "$run/finished"
 done <"$WORK/runs.txt"
-"$PYTHON" -m recipes.sweep "$WORK/$MINUTES" "$RESULTS/$MINUTES-equal_flops.json"
+"$PYTHON" -m recipes.sweep "$WORK/runs" "$RESULTS/equal_flops-sweep.json"
+"$PYTHON" compare.py --checkpoint "network with n-grams=$WORK/runs/ngram3-1/best_model.pth" --autoregressive "$WORK/runs/autoregressive-1" \
+  --masked "$WORK/runs/masked-1" --data_path "$WORK/data" --passes $PASSES --num_texts "$TEXTS" $MAUVE --guidance 1 --output_dir "$WORK/comparison"
+cp "$WORK/comparison/compare.json" "$RESULTS/equal_flops.json"
+cp "$WORK/comparison/frontier.png" "$RESULTS/equal_flops.png"

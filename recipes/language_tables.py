@@ -68,6 +68,31 @@ def sweeps() -> str:
     return table(header, rows)
 
 
+def equal_flops() -> str:
+    """Systems of the same parameters, trained with the same FLOPs: likelihood and gaps."""
+    found = load("shakespeare/equal_flops.json")
+    runs = {row["baseline"]: row for row in load("shakespeare/equal_flops-sweep.json")}
+    rows = []
+    for name, label in SYSTEMS.items():
+        if name not in found["likelihood"]:
+            continue
+        cost = ["", "", ""]
+        if name in runs:
+            run = runs[name]
+            cost = f"{run['steps']:,}", f"{run['parameters'] / 1e6:.1f} M", f"{run['training_flops'] / 1e12:.0f}"
+        sides = (found["gaps"].get(f"{name}, {side} side{'s' * (side == 'both')}") for side in ("both", "left"))
+        gaps = [percent(side["accuracy"]) if side else "–" for side in sides]
+        rows.append([label, *cost, likelihood(found, name, math.log(2)), *gaps])
+    header = ["system", "steps", "parameters", "TFLOPs", "nats per character", "gaps, both sides", "gaps, left side"]
+    return table(header, rows)
+
+
+def equal_flops_texts() -> str:
+    """What they write."""
+    rows = load("shakespeare/equal_flops.json")["generation"]
+    return table(["texts", *SCORES, "MAUVE"], [[*scores(row), f"{row['mauve']:.2f}"] for row in rows])
+
+
 def likelihood(found: dict | None, name: str, unit: float = 1.0) -> str:
     """Bits per byte of a system in a comparison, with its interval, times `unit`."""
     if found is None or name not in found["likelihood"]:

@@ -28,6 +28,8 @@ from recipes.image_tables import (
 )
 from recipes.language_tables import (
     answers,
+    equal_flops,
+    equal_flops_texts,
     further,
     further_generation,
     further_samples,
@@ -259,7 +261,10 @@ def tokcom_language(texts: str) -> str:
 
 def tokcom_row(row: dict) -> str:
     """What a row of TokCom's results is called."""
-    return TOKCOM_ROWS.get(row["name"].split("-")[0]) or f"TokCom, {row['chunk_size']} to a vector"
+    label = TOKCOM_ROWS.get(row["name"].split("-")[0].rstrip("0123456789"))
+    if label is None:
+        return f"TokCom, {row['chunk_size']} to a vector"
+    return label if row.get("chunk_size", 4) == 4 else f"{label}, {row['chunk_size']} to a vector"
 
 
 def tokcom_samples() -> str:
@@ -348,7 +353,7 @@ def faults() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
-    "ladder": ladder, "sweeps": sweeps, "further": further, "further_generation": further_generation, "further_samples": further_samples, "gaps": gaps, "generation": generation, "samples": samples, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "tokcom_samples": tokcom_samples, "released": released, "first_minute": first_minute, "speed": speed,
+    "ladder": ladder, "sweeps": sweeps, "equal_flops": equal_flops, "equal_flops_texts": equal_flops_texts, "further": further, "further_generation": further_generation, "further_samples": further_samples, "gaps": gaps, "generation": generation, "samples": samples, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "tokcom_samples": tokcom_samples, "released": released, "first_minute": first_minute, "speed": speed,
     "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "image_curve": image_curve, "image_json": image_json, "image_needle": image_needle, "vit_rows": vit_rows, "vit_ablations": vit_ablations,
 }  # fmt: skip
 

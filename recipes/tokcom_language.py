@@ -18,10 +18,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args()
-    tried: dict[str, list[dict]] = {}
+    tried: dict[tuple, list[dict]] = {}
     for path in sorted(args.work.glob("*-*/report.json")):
         row = row_of(path.parent, path)
-        tried.setdefault(row["baseline"], []).append(row)
+        tried.setdefault((row["baseline"], row.get("chunk_size")), []).append(row)
     rows = [min(group, key=lambda row: row["val_loss"]) for group in tried.values()]
     rows += [row_of(path.parent.parent, path) for path in sorted(args.work.glob("*/report/report.json"))]
     if len(rows) < 2 or len({row["num_tokens"] for row in rows}) > 1:

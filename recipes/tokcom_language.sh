@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # TokCom as a language model, the same minutes of one thread each, on the same texts: an autoregressive transformer; the flow on 1, 2 and 4
 # tokens in a vector, 16 numbers for each, the network alone and with trigrams inside; and the vectors written one after the other by each
-# head of tokcom/calm.py, in the minutes that stage one leaves. Writes results/tokcom/NAME.json. RUNS names what is trained, RATES
-# how the transformer and the heads are, chosen by validation.
+# head of tokcom/calm.py, in the minutes that stage one leaves. Writes results/tokcom/NAME.json. RUNS names what is trained (a head is of 4
+# tokens in a vector, or of as many as follow its name), RATES how the transformer and the heads are, chosen by validation.
 #   TEXT=books/ VOCAB_SIZE=1024 NAME=books ./recipes/tokcom_language.sh
 #   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare ./recipes/tokcom_language.sh      # bytes: tiny Shakespeare by characters
+#   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare_15 RUNS="flow_tokens flow_tokens2" RATES=muon-6e-3 ./recipes/tokcom_language.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
@@ -36,14 +37,24 @@ for run in $RUNS; do
   case $run in
     chunk*) flow "$run" --chunk_size "${run#chunk}" --latent_dim $((16 * ${run#chunk})) --ngram 0 ;;
     trigrams) flow trigrams --chunk_size 4 --latent_dim 64 --ngram 3 ;;
-    *) # of the minutes 12 % go into stage one, which is that of chunk4
-      head=(--head "${run%_tokens}")
-      case $run in # as large as the head's own loss
+    *) # of the minutes 12 % go into stage one, which is that of TokCom where it is trained
+      size=${run##*[!0-9]}
+      size=${size:-4}
+      kind=${run%%[0-9]*} vae=$WORK/chunk$size/best_vae.pt
+      if [ ! -e "$WORK/chunk$size/finished" ]; then
+        vae=$WORK/vae$size/best_vae.pt
+        [ -e "$WORK/vae$size/finished" ] || "$PYTHON" -m tokcom.train --stage vae --preset tiny --data_path "$DATA" --max_length $LENGTH --vae_fraction 1 \
+          --time_budget "$((MINUTES * 60 * 12 / 100))s" --seed "$SEED" --output_dir "$WORK/vae$size" --device cpu --chunk_size "$size" \
+          --latent_dim $((16 * size)) --ngram 0
+        touch "$WORK/vae$size/finished"
+      fi
+      head=(--head "${kind%_tokens}")
+      case $kind in # as large as the head's own loss
         energy_tokens) head+=(--token_loss 1) ;;
         flow_tokens) head+=(--token_loss 0.1) ;;
       esac
       for rate in $RATES; do
-        [ -e "$WORK/$run-$rate/report.json" ] || "$PYTHON" -m tokcom.calm "${SIZES[@]}" --vae_checkpoint "$WORK/chunk4/best_vae.pt" "${head[@]}" \
+        [ -e "$WORK/$run-$rate/report.json" ] || "$PYTHON" -m tokcom.calm "${SIZES[@]}" --vae_checkpoint "$vae" "${head[@]}" \
           --optimizer "${rate%%-*}" --lr "${rate#*-}" --time_budget "$((MINUTES * 60 * 88 / 100))s" --output_dir "$WORK/$run-$rate"
       done ;;
   esac

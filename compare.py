@@ -103,13 +103,14 @@ def main() -> None:
     if args.mauve and val is None:
         raise UserError(f"{args.data_path} has no validation split, which --mauve compares with")
     setting = Setting(args, runtime, first, chunks, min(longest, int(test.lengths.max())))
-    real = setting.whole([val[i] for i in reported(val, args.num_texts)]) if args.mauve else []
+    held_out = setting.whole([test[i] for i in reported(test, max(args.num_samples, args.num_texts))])
+    compared = setting.whole([val[i] for i in reported(val, args.num_texts)]) if args.mauve else []
 
     measured = {
         "likelihood": lambda: setting.likelihood(ours, rivals),
         "gaps": lambda: setting.gaps(ours, rivals),
         "generation": lambda: setting.generation(
-            ours, rivals, Judge(rivals["autoregressive"], train, first.tokenizer, runtime), real
+            ours, rivals, Judge(rivals["autoregressive"], train, first.tokenizer, runtime), held_out, compared
         ),
     }
     with runtime.autocast():
@@ -181,16 +182,16 @@ class Setting:
         return [chunk[: self.length] for chunk in chunks if len(chunk) >= self.length // 2][: self.args.num_texts]
 
     def generation(
-        self, ours: dict[str, Pretrained], rivals: dict[str, nn.Module], judge: Judge, real: list[torch.Tensor]
-    ) -> list[dict]:
-        """A row of scores for each kind of texts; with `real` ones their MAUVE against these."""
+        self, ours: dict[str, Pretrained], rivals: dict[str, nn.Module], judge: Judge, held_out: list[torch.Tensor], compared: list[torch.Tensor],
+    ) -> list[dict]:  # fmt: skip
+        """A row of scores for each kind of texts, `held_out` ones first; the MAUVE of each against texts `compared`, where there are any."""
         args, rows = self.args, []
         blank = torch.zeros(args.num_texts, self.length, dtype=torch.long, device=self.runtime.device)
 
         def add(name: str, passes: int | None, texts) -> None:
             texts = [text.cpu() for text in texts]
             sample = self.first.tokenizer.decode(texts[0])
-            mauve = {"mauve": judge.mauve(texts, real)} if real else {}
+            mauve = {"mauve": judge.mauve(texts, compared)} if compared else {}
             rows.append({"name": name, "passes": passes, **judge.score(texts), **mauve, "sample": sample})
             bar.update()
 
@@ -201,7 +202,7 @@ class Setting:
                 drawn_from[f"{name}, guided"] = loaded, guide
         count = len(args.passes) * (len(drawn_from) + len(rivals) - 1) + 4
         with progress_bar(count, "generation", unit="row") as bar:
-            add("test texts", None, self.whole(self.chunks))
+            add("test texts", None, held_out)
             generator = torch.Generator().manual_seed(args.seed)
             if self.first.ngram.order == 3:
                 add("trigrams", None, draw_trigrams(self.first.ngram, *blank.shape, generator))

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
-RESULTS=${RESULTS:-results/shakespeare} TFLOPS=${TFLOPS:-45.55} THREADS=${THREADS:-2} PASSES=${PASSES:-8 32} TEXTS=${TEXTS:-256}
+RESULTS=${RESULTS:-results/shakespeare} TFLOPS=${TFLOPS:-45.55} THREADS=${THREADS:-2} PASSES=${PASSES:-32} TEXTS=${TEXTS:-256}
 WORK=${WORK:-checkpoints/equal_flops}
 MAUVE=${MAUVE---mauve} # empty where requirements-mauve.txt is not installed
 export OMP_NUM_THREADS=$THREADS

@@ -5,7 +5,8 @@
 All numbers are of the test split. Writes compare.json, and frontier.png of the generation, to --output_dir.
   likelihood   bits per byte: exact for n-grams and the autoregressive transformer, upper bounds for both kinds of diffusion
   generation   texts of full length, scored as baselines/judge.py says by the autoregressive transformer, for several numbers of
-               forward passes; beside them test texts, texts drawn from trigrams, and tokens drawn by frequency
+               forward passes; beside them test texts, texts drawn from trigrams, and tokens drawn by frequency; with --mauve also
+               how alike they are, as a whole, to texts of the validation split
   gaps         fraction of tokens right where 8 of every 32 are missing, the likeliest ones where both sides are known
                (under trigrams by forward-backward), and where the left side alone is, as the autoregressive transformer has it
 """
@@ -100,18 +101,23 @@ def main() -> None:
     longest = min(first.capacity, *(model.config.max_position_embeddings - 1 for model in rivals.values()))
     test.check(longest, vocab_size, "img_size")
     chunks = [test[i] for i in reported(test, args.num_samples)]
-    if args.mauve and val is None:
-        raise UserError(f"{args.data_path} has no validation split, which --mauve compares with")
     setting = Setting(args, runtime, first, chunks, min(longest, int(test.lengths.max())))
     held_out = setting.whole([test[i] for i in reported(test, max(args.num_samples, args.num_texts))])
-    compared = setting.whole([val[i] for i in reported(val, args.num_texts)]) if args.mauve else []
+    judge, mauve = None, None
+    if "generation" in args.parts:
+        judge = Judge(rivals["autoregressive"], train, first.tokenizer, runtime)
+    if judge and args.mauve:
+        real = setting.whole([val[i] for i in reported(val, args.num_texts, setting.length // 2)]) if val else []
+        if min(len(real), len(held_out)) < args.num_texts:
+            raise UserError(
+                f"--mauve needs {args.num_texts} texts of val and of test, as many as --num_texts; there are {len(real)} and {len(held_out)}"
+            )
+        mauve = judge.mauve_against(real)
 
     measured = {
         "likelihood": lambda: setting.likelihood(ours, rivals),
         "gaps": lambda: setting.gaps(ours, rivals),
-        "generation": lambda: setting.generation(
-            ours, rivals, Judge(rivals["autoregressive"], train, first.tokenizer, runtime), held_out, compared
-        ),
+        "generation": lambda: setting.generation(ours, rivals, held_out, judge, mauve),
     }
     with runtime.autocast():
         report = {part: measured[part]() for part in PARTS if part in args.parts}
@@ -178,21 +184,21 @@ class Setting:
     # Generation
 
     def whole(self, chunks: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Up to --num_texts texts of the length of generated ones, or at least half of it."""
+        """Up to --num_texts chunks, cut to the length of generated texts; those of less than half of it are left out."""
         return [chunk[: self.length] for chunk in chunks if len(chunk) >= self.length // 2][: self.args.num_texts]
 
     def generation(
-        self, ours: dict[str, Pretrained], rivals: dict[str, nn.Module], judge: Judge, held_out: list[torch.Tensor], compared: list[torch.Tensor],
+        self, ours: dict[str, Pretrained], rivals: dict[str, nn.Module], held_out: list[torch.Tensor], judge: Judge, mauve: Callable | None
     ) -> list[dict]:  # fmt: skip
-        """A row of scores for each kind of texts, `held_out` ones first; the MAUVE of each against texts `compared`, where there are any."""
+        """A row of scores for each kind of texts, `held_out` ones first, by `judge` and by `mauve`, where there is one."""
         args, rows = self.args, []
         blank = torch.zeros(args.num_texts, self.length, dtype=torch.long, device=self.runtime.device)
 
         def add(name: str, passes: int | None, texts) -> None:
             texts = [text.cpu() for text in texts]
             sample = self.first.tokenizer.decode(texts[0])
-            mauve = {"mauve": judge.mauve(texts, compared)} if compared else {}
-            rows.append({"name": name, "passes": passes, **judge.score(texts), **mauve, "sample": sample})
+            alike = {"mauve": mauve(texts)} if mauve else {}
+            rows.append({"name": name, "passes": passes, **judge.score(texts), **alike, "sample": sample})
             bar.update()
 
         drawn_from = {name: (loaded, None) for name, loaded in ours.items()}

@@ -7,11 +7,12 @@ A low perplexity alone says little, since repetition has it too; so every row ha
   seen       fraction of 4-grams that occur in the training text
   words      fraction of words that occur in the training text
 and where it is asked for
-  mauve      how alike their distribution is to that of real texts, 0 to 1 (MAUVE, Pillutla et al., arXiv 2102.01454, by its library;
-             of the judge's own hidden states, so that values compare under the same judge, texts and number of them only)
+  mauve      how alike their distribution is to that of real texts, 0 to 1 (MAUVE, Pillutla et al., arXiv 2102.01454, by its library), from
+             the judge's last hidden states, their mean over each text; values compare only under one judge, for as many texts
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,23 +66,24 @@ class Judge:
         nll = float(nats.sum() / sum(map(len, texts)))
         return {"texts": len(texts), "gen_nll": nll, "gen_ppl": float(np.exp(nll)), **self.count(texts)}
 
-    def mauve(self, texts: list[torch.Tensor], real: list[torch.Tensor]) -> float:
-        """MAUVE of texts against real ones. Raises UserError without the library."""
+    def mauve_against(self, real: list[torch.Tensor]) -> Callable[[list[torch.Tensor]], float]:
+        """What gives texts their MAUVE against real ones. Raises UserError without the library."""
         try:
             from mauve import compute_mauve
         except ImportError as error:
             raise UserError("MAUVE needs its library: pip install -r requirements-mauve.txt") from error
-        features = [self._features(each) for each in (real, texts)]
-        return float(compute_mauve(*features, verbose=False).mauve)
+        features = self._features(real)
+        return lambda texts: float(compute_mauve(features, self._features(texts), verbose=False).mauve)
 
     @torch.no_grad()
     def _features(self, texts: list[torch.Tensor]) -> np.ndarray:
-        """The judge's last hidden states (N, D), averaged over each text."""
-        found = []
+        """The judge's last hidden states (N, D), averaged over each text, before which stands its start token."""
+        found, start = [], self.model.config.bos_token_id
         for text in texts:
+            given = nn.functional.pad(self.runtime.to(text), (1, 0), value=start)[None]
             with self.runtime.autocast():
-                states = self.model.model(input_ids=self.runtime.to(text)[None], use_cache=False).last_hidden_state
-            found.append(states[0].float().mean(0).cpu().numpy())
+                states = self.model.model(input_ids=given, use_cache=False).last_hidden_state
+            found.append(states[0, 1:].float().mean(0).cpu().numpy())
         return np.stack(found)
 
     def count(self, texts: list[torch.Tensor]) -> dict:

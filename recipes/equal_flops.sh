@@ -1,23 +1,25 @@
 #!/usr/bin/env bash
-# The systems of the ladder's 15 minutes at equal parameters and equal FLOPs of training rather than equal minutes, to which nothing here is
-# bound: any machine will do. Baselines as the ladder's validation chose them; the network is JiT-N/1 with n-grams.
+# Tiny Shakespeare with equal parameters and training FLOPs instead of equal minutes, so that the machine does not matter: the baselines of the
+# ladder's 15 minutes as validation chose them, and JiT-N/1 with n-grams, trained on gaps as that of 60 minutes is. The FLOPs are those of
+# the network with n-grams that validation chose at 15 minutes; they and those of a step are read from RESULTS/15-sweep.json.
 #   TEXT=input.txt ./recipes/equal_flops.sh
-# Takes the FLOPs of a step from RESULTS/15-sweep.json; writes RESULTS/equal_flops.json, -sweep.json and .png.
+# Writes RESULTS/equal_flops.json, equal_flops-sweep.json and equal_flops.png.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+REQUIREMENTS=requirements-mauve.txt
 source kit/environment.sh
-RESULTS=${RESULTS:-results/shakespeare} TFLOPS=${TFLOPS:-45.55} THREADS=${THREADS:-2} PASSES=${PASSES:-32} TEXTS=${TEXTS:-256}
+RESULTS=${RESULTS:-results/shakespeare} THREADS=${THREADS:-2} PASSES=${PASSES:-32} TEXTS=${TEXTS:-200} # texts of val and test are some 230
 WORK=${WORK:-checkpoints/equal_flops}
-MAUVE=${MAUVE---mauve} # empty where requirements-mauve.txt is not installed
 export OMP_NUM_THREADS=$THREADS
 if [ ! -e "$WORK/data/stats.json" ]; then
   "$PYTHON" build_pretrain_data.py --input "${TEXT:?tiny Shakespeare}" --vocab_size 512 --min_tokens 128 --max_tokens 128 \
     --val_fraction 0.05 --test_fraction 0.05 --output_dir "$WORK/data"
 fi
 # a line for each system: the folder of its run, then its program and arguments
-"$PYTHON" - "$RESULTS/15-sweep.json" "$TFLOPS" >"$WORK/runs.txt" <<'EOF'
+"$PYTHON" - "$RESULTS/15-sweep.json" >"$WORK/runs.txt" <<'EOF'
 import json, sys
-rows, budget = json.load(open(sys.argv[1])), float(sys.argv[2]) * 1e12
+rows = json.load(open(sys.argv[1]))
+budget = next(row["training_flops"] for row in rows if row["baseline"] == "network with n-grams" and row["chosen"])
 def steps(row):
     return round(budget / row["training_flops"] * row["steps"])
 for module, name in (("autoregressive", "autoregressive"), ("masked", "masked diffusion")):
@@ -33,12 +35,15 @@ EOF
 while read -r -a line; do
   run=$WORK/runs/${line[0]}
   data=$WORK/data
-  if [ "${line[1]}" = train.py ]; then data=$WORK/data/train; fi
+  if [ "${line[1]}" = train.py ]; then
+    data=$WORK/data/train
+    if [ -e "$run/last.pth" ]; then line+=(--resume auto); fi
+  fi
   [ -e "$run/finished" ] || "$PYTHON" "${line[@]:1}" --data_path "$data" --output_dir "$run" </dev/null
   touch "$run/finished"
 done <"$WORK/runs.txt"
 "$PYTHON" -m recipes.sweep "$WORK/runs" "$RESULTS/equal_flops-sweep.json"
 "$PYTHON" compare.py --checkpoint "network with n-grams=$WORK/runs/ngram3-1/best_model.pth" --autoregressive "$WORK/runs/autoregressive-1" \
-  --masked "$WORK/runs/masked-1" --data_path "$WORK/data" --passes $PASSES --num_texts "$TEXTS" $MAUVE --guidance 1 --output_dir "$WORK/comparison"
+  --masked "$WORK/runs/masked-1" --data_path "$WORK/data" --passes $PASSES --num_texts "$TEXTS" --mauve --guidance 1 --output_dir "$WORK/comparison"
 cp "$WORK/comparison/compare.json" "$RESULTS/equal_flops.json"
 cp "$WORK/comparison/frontier.png" "$RESULTS/equal_flops.png"

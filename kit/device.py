@@ -183,7 +183,7 @@ def _join(backend: str, rank: int, world_size: int) -> dist.Store:
 
 @functools.cache
 def multiplies_bf16() -> bool:
-    """Whether this processor has instructions for products in bf16: AMX, or AVX-512's. One without is tens of times slower in it than in float32."""
+    """Whether this processor has instructions for products in bf16: AMX, or AVX-512's. Without them float32 is far faster."""
     known = torch.cpu.get_capabilities()
     return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
 

@@ -13,7 +13,7 @@ COEFFICIENTS, ROUNDS, EPS = (3.4445, -4.7750, 2.0315), 5, 1e-7  # of the Newton-
 
 @torch.no_grad()
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """(n, rows, columns) to the nearest semi-orthogonal matrices, roughly: singular values end near 1. In bfloat16, which is enough, where it is fast."""
+    """(n, rows, columns) to the nearest semi-orthogonal matrices, roughly: singular values end near 1. In bfloat16, which is precise enough, but on processors that do not multiply in it."""
     a, b, c = COEFFICIENTS
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if matrices.is_cpu and not multiplies_bf16() else matrices.bfloat16()

@@ -72,7 +72,8 @@ PATTERNS = (
         for name, translated in (("itself without n-grams", "去掉 n 元模型的自身"), ("itself without its earlier pass", "没有上一次前向的自身"), ("its epoch 10", "第 10 轮的自身"))
         for more, then in (("", ""), (r", temperature ([\d.]+)", r"，温度 \2"), (r", churn (\d+)", r"，搅动 \2"))
     ),
-    (r"TokCom, (\d) to a vector", r"TokCom，每向量 \1 个"),
+    (r"TokCom, (\d) to a vector", r"TokCom，每向量 \1 个"), (r"(\d) tokens at once, no vector", r"一次 \1 个词元，无向量"),
+    *((rf"vector by vector, {head} head{more}, (\d) to a vector", rf"逐向量，{kind}头{then}，每向量 \1 个") for head, kind in (("energy", "能量"), ("flow", "流")) for more, then in (("", ""), (", beside the tokens' loss", "，旁有词元的损失"))),
     (r"(`[\w./]+`) killed at random moments", r"\1 在随机时刻被杀死"), (r"(`[\w./]+`) in two processes killed at random moments", r"\1（两个进程）在随机时刻被杀死"),
     ("values that flags should not have", "参数不该有的值"), (r"(\d+) tracebacks, (\d+) hangs, (\d+) otherwise wrong", r"\1 次崩溃，\2 次挂起，\3 次其他错误"),
     ("a program on a full disk", "磁盘已满的程序"), ("a trainer whose folder is removed", "文件夹被删除的训练程序"),

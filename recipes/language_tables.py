@@ -88,7 +88,7 @@ def equal_flops() -> str:
 
 
 def equal_flops_texts() -> str:
-    """What they write."""
+    """Scores of the texts that systems of equal FLOPs write."""
     rows = load("shakespeare/equal_flops.json")["generation"]
     return table(["texts", *SCORES, "MAUVE"], [[*scores(row), f"{row['mauve']:.2f}"] for row in rows])
 

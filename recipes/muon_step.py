@@ -1,6 +1,6 @@
 """What Muon's step costs in either precision, on the matrices of the ladder's transformer of 15 minutes; writes results/muon_step.json.
 
-python -m recipes.muon_step
+OMP_NUM_THREADS=1 python -m recipes.muon_step
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
     args = parser.parse_args()
     runtime = device.start("cpu", args.seed, "auto")
     model = autoregressive.build(argparse.Namespace(**SIZES), 512)
-    first, _ = muon.build_optimizers("muon", model, 1e-3, 0.01, (0.9, 0.95))
+    optimizer, _ = muon.build_optimizers("muon", model, 1e-3, 0.01, (0.9, 0.95))
     found: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for turn in range(TURNS + 1):  # the first, which sets up, is left out
         for precision, seconds in found.items():
@@ -34,11 +34,11 @@ def main() -> None:
                 parameter.grad = torch.randn_like(parameter)
             with mock.patch.object(muon, "multiplies_bf16", lambda precision=precision: precision == "bfloat16"):
                 start = time.perf_counter()
-                first.step()
+                optimizer.step()
                 seconds += [time.perf_counter() - start] * (turn > 0)
     result = {
         "seconds": {precision: statistics.median(seconds) for precision, seconds in found.items()}, "ranges": {precision: [min(seconds), max(seconds)] for precision, seconds in found.items()},
-        "chosen": "bfloat16" if device.multiplies_bf16() else "float32", "matrices": sum(p.numel() for group in first.param_groups for p in group["params"]),
+        "chosen": "bfloat16" if device.multiplies_bf16() else "float32", "parameters": sum(p.numel() for group in optimizer.param_groups for p in group["params"]),
         "environment": environment(runtime),
     }  # fmt: skip
     write_json(RESULTS / "muon_step.json", result)

@@ -243,7 +243,7 @@ def speed() -> str:
 
 def tokcom_language(texts: str) -> str:
     """TokCom's two layouts beside an autoregressive transformer; bits per byte where a token is a byte."""
-    rows, of_bytes = [], texts == "shakespeare"
+    rows, of_bytes = [], texts.startswith("shakespeare")
     found = load(f"tokcom/{texts}.json")
     for row in found["rows"]:
         nll = f"{row['nll'] / (math.log(2) if of_bytes else 1):.2f}" if "nll" in row else "–"
@@ -261,10 +261,12 @@ def tokcom_language(texts: str) -> str:
 
 def tokcom_row(row: dict) -> str:
     """What a row of TokCom's results is called."""
-    label = TOKCOM_ROWS.get(row["name"].split("-")[0].rstrip("0123456789"))
+    label, size = TOKCOM_ROWS.get(row["name"].split("-")[0].rstrip("0123456789")), row.get("chunk_size", 4)
     if label is None:
-        return f"TokCom, {row['chunk_size']} to a vector"
-    return label if row.get("chunk_size", 4) == 4 else f"{label}, {row['chunk_size']} to a vector"
+        return f"TokCom, {size} to a vector"
+    if size == 4:
+        return label
+    return label.replace("4 tokens", f"{size} tokens") if "4 tokens" in label else f"{label}, {size} to a vector"
 
 
 def tokcom_samples() -> str:
@@ -353,7 +355,7 @@ def faults() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
-    "ladder": ladder, "sweeps": sweeps, "equal_flops": equal_flops, "equal_flops_texts": equal_flops_texts, "further": further, "further_generation": further_generation, "further_samples": further_samples, "gaps": gaps, "generation": generation, "samples": samples, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "tokcom_samples": tokcom_samples, "released": released, "first_minute": first_minute, "speed": speed,
+    "ladder": ladder, "sweeps": sweeps, "equal_flops": equal_flops, "equal_flops_texts": equal_flops_texts, "further": further, "further_generation": further_generation, "further_samples": further_samples, "gaps": gaps, "generation": generation, "samples": samples, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "tokcom_shakespeare_15": partial(tokcom_language, "shakespeare_15"), "tokcom_samples": tokcom_samples, "released": released, "first_minute": first_minute, "speed": speed,
     "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "image_curve": image_curve, "image_json": image_json, "image_needle": image_needle, "vit_rows": vit_rows, "vit_ablations": vit_ablations,
 }  # fmt: skip
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # TokCom as a language model, the same minutes of one thread each, on the same texts: an autoregressive transformer; the flow on 1, 2 and 4
 # tokens in a vector, 16 numbers for each, the network alone and with trigrams inside; and the vectors written one after the other by each
-# head of tokcom/calm.py, in the minutes that stage one leaves. Writes results/tokcom/NAME.json. RUNS names what is trained (a head is of 4
-# tokens in a vector, or of as many as follow its name), RATES how the transformer and the heads are, chosen by validation.
+# head of tokcom/calm.py, in the minutes that stage one leaves. Writes results/tokcom/NAME.json. RUNS names what is trained, heads of 1 or 2
+# instead of 4 tokens in a vector with that number after their name; RATES how the transformer and the heads are, chosen by validation.
 #   TEXT=books/ VOCAB_SIZE=1024 NAME=books ./recipes/tokcom_language.sh
 #   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare ./recipes/tokcom_language.sh      # bytes: tiny Shakespeare by characters
 #   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare_15 RUNS="flow_tokens flow_tokens2" RATES=muon-6e-3 ./recipes/tokcom_language.sh
@@ -37,15 +37,16 @@ for run in $RUNS; do
   case $run in
     chunk*) flow "$run" --chunk_size "${run#chunk}" --latent_dim $((16 * ${run#chunk})) --ngram 0 ;;
     trigrams) flow trigrams --chunk_size 4 --latent_dim 64 --ngram 3 ;;
-    *) # of the minutes 12 % go into stage one, which is that of TokCom where it is trained
+    *) # of the minutes 12 % go into stage one, or it is that of chunk$size where that has been trained before
       size=${run##*[!0-9]}
       size=${size:-4}
       kind=${run%%[0-9]*} vae=$WORK/chunk$size/best_vae.pt
       if [ ! -e "$WORK/chunk$size/finished" ]; then
-        vae=$WORK/vae$size/best_vae.pt
+        vae=$WORK/vae$size/best_vae.pt resume=()
+        if [ -e "$WORK/vae$size/last.pth" ]; then resume=(--resume auto); fi
         [ -e "$WORK/vae$size/finished" ] || "$PYTHON" -m tokcom.train --stage vae --preset tiny --data_path "$DATA" --max_length $LENGTH --vae_fraction 1 \
           --time_budget "$((MINUTES * 60 * 12 / 100))s" --seed "$SEED" --output_dir "$WORK/vae$size" --device cpu --chunk_size "$size" \
-          --latent_dim $((16 * size)) --ngram 0
+          --latent_dim $((16 * size)) --ngram 0 ${resume[@]+"${resume[@]}"}
         touch "$WORK/vae$size/finished"
       fi
       head=(--head "${kind%_tokens}")

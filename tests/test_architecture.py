@@ -126,7 +126,7 @@ def test_scripts_run_in_the_bash_of_macos(phrase):
 
 def test_what_training_and_inference_import_is_in_the_smallest_requirements():
     """Every package that the root, tokcom and vit_cifar10 import, apart from what is asked for by name when it is missing."""
-    optional = {"timm", "onnxruntime", "wandb", "datatrove"}
+    optional = {"timm", "onnxruntime", "wandb", "datatrove", "mauve"}
     modules = {"backports": "backports.zstd", "PIL": "pillow"}
     required = {line.split("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
     for path in FILES:

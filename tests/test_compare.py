@@ -7,6 +7,7 @@ import torch
 
 import compare
 from baselines import autoregressive, masked
+from corpus.chunks import open_built
 from tests.baselines.test_masked import SMALL
 from tests.conftest import run_main
 
@@ -51,15 +52,28 @@ def test_one_table_of_likelihood_gaps_and_texts(rivals, trained, trained_alone, 
     assert (tmp_path / "frontier.png").stat().st_size > 5000
 
 
-def test_mauve_is_against_the_validation_split(rivals, trained, data, call, tmp_path):
-    pytest.importorskip("mauve")
+def test_mauve_is_against_as_many_texts_of_the_validation_split(
+    rivals, trained, data, call, refused, monkeypatch, tmp_path
+):
+    compared = []
+    mauve_against = compare.Judge.mauve_against
+
+    def record(self, real):
+        compared.extend(real)
+        return mauve_against(self, real)
+
+    monkeypatch.setattr(compare.Judge, "mauve_against", record)
     given = (
         "--checkpoint", f"hybrid={trained / 'best_model.pth'}", "--data_path", data, "--autoregressive", rivals / "autoregressive",
-        "--output_dir", tmp_path, "--parts", "generation", "--num_samples", 24, "--num_texts", 20, "--passes", 2, "--mauve", *CPU,
+        "--output_dir", tmp_path, "--parts", "generation", "--num_samples", 8, "--num_texts", 20, "--passes", 2, "--mauve", *CPU,
     )  # fmt: skip
     assert call(compare, *given) == 0
     rows = json.loads((tmp_path / "compare.json").read_text())["generation"]
-    assert all(0 < row["mauve"] <= 1 for row in rows)
+    assert all(0 < row["mauve"] <= 1 and row["texts"] == 20 for row in rows)
+    val = open_built(data / "val")
+    begins = {tuple(val[i].tolist()[:20]) for i in range(len(val))}
+    assert len(compared) == 20 and all(tuple(text.tolist()[:20]) in begins for text in compared)
+    assert "--mauve needs 99999 texts" in refused(compare, *given, "--num_texts", 99999)
 
 
 def test_confident_tokens_come_first_and_what_stands_stays():

@@ -26,6 +26,7 @@ from baselines.judge import Judge, draw_trigrams, draw_unigrams, load_baseline
 from corpus.bits import per_byte
 from corpus.chunks import open_chunks, open_test, reported
 from corpus.ngram import DENSE_VOCAB
+from corpus.shards import Chunks
 from diffusion import Guide
 from kit import device, errors, sampling
 from kit.arguments import add_common, program
@@ -102,12 +103,12 @@ def main() -> None:
     test.check(longest, vocab_size, "img_size")
     chunks = [test[i] for i in reported(test, args.num_samples)]
     setting = Setting(args, runtime, first, chunks, min(longest, int(test.lengths.max())))
-    held_out = setting.whole([test[i] for i in reported(test, max(args.num_samples, args.num_texts))])
+    held_out = setting.texts_of(test, max(args.num_samples, args.num_texts))
     judge, mauve = None, None
     if "generation" in args.parts:
         judge = Judge(rivals["autoregressive"], train, first.tokenizer, runtime)
     if judge and args.mauve:
-        real = setting.whole([val[i] for i in reported(val, args.num_texts, setting.length // 2)]) if val else []
+        real = setting.texts_of(val, args.num_texts) if val else []
         if min(len(real), len(held_out)) < args.num_texts:
             raise UserError(
                 f"--mauve needs {args.num_texts} texts of val and of test, as many as --num_texts; there are {len(real)} and {len(held_out)}"
@@ -183,9 +184,10 @@ class Setting:
     # ------------------------------------------------------------------------------------------------------------------
     # Generation
 
-    def whole(self, chunks: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Up to --num_texts chunks, cut to the length of generated texts; those of less than half of it are left out."""
-        return [chunk[: self.length] for chunk in chunks if len(chunk) >= self.length // 2][: self.args.num_texts]
+    def texts_of(self, chunks: Chunks, count: int) -> list[torch.Tensor]:
+        """--num_texts of those `count` that reports measure, of at least half the length of generated texts and cut to it."""
+        chosen = reported(chunks, count, self.length // 2)[: self.args.num_texts]
+        return [chunks[i][: self.length] for i in chosen]
 
     def generation(
         self, ours: dict[str, Pretrained], rivals: dict[str, nn.Module], held_out: list[torch.Tensor], judge: Judge, mauve: Callable | None

@@ -69,7 +69,8 @@ def test_mauve_is_against_as_many_texts_of_the_validation_split(
     )  # fmt: skip
     assert call(compare, *given) == 0
     rows = json.loads((tmp_path / "compare.json").read_text())["generation"]
-    assert all(0 < row["mauve"] <= 1 and row["texts"] == 20 for row in rows)
+    assert [row["texts"] for row in rows] == [20] * len(rows)
+    assert all(0 <= row["mauve"] < 1.01 for row in rows), [row["mauve"] for row in rows]
     val = open_built(data / "val")
     begins = {tuple(val[i].tolist()[:20]) for i in range(len(val))}
     assert len(compared) == 20 and all(tuple(text.tolist()[:20]) in begins for text in compared)

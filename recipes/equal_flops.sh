@@ -3,7 +3,7 @@
 # ladder's 15 minutes as validation chose them, and JiT-N/1 with n-grams, trained on gaps as that of 60 minutes is. The FLOPs are those of
 # the network with n-grams that validation chose at 15 minutes; they and those of a step are read from RESULTS/15-sweep.json.
 #   TEXT=input.txt ./recipes/equal_flops.sh
-# Writes RESULTS/equal_flops.json, equal_flops-sweep.json and equal_flops.png.
+# Writes RESULTS/equal_flops.json and equal_flops-sweep.json.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 REQUIREMENTS=requirements-mauve.txt
@@ -46,4 +46,3 @@ done <"$WORK/runs.txt"
 "$PYTHON" compare.py --checkpoint "network with n-grams=$WORK/runs/ngram3-1/best_model.pth" --autoregressive "$WORK/runs/autoregressive-1" \
   --masked "$WORK/runs/masked-1" --data_path "$WORK/data" --passes $PASSES --num_texts "$TEXTS" --mauve --guidance 1 --output_dir "$WORK/comparison"
 cp "$WORK/comparison/compare.json" "$RESULTS/equal_flops.json"
-cp "$WORK/comparison/frontier.png" "$RESULTS/equal_flops.png"

@@ -281,7 +281,7 @@ def main() -> None:
     # finish
     bar.close()
     writer.wait()
-    log.close()
+    log.close(finished=step >= total_steps)
     runtime.check_agreement(network)
     if runtime.is_main:
         left = "" if step >= total_steps else f"; stopped early, continue with --output_dir {output} --resume auto"

@@ -236,7 +236,7 @@ def train(model, args, data: Data, loss_of, nats_of, runtime, output: Path) -> t
         if step >= total:
             break
     bar.close()
-    log.close()
+    log.close(finished=False)  # the report is yet to come
     if weights:
         model.load_state_dict(weights)
     return step, tokens, budget.spent

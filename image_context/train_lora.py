@@ -158,7 +158,7 @@ def main() -> None:
     if finished and runtime.is_main:
         with whole_folder(output / "final") as partial:
             vlm.save(partial)
-    log.close()
+    log.close(finished)
     if runtime.is_main:
         print(f"vlm  {output / 'final'}" if finished else f"stopped early; continue with --resume auto in {output}")
     runtime.finish()

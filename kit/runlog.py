@@ -1,4 +1,5 @@
-"""The run folder's record: config.json, env.json, log.jsonl (one object a line, the source of every plot), samples.jsonl, wandb."""
+"""The run folder's record: config.json, env.json, log.jsonl (one object a line, the source of every plot), samples.jsonl, wandb;
+an empty file `finished` where the run has come to its end, by which recipes tell it from one that was stopped."""
 
 import json
 import math
@@ -36,6 +37,7 @@ class RunLog:
             return
         self.folder = make_folder(output_dir)
         self._lock = FolderLock(self.folder)
+        (self.folder / "finished").unlink(missing_ok=True)
         write_json(self.folder / "config.json", config)
         write_json(self.folder / "env.json", environment(runtime))
         for name in ("log.jsonl", "samples.jsonl"):
@@ -66,8 +68,10 @@ class RunLog:
             data = [list(row.values()) for row in rows]
             self._wandb.log({name: wandb.Table(columns=list(rows[0]), data=data)}, step=step)
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         if self.active:
+            if finished:
+                (self.folder / "finished").touch()
             self._file.close()
             self._lock.release()
             if self._wandb:

@@ -15,7 +15,7 @@ variant() { # NAME ARGUMENTS...
   shift
   [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$LADDER/data/train" --output_dir "$run" --time_budget "${MINUTES}m" --ngram 0 --img_size 16 \
     --token_dim 64 --batch_size 16 --lr "$LR" --seed "$SEED" --val_samples 64 "$@"
-  touch "$run/finished"
+  [ -e "$run/finished" ]
   checkpoints+=("$name=$run/best_model.pth")
 }
 variant "patch 4, self-conditioning 0.25" --model JiT-Ti/4

@@ -68,7 +68,7 @@ for minutes in $MINUTES; do
         if [ -e "$run/last.pth" ]; then more+=(--resume auto); fi
         [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$WORK/data/train" --output_dir "$run" --time_budget "${minutes}m" --ngram "$ngram" \
           --img_size 16 --batch_size 16 --ngram_start 0.5 --val_samples 64 "${ours[@]}" --lr "$lr" --seed "$seed" ${more[@]+"${more[@]}"}
-        touch "$run/finished"
+        [ -e "$run/finished" ]
       done
     done
     "$PYTHON" -m recipes.sweep "$rung" "$RESULTS/${rung##*/}-sweep.json"

@@ -24,7 +24,7 @@ flow() { # RUN ARGUMENTS...
   [ -e "$run/report/report.json" ] && return
   [ -e "$run/finished" ] || "$PYTHON" -m tokcom.train --preset tiny --data_path "$DATA" --max_length $LENGTH --time_budget "${MINUTES}m" --seed "$SEED" \
     --output_dir "$run" --device cpu "$@"
-  touch "$run/finished"
+  [ -e "$run/finished" ]
   "$PYTHON" -m tokcom.evaluate --checkpoint "$run/best_diffusion.pt" --data_path "$DATA" --output_dir "$run/report" --seed "$SEED" --device cpu \
     --num_prompts "$PROMPTS" --without_ngrams
 }
@@ -47,7 +47,7 @@ for run in $RUNS; do
         [ -e "$WORK/vae$size/finished" ] || "$PYTHON" -m tokcom.train --stage vae --preset tiny --data_path "$DATA" --max_length $LENGTH --vae_fraction 1 \
           --time_budget "$((MINUTES * 60 * 12 / 100))s" --seed "$SEED" --output_dir "$WORK/vae$size" --device cpu --chunk_size "$size" \
           --latent_dim $((16 * size)) --ngram 0 ${resume[@]+"${resume[@]}"}
-        touch "$WORK/vae$size/finished"
+        [ -e "$WORK/vae$size/finished" ]
       fi
       head=(--head "${kind%_tokens}")
       case $kind in # as large as the head's own loss

@@ -12,6 +12,7 @@ for seed in $SEEDS; do
   resume=()
   if [ -e "$run/last.pth" ]; then resume=(--resume auto); fi
   "$PYTHON" -m vit_cifar10.train "$@" ${CIFAR:+--data_path "$CIFAR"} --seed "$seed" --output_dir "$run" ${resume[@]+"${resume[@]}"}
+  [ -e "$run/finished" ]
   runs+=("$run")
 done
 "$PYTHON" -m recipes.vit_row --name "$NAME" "${runs[@]}"

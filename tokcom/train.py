@@ -202,7 +202,7 @@ def main() -> None:
         _, finished = fit(stage, args, train, val, order, log, writer, interrupt, saved, offset)
 
     # finish
-    log.close()
+    log.close(finished)
     if runtime.is_main and not finished:
         print(f"stopped early; continue with --output_dir {output} --resume auto")
     elif runtime.is_main:

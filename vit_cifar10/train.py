@@ -295,9 +295,10 @@ def main() -> None:
     # finish
     bar.close()
     writer.wait()
-    log.close()
+    finished = step >= total_steps or not stops
+    log.close(finished)
     runtime.check_agreement(model)
-    if stops and step < total_steps:
+    if not finished:
         if runtime.is_main:
             print(f"stopped at step {step:,}; continue with --output_dir {output} --resume auto")
     elif runtime.is_main:

@@ -332,7 +332,7 @@ def plot_frontier(rows: list[dict], path) -> None:
     for name, color in zip(names, COLORS):
         line = [row for row in rows if row["name"] == name]
         axis.plot([r["entropy"] for r in line], [r["gen_ppl"] for r in line], "o-", color=color, label=name)
-        for row, place in ((line[0], (4, 4)), (line[-1], (-4, -12))):
+        for row, place in ((line[0], (4, 4)), (line[-1], (-4, -12)))[: len(line)]:
             at = row["entropy"], row["gen_ppl"]
             axis.annotate(str(row["passes"]), at, place, textcoords="offset points", color=color, ha="center")
     for row, marker in zip((r for r in rows if r["passes"] is None and r["name"] != "tokens by frequency"), "*sD"):

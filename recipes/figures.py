@@ -14,7 +14,8 @@ import evaluate
 from image_context import plot_results
 from kit.arguments import program
 from kit.errors import run
-from recipes import robust_pictures
+from kit.runlog import make_folder
+from recipes import builder_memory, image_curve, robust_pictures
 from tokcom import figures as tokcom
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -24,6 +25,7 @@ def figures() -> dict[str, tuple]:
     """The JSON of each figure, the function that draws it, and the part of the JSON that it takes, None = all."""
     found = {
         "cpu/recovery.png": ("cpu/report.json", evaluate.plot_recovery, None),
+        "builder_memory.png": ("builder_memory.json", builder_memory.plot, None),
         "released/english.png": ("released/english.json", evaluate.plot_recovery, None),
         "released/chinese.png": ("released/chinese.json", evaluate.plot_recovery, None),
         "robust/pictures.png": ("robust/pictures.json", robust_pictures.plot, "rows"),
@@ -31,20 +33,26 @@ def figures() -> dict[str, tuple]:
         "tokcom/cpu/reconstruction.png": ("tokcom/cpu/report.json", tokcom.plot_reconstruction, None),
         "tokcom/cpu/nfe.png": ("tokcom/cpu/report.json", tokcom.plot_nfe, None),
     }
-    for rung in sorted((RESULTS / "shakespeare").glob("*.json")):
-        found[f"shakespeare/{rung.stem}.png"] = f"shakespeare/{rung.name}", compare.plot_frontier, "generation"
-    for name, draw in plot_results.PLOTS.items():
+    for minutes in 3, 15, 60:
+        found[f"shakespeare/{minutes}.png"] = f"shakespeare/{minutes}.json", compare.plot_frontier, "generation"
+    for name, (_, draw) in plot_results.PLOTS.items():
         found[f"image_context/smoke/{name}"] = "image_context/smoke/summary.json", draw, "points"
+    for reader in sorted(RESULTS.glob("image_context/tasks/*_needle_*.png")):
+        name = f"image_context/tasks/{reader.stem}"
+        found[f"{name}.png"] = f"{name}.json", plot_results.plot_needles, "needles"
+    found["image_context/curve.png"] = "image_context/curve.json", image_curve.draw, None
     return found
 
 
 def main() -> None:
-    program(__doc__).parse_args()
+    parser = program(__doc__)
+    parser.add_argument("--output_dir", type=Path, default=RESULTS, help="folder in which they get their paths of results/")
+    output = parser.parse_args().output_dir
     for picture, (source, draw, part) in figures().items():
-        if (RESULTS / source).is_file():
-            values = json.loads((RESULTS / source).read_text(encoding="utf-8"))
-            draw(values[part] if part else values, RESULTS / picture)
-            print(f"wrote results/{picture}")
+        values = json.loads((RESULTS / source).read_text(encoding="utf-8"))
+        make_folder((output / picture).parent)
+        draw(values[part] if part else values, output / picture)
+        print(f"wrote {picture}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # One text, so many minutes of training each: the network with n-grams and alone, an autoregressive transformer, masked diffusion; one
 # table and one figure for each rung, RESULTS/MINUTES.json and .png (of further seeds MINUTES-seedN.json), all rates and dropouts in
 # MINUTES-sweep.json. Training at all rates and dropouts of the three rungs adds up to more than a day, with RATES=muon-6e-3 DROPOUTS=0
-# to five hours. recipes/shakespeare.sh is the first ladder; further ones, all three with
+# to six hours. recipes/shakespeare.sh is the first ladder; further ones, all three with
 #   export MINUTES=5 RATES=muon-6e-3 DROPOUTS=0 PASSES=32 PARTS="likelihood generation" THREADS=1
 #   TEXT=books/ VOCAB_SIZE=1024 RESULTS=results/books ./recipes/ladder.sh
 #   TEXT=novels/ VOCAB_SIZE=2048 RESULTS=results/novels_ladder ./recipes/ladder.sh
@@ -17,7 +17,7 @@ TEXT=${TEXT:?a text file, a folder of them, or the name of a Hugging Face datase
 MINUTES=${MINUTES:-3 15 60} VOCAB_SIZE=${VOCAB_SIZE:-512} LENGTH=${LENGTH:-128} SEEDS=${SEEDS:-0} THREADS=${THREADS:-2}
 RESULTS=${RESULTS:?where to write}
 WORK=${WORK:-checkpoints/ladder/$(basename "$RESULTS")}
-NETWORK=${NETWORK:-} LR=${LR:-} # arguments of the network, and its rates, one or several, instead of the rung's
+NETWORK=${NETWORK:-} LR=${LR:-} # arguments of a network, and its rates, one or several, instead of the rung's; validation chooses
 SIZE=${SIZE:-} RATES=${RATES:-adamw-1e-3 adamw-3e-3 muon-3e-3 muon-6e-3 muon-1.2e-2} DROPOUTS=${DROPOUTS:-0 0.1} # of the baselines, chosen on val
 PASSES=${PASSES:-4 8 16 32 64} PARTS=${PARTS:-likelihood gaps generation} # gaps and generation take long with large vocabularies
 export OMP_NUM_THREADS=$THREADS
@@ -36,20 +36,21 @@ baseline() {
     --time_budget "${minutes}m" --max_length "$LENGTH" --seed "$seed" "$@"
 }
 
-# of a token a patch, where there is time for it
-each_token=(--model JiT-N/1 --token_dim 128 --rope order --optimizer muon --time_sampling logit_normal --t_mean 1.2 --t_std 0.9 --self_cond_prob 0)
+# a rate and the arguments: of a token a patch, where there is time for it
+each_token="6e-3 --model JiT-N/1 --token_dim 128 --rope order --optimizer muon --time_sampling logit_normal --t_mean 1.2 --t_std 0.9 --self_cond_prob 0"
 for minutes in $MINUTES; do
   # the longer the run, the larger the networks, where nothing else is said
   beside_ngrams=()
   if [ "$minutes" -lt 10 ]; then
-    size=(--hidden_size 128 --num_hidden_layers 4 --intermediate_size 384) ours=(--model JiT-Ti/4 --token_dim 64) lrs=4e-3
+    size=(--hidden_size 128 --num_hidden_layers 4 --intermediate_size 384) networks=("4e-3 --model JiT-Ti/4 --token_dim 64")
   elif [ "$minutes" -lt 40 ]; then
-    size=(--hidden_size 192 --num_hidden_layers 6 --intermediate_size 512) ours=("${each_token[@]}") lrs=6e-3
+    size=(--hidden_size 192 --num_hidden_layers 6 --intermediate_size 512) networks=("$each_token" "2e-3 --model JiT-Ti/4 --token_dim 96")
   else
-    size=(--hidden_size 256 --num_hidden_layers 6 --intermediate_size 704) ours=("${each_token[@]}") lrs=6e-3 beside_ngrams=(--infill_blank 0.5)
+    size=(--hidden_size 256 --num_hidden_layers 6 --intermediate_size 704) networks=("$each_token") beside_ngrams=(--infill_blank 0.5)
   fi
   if [ -n "$SIZE" ]; then read -r -a size <<<"$SIZE"; fi
-  if [ -n "$NETWORK" ]; then read -r -a ours <<<"$NETWORK" && beside_ngrams=(); fi
+  if [ -n "$NETWORK$LR" ]; then networks=("${networks[0]}"); fi
+  if [ -n "$NETWORK" ]; then networks=("${networks[0]%% *} $NETWORK") beside_ngrams=(); fi
   for seed in $SEEDS; do
     rung=$WORK/$minutes
     if [ "$seed" != 0 ]; then rung=$rung-seed$seed; fi
@@ -60,15 +61,18 @@ for minutes in $MINUTES; do
         done
       done
     done
-    for lr in ${LR:-$lrs}; do
-      for ngram in 0 3; do
-        run=$rung/ngram$ngram-$lr
-        more=()
-        if [ "$ngram" != 0 ]; then more=(${beside_ngrams[@]+"${beside_ngrams[@]}"}); fi
-        if [ -e "$run/last.pth" ]; then more+=(--resume auto); fi
-        [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$WORK/data/train" --output_dir "$run" --time_budget "${minutes}m" --ngram "$ngram" \
-          --img_size 16 --batch_size 16 --ngram_start 0.5 --val_samples 64 "${ours[@]}" --lr "$lr" --seed "$seed" ${more[@]+"${more[@]}"}
-        [ -e "$run/finished" ]
+    for network in "${networks[@]}"; do
+      read -r rate arguments <<<"$network"
+      for lr in ${LR:-$rate}; do
+        for ngram in 0 3; do
+          run=$rung/ngram$ngram-$lr
+          more=()
+          if [ "$ngram" != 0 ]; then more=(${beside_ngrams[@]+"${beside_ngrams[@]}"}); fi
+          if [ -e "$run/last.pth" ]; then more+=(--resume auto); fi
+          [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$WORK/data/train" --output_dir "$run" --time_budget "${minutes}m" --ngram "$ngram" \
+            --img_size 16 --batch_size 16 --ngram_start 0.5 --val_samples 64 $arguments --lr "$lr" --seed "$seed" ${more[@]+"${more[@]}"}
+          [ -e "$run/finished" ]
+        done
       done
     done
     "$PYTHON" -m recipes.sweep "$rung" "$RESULTS/${rung##*/}-sweep.json"

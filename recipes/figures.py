@@ -46,7 +46,9 @@ def figures() -> dict[str, tuple]:
 
 def main() -> None:
     parser = program(__doc__)
-    parser.add_argument("--output_dir", type=Path, default=RESULTS, help="folder in which they get their paths of results/")
+    parser.add_argument(
+        "--output_dir", type=Path, default=RESULTS, help="folder in which they get their paths of results/"
+    )
     output = parser.parse_args().output_dir
     for picture, (source, draw, part) in figures().items():
         values = json.loads((RESULTS / source).read_text(encoding="utf-8"))

@@ -2,14 +2,15 @@
 # TokCom as a language model, the same minutes of one thread each, on the same texts: an autoregressive transformer; the flow on 1, 2 and 4
 # tokens in a vector, 16 numbers for each, the network alone and with trigrams inside; and the vectors written one after the other by each
 # head of tokcom/calm.py, in the minutes that stage one leaves. Writes results/tokcom/NAME.json. RUNS names what is trained, heads of 1 or 2
-# instead of 4 tokens in a vector with that number after their name; RATES how the transformer and the heads are, chosen by validation.
+# instead of 4 tokens in a vector with that number after their name; RATES how the transformer and the heads are trained, DRAWS how
+# many draws for a vector the heads learn from, both chosen by validation.
 #   TEXT=books/ VOCAB_SIZE=1024 NAME=books ./recipes/tokcom_language.sh
 #   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare ./recipes/tokcom_language.sh      # bytes: tiny Shakespeare by characters
-#   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare_15 RUNS="flow_tokens flow_tokens2" RATES=muon-6e-3 ./recipes/tokcom_language.sh
+#   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare_15 RUNS="flow_tokens flow_tokens2 flow_tokens1" RATES=muon-6e-3 DRAWS="8 2" ./recipes/tokcom_language.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
-NAME=${NAME:?of the result} MINUTES=${MINUTES:-15} WORK=${WORK:-checkpoints/tokcom_$NAME} SEED=${SEED:-0} LENGTH=128 RATES=${RATES:-adamw-3e-3 muon-6e-3}
+NAME=${NAME:?of the result} MINUTES=${MINUTES:-15} WORK=${WORK:-checkpoints/tokcom_$NAME} SEED=${SEED:-0} LENGTH=128 RATES=${RATES:-adamw-3e-3 muon-6e-3} DRAWS=${DRAWS:-8}
 RUNS=${RUNS:-chunk4 energy flow tokens energy_tokens flow_tokens chunk2 chunk1 trigrams} PROMPTS=${PROMPTS:-512}
 DATA=${DATA:-$WORK/data} # built from TEXT unless it is there
 export OMP_NUM_THREADS=${THREADS:-1}
@@ -55,8 +56,10 @@ for run in $RUNS; do
         flow_tokens) head+=(--token_loss 0.1) ;;
       esac
       for rate in $RATES; do
-        [ -e "$WORK/$run-$rate/report.json" ] || "$PYTHON" -m tokcom.calm "${SIZES[@]}" --vae_checkpoint "$vae" "${head[@]}" \
-          --optimizer "${rate%%-*}" --lr "${rate#*-}" --time_budget "$((MINUTES * 60 * 88 / 100))s" --output_dir "$WORK/$run-$rate"
+        for draws in $DRAWS; do
+          [ -e "$WORK/$run-$rate-$draws/report.json" ] || "$PYTHON" -m tokcom.calm "${SIZES[@]}" --vae_checkpoint "$vae" "${head[@]}" --draws "$draws" \
+            --optimizer "${rate%%-*}" --lr "${rate#*-}" --time_budget "$((MINUTES * 60 * 88 / 100))s" --output_dir "$WORK/$run-$rate-$draws"
+        done
       done ;;
   esac
 done

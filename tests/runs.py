@@ -45,6 +45,7 @@ def run_stopped(command: Sequence, log: Path, is_time: Callable[[str], bool], si
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 0 and "--resume auto" in output
+    assert not (log.parent / "finished").exists()  # by which recipes would take it for whole
 
 
 def kill_tree(process: subprocess.Popen) -> None:

@@ -15,4 +15,6 @@ def test_all_are_drawn_from_what_results_hold(tmp_path):
     for picture in figures():
         drawn, kept = (imread(folder / picture) for folder in (tmp_path, RESULTS))
         assert drawn.shape == kept.shape, picture
-        assert abs(drawn - kept).mean() < 1e-3, picture  # gray levels of 1; some for a library that draws letters otherwise
+        assert abs(drawn - kept).mean() < 1e-3, (
+            picture
+        )  # gray levels of 1; some for a library that draws letters otherwise

@@ -28,6 +28,7 @@ from validation import Validation
 
 
 def same_run(first, second):
+    assert (first / "finished").exists() and (second / "finished").exists()
     for key in ("loss", "val_loss"):
         assert rows(first, key) == rows(second, key)
     a, b = load(first / "last.pth"), load(second / "last.pth")

@@ -34,7 +34,6 @@ from tokcom.inference import load_checkpoint
 from tokcom.model import NoiseEmbedding, RMSNorm, SwiGLU, TokComVAE, initialize
 
 HEADS = ("energy", "flow", "tokens")
-DRAWS = 8  # from the head, and from the posterior, for each vector in training
 LEAST_SIGMA, MOST_SIGMA = 0.05, 20.0  # of the flow, in the vectors' standard deviations
 
 
@@ -46,6 +45,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--token_loss", type=float, default=0.0, help="weight of the tokens' cross-entropy beside the head's own loss"
     )
+    parser.add_argument(
+        "--draws", type=int, default=8, help="from the posterior, and of the energy head, for each vector in training"
+    )
     parser.add_argument("--passes", type=int, default=16, help="of the flow's head for a vector")
     parser.add_argument("--num_prompts", type=int, default=512, help="prompts continued for BrierLM")
     return parser.parse_args()
@@ -56,6 +58,9 @@ def main() -> None:
     for name in ("head_layers", "passes", "num_prompts"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
+    least = 2 if args.head == "energy" else 1  # whose score is of pairs
+    if args.draws < least:
+        raise UserError(f"--draws {args.draws}: the head of {args.head} needs at least {least}")
     if not 0 <= args.token_loss < float("inf") or (args.token_loss and args.head == "tokens"):
         raise UserError(
             f"--token_loss {args.token_loss:g}: need a number from 0, and 0 for the tokens' head, which has no other loss"
@@ -78,7 +83,7 @@ def config_of(args: argparse.Namespace, vae_args) -> LlamaConfig:
     """The sizes asked for, those of the VAE's vectors, and the head; the token after the last stands before each text."""
     return LlamaConfig(
         vocab_size=vae_args.vocab_size + 1, bos_token_id=vae_args.vocab_size, eos_token_id=None, pad_token_id=None,
-        chunk_size=vae_args.chunk_size, latent_dim=vae_args.latent_dim, head=args.head, head_layers=args.head_layers, passes=args.passes, token_loss=args.token_loss,
+        chunk_size=vae_args.chunk_size, latent_dim=vae_args.latent_dim, head=args.head, head_layers=args.head_layers, passes=args.passes, draws=args.draws, token_loss=args.token_loss,
         attn_implementation=language_model.attention(), **language_model.sizes(args),
     )  # fmt: skip
 
@@ -204,8 +209,8 @@ def chunk_costs(model: NextVector, tokens: torch.Tensor, mask: torch.Tensor, vae
     with torch.no_grad():
         mean, log_variance = vae.posterior(tokens[real], mask[real])
         mean, spread = (mean - vae.latent_mean) / vae.latent_std, (log_variance / 2).exp() / vae.latent_std
-        truth = mean + spread * torch.randn(DRAWS, *mean.shape, device=mean.device)
-    context = context.expand(DRAWS, *context.shape)
+        truth = mean + spread * torch.randn(model.config.draws, *mean.shape, device=mean.device)
+    context = context.expand(len(truth), *context.shape)
     if model.config.head == "energy":
         return energy_score(model.draw(context), truth) + beside
     log_sigma = np.log(LEAST_SIGMA) + torch.rand(truth.shape[:-1], device=mean.device) * np.log(

@@ -22,7 +22,7 @@ RUNTIME = device.start("cpu", 0, "fp32")
 def settings(head: str):
     """The program's own defaults, small."""
     parser = language_model.parser_of("test")
-    for name, value in (("head", head), ("head_layers", 2), ("passes", 16), ("token_loss", 0.0)):
+    for name, value in (("head", head), ("head_layers", 2), ("passes", 16), ("draws", 8), ("token_loss", 0.0)):
         parser.add_argument(f"--{name}", default=value)
     return parser.parse_args(["--data_path", "-", "--output_dir", "-", *SIZES[:6], "--max_length", "16"])
 
@@ -83,6 +83,26 @@ def test_token_loss_counts_in_training_alone(two_words, head):
     torch.testing.assert_close(cost[True] - cost[False], 0.5 * nats.flatten())
     calm.loss(model.train(), list(tokens.flatten(1)), RUNTIME, two_words).backward()
     assert all(parameter.grad is not None for parameter in model.beside.parameters())
+
+
+def test_an_energy_head_needs_a_pair_of_draws(refused, data, tmp_path):
+    """A flow head does with one draw, to which its loss is the denoiser's error; the energy score is of pairs."""
+    run = ("--vae_checkpoint", "-", "--data_path", data, "--output_dir", tmp_path)
+    assert "needs at least 2" in refused(calm, *run, "--draws", 1)
+    assert "needs at least 1" in refused(calm, *run, "--head", "flow", "--draws", 0)
+
+
+@pytest.mark.parametrize("draws", (1, 2))
+def test_few_draws_cost_as_much_on_average(two_words, draws):
+    many = settings("flow")
+    many.draws = 400
+    torch.manual_seed(0)
+    model = calm.NextVector(calm.config_of(many, two_words.args)).eval()
+    tokens, mask = torch.randint(0, 2, (64, 4, 2)), torch.ones(64, 4, 2, dtype=torch.bool)
+    wanted = calm.chunk_costs(model, tokens, mask, two_words).mean()
+    model.config.draws = draws
+    found = torch.stack([calm.chunk_costs(model, tokens, mask, two_words).mean() for _ in range(30)])
+    assert abs(found.mean() - wanted) < 5 * found.std() / 30**0.5
 
 
 def test_the_energy_score_is_that_of_its_definition():

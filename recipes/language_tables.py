@@ -69,8 +69,8 @@ def sweeps() -> str:
 
 
 def equal_flops() -> str:
-    """Systems of the same parameters, trained with the same FLOPs: likelihood and gaps."""
-    found = load("shakespeare/equal_flops.json")
+    """Systems of the same parameters, trained with the same FLOPs: likelihood and gaps, of two seeds."""
+    found, again = load("shakespeare/equal_flops.json"), load("shakespeare/equal_flops-seed1.json")
     runs = {row["baseline"]: row for row in load("shakespeare/equal_flops-sweep.json")}
     rows = []
     for name, label in SYSTEMS.items():
@@ -80,17 +80,27 @@ def equal_flops() -> str:
         if name in runs:
             run = runs[name]
             cost = f"{run['steps']:,}", f"{run['parameters'] / 1e6:.1f} M", f"{run['training_flops'] / 1e12:.0f}"
-        sides = (found["gaps"].get(f"{name}, {side} side{'s' * (side == 'both')}") for side in ("both", "left"))
-        gaps = [percent(side["accuracy"]) if side else "–" for side in sides]
-        rows.append([label, *cost, likelihood(found, name, math.log(2)), *gaps])
-    header = ["system", "steps", "parameters", "TFLOPs", "nats per character", "gaps, both sides", "gaps, left side"]
+        cells = [
+            likelihood(found, name, math.log(2)),
+            f"{again['likelihood'][name]['bits_per_byte'] * math.log(2):.3f}",
+        ]
+        for side in "both sides", "left side":
+            tried = (seed["gaps"].get(f"{name}, {side}") for seed in (found, again))
+            cells += [percent(gaps["accuracy"]) if gaps else "–" for gaps in tried]
+        rows.append([label, *cost, *cells])
+    header = ["system", "steps", "parameters", "TFLOPs"]
+    for quantity in "nats per character", "gaps, both sides", "gaps, left side":
+        header += [quantity, "… seed 1"]
     return table(header, rows)
 
 
 def equal_flops_texts() -> str:
-    """Scores of the texts that systems of equal FLOPs write."""
-    rows = load("shakespeare/equal_flops.json")["generation"]
-    return table(["texts", *SCORES, "MAUVE"], [[*scores(row), f"{row['mauve']:.2f}"] for row in rows])
+    """Scores of the texts that systems of equal FLOPs write, and MAUVE of two seeds."""
+    found, again = (load(f"shakespeare/equal_flops{seed}.json")["generation"] for seed in ("", "-seed1"))
+    rows = [
+        [*scores(row), f"{row['mauve']:.2f}", f"{other['mauve']:.2f}"] for row, other in zip(found, again, strict=True)
+    ]
+    return table(["texts", *SCORES, "MAUVE", "… seed 1"], rows)
 
 
 def likelihood(found: dict | None, name: str, unit: float = 1.0) -> str:

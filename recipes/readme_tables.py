@@ -264,9 +264,9 @@ def tokcom_row(row: dict) -> str:
     label, size = TOKCOM_ROWS.get(row["name"].split("-")[0].rstrip("0123456789")), row.get("chunk_size", 4)
     if label is None:
         return f"TokCom, {size} to a vector"
-    if size == 4:
-        return label
-    return label.replace("4 tokens", f"{size} tokens") if "4 tokens" in label else f"{label}, {size} to a vector"
+    if size != 4:
+        label = label.replace("4 tokens", f"{size} tokens") if "4 tokens" in label else f"{label}, {size} to a vector"
+    return label if row.get("draws", 8) == 8 else f"{label}, {row['draws']} draws"
 
 
 def tokcom_samples() -> str:

@@ -21,8 +21,8 @@ def main() -> None:
     tried: dict[tuple, list[dict]] = {}
     for path in sorted(args.work.glob("*-*/report.json")):
         row = row_of(path.parent, path)
-        tried.setdefault((row["baseline"], row.get("chunk_size")), []).append(row)
-    rows = [min(group, key=lambda row: row["val_loss"]) for group in tried.values()]
+        tried.setdefault((row["baseline"], -row.get("chunk_size", 0), -row.get("draws", 0)), []).append(row)
+    rows = [min(tried[kind], key=lambda row: row["val_loss"]) for kind in sorted(tried)]
     rows += [row_of(path.parent.parent, path) for path in sorted(args.work.glob("*/report/report.json"))]
     if len(rows) < 2 or len({row["num_tokens"] for row in rows}) > 1:
         raise UserError(f"{args.work} holds {len(rows)} reports, which must be of the same test tokens")
@@ -33,9 +33,10 @@ def main() -> None:
 def row_of(folder: Path, path: Path) -> dict:
     """What the table needs of the run in `folder` with its report at `path`, and how far it was trained."""
     report = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
-        "name": folder.name, **{name: report[name] for name in KEPT if name in report},
+        "name": folder.name, **{name: report[name] for name in KEPT if name in report}, **({"draws": config["draws"]} if "draws" in config else {}),
         "steps": report.get("steps") or max(row.get("step", 0) for row in log),
         "val_loss": min((row["val_loss"] for row in log if "val_loss" in row), default=None),
     }  # fmt: skip

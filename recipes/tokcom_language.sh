@@ -2,8 +2,8 @@
 # TokCom as a language model, the same minutes of one thread each, on the same texts: an autoregressive transformer; the flow on 1, 2 and 4
 # tokens in a vector, 16 numbers for each, the network alone and with trigrams inside; and the vectors written one after the other by each
 # head of tokcom/calm.py, in the minutes that stage one leaves. Writes results/tokcom/NAME.json. RUNS names what is trained, heads of 1 or 2
-# instead of 4 tokens in a vector with that number after their name; RATES how the transformer and the heads are trained, DRAWS how
-# many draws for a vector the heads learn from, both chosen by validation.
+# instead of 4 tokens in a vector with that number after their name; RATES how the transformer and the heads are trained, chosen by
+# validation; DRAWS from how many draws for a vector the heads learn, a row for each.
 #   TEXT=books/ VOCAB_SIZE=1024 NAME=books ./recipes/tokcom_language.sh
 #   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare ./recipes/tokcom_language.sh      # bytes: tiny Shakespeare by characters
 #   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare_15 RUNS="flow_tokens flow_tokens2 flow_tokens1" RATES=muon-6e-3 DRAWS="8 2" ./recipes/tokcom_language.sh

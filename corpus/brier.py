@@ -1,19 +1,18 @@
 """BrierLM (CALM, arXiv 2510.27688): a score of generated text that needs samples and no probabilities."""
 
-import math
-
 import numpy as np
 import torch
 
 from corpus.chunks import reported
 from corpus.shards import Chunks
 from kit.errors import UserError
+from kit.intervals import middle_95, resamples_of
 
 NGRAMS = 4
 
 
 def brier_lm(first: torch.Tensor, second: torch.Tensor, truth: torch.Tensor) -> dict:
-    """`brier_lm` in [0, 1], and `brier`, the score of each length of n-gram, which may be negative.
+    """`brier_lm` in [0, 1], its 95 % interval by resampling the prompts, and `brier`, the score of each length of n-gram, which may be negative.
 
     first, second: two independent continuations (B, N) of each prompt; truth (B, N). An n-gram's score is the fraction of samples
     that are right, less the fraction of pairs that are alike; BrierLM is the geometric mean over n = 1 to min(4, N), 0 where
@@ -23,8 +22,19 @@ def brier_lm(first: torch.Tensor, second: torch.Tensor, truth: torch.Tensor) -> 
     for n in range(1, min(NGRAMS, truth.shape[1]) + 1):
         a, b, true = first[:, :n], second[:, :n], truth[:, :n]
         right = (a == true).all(1).float() + (b == true).all(1).float()
-        scores.append(float((right - (a == b).all(1).float()).mean()))
-    return {"brier_lm": math.prod(max(score, 0.0) for score in scores) ** (1 / len(scores)), "brier": scores}
+        scores.append((right - (a == b).all(1).float()).cpu().double().numpy())
+    each = np.stack(scores, 1)
+    resampled = resamples_of(len(each)) @ each / len(each)
+    return {
+        "brier_lm": float(_mean(each.mean(0))),
+        "brier_lm_ci": middle_95(_mean(resampled)),
+        "brier": each.mean(0).tolist(),
+    }
+
+
+def _mean(scores: np.ndarray) -> np.ndarray:
+    """The geometric mean (...) of scores (..., n)."""
+    return scores.clip(0).prod(-1) ** (1 / scores.shape[-1])
 
 
 def prompts_of(test: Chunks, count: int, window: int) -> torch.Tensor:

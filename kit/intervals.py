@@ -43,8 +43,15 @@ def ratio_with_interval(
     value = float(numerators.sum() / denominators.sum())
     if ((numerators == 0) | (numerators == denominators)).all():
         return value, list(wilson(float((numerators > 0).sum()), len(numerators)))
-    weights = np.random.default_rng(0).multinomial(
-        len(numerators), np.full(len(numerators), 1 / len(numerators)), size=resamples
-    )
-    ratios = (weights @ numerators) / np.maximum(weights @ denominators, 1)
-    return value, [float(q) for q in np.quantile(ratios, (0.025, 0.975))]
+    weights = resamples_of(len(numerators), resamples)
+    return value, middle_95((weights @ numerators) / np.maximum(weights @ denominators, 1))
+
+
+def resamples_of(count: int, resamples: int = 1000) -> np.ndarray:
+    """How often each of `count` cases (resamples, count) is drawn in a bootstrap, the same each time."""
+    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=resamples)
+
+
+def middle_95(values: np.ndarray) -> list[float]:
+    """Between which the middle 95 % of resampled values (resamples,) lie."""
+    return [float(q) for q in np.quantile(values, (0.025, 0.975))]

@@ -247,7 +247,10 @@ def tokcom_language(texts: str) -> str:
     found = load(f"tokcom/{texts}.json")
     for row in found["rows"]:
         nll = f"{row['nll'] / (math.log(2) if of_bytes else 1):.2f}" if "nll" in row else "–"
-        cells = [f"{row['steps']:,}", nll, f"{row['brier_lm']:.3f}", f"{row['brier'][0]:.3f}"]
+        brier = f"{row['brier_lm']:.3f}"
+        if "brier_lm_ci" in row:
+            brier += " [{:.3f}, {:.3f}]".format(*row["brier_lm_ci"])
+        cells = [f"{row['steps']:,}", nll, brier, f"{row['brier'][0]:.3f}"]
         if "texts" in row:
             cells.append(percent(row["texts"]["words"]))
         cells += [f"{row['nfe_per_token']:g}", f"{row['flops_per_token_and_pass'] / 1e6:.1f}"]

@@ -27,7 +27,7 @@ from tokcom.evaluate import HeldOut
 from tokcom.flow import Flow
 from tokcom.inference import load_checkpoint
 
-MEASURED = ("brier_lm", "brier")
+MEASURED = ("brier_lm", "brier_lm_ci", "brier")
 TEXTS, LENGTH = 64, 128  # texts, and their tokens with the prompt
 
 

@@ -10,7 +10,7 @@ from kit.arguments import program
 from kit.errors import UserError, run
 from kit.runlog import write_json
 
-KEPT = ("baseline", "num_tokens", "nll", "brier_lm", "brier", "nfe_per_token", "flops_per_token_and_pass", "environment", "chunk_size", "latent_dim", "reconstruction", "bound", "by_nfe", "denoise", "compression")  # fmt: skip
+KEPT = ("baseline", "num_tokens", "nll", "brier_lm", "brier", "nfe_per_token", "flops_per_token_and_pass", "training_flops", "environment", "chunk_size", "latent_dim", "reconstruction", "bound", "by_nfe", "denoise", "compression")  # fmt: skip
 
 
 def main() -> None:

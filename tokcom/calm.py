@@ -209,7 +209,7 @@ def chunk_costs(model: NextVector, tokens: torch.Tensor, mask: torch.Tensor, vae
     with torch.no_grad():
         mean, log_variance = vae.posterior(tokens[real], mask[real])
         mean, spread = (mean - vae.latent_mean) / vae.latent_std, (log_variance / 2).exp() / vae.latent_std
-        truth = mean + spread * torch.randn(model.config.draws, *mean.shape, device=mean.device)
+        truth = mean + spread * torch.randn(getattr(model.config, "draws", 8), *mean.shape, device=mean.device)
     context = context.expand(len(truth), *context.shape)
     if model.config.head == "energy":
         return energy_score(model.draw(context), truth) + beside

@@ -12,7 +12,19 @@ def test_a_reader_of_minds_gets_one_and_a_broken_record_nothing():
     truth = torch.randint(0, 50, (200, 4))
     assert brier_lm(truth, truth, truth)["brier_lm"] == 1
     wrong = (truth + 1) % 50
-    assert brier_lm(wrong, wrong, truth) == {"brier_lm": 0.0, "brier": [-1.0] * 4}
+    assert brier_lm(wrong, wrong, truth) == {"brier_lm": 0.0, "brier_lm_ci": [0.0, 0.0], "brier": [-1.0] * 4}
+
+
+def test_its_interval_holds_the_score_of_ever_more_prompts():
+    """Of 60 sets of prompts about one in twenty may miss it, on whose texts the first of two tokens is often right."""
+    generator = torch.Generator().manual_seed(0)
+
+    def scores(n):
+        return brier_lm(*((torch.rand(n, 2, generator=generator) < 0.9).long() for _ in range(3)))
+
+    wanted = scores(400_000)["brier_lm"]
+    intervals = [scores(300)["brier_lm_ci"] for _ in range(60)]
+    assert 52 <= sum(low < wanted < high for low, high in intervals) < 60
 
 
 def test_it_is_the_brier_score_of_the_sampling_distribution():

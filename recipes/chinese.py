@@ -33,7 +33,7 @@ WORDS = {
     "32 passes": "32 次前向", "Euler": "Euler", "temperature 0.9": "温度 0.9", "temperature 0.8": "温度 0.8", "temperature 0.7": "温度 0.7", "network with n-grams, guided": "网络加 n 元模型，受引导", "64 passes": "64 次前向",
     "patch 4, self-conditioning 0.25": "图块 4，自条件 0.25", "self-conditioning 0": "自条件 0", "self-conditioning 0.5": "自条件 0.5", "patch 2": "图块 2", "patch 1": "图块 1",
     "nats per token": "每词元 nats", "BrierLM of 4 tokens": "4 个词元的 BrierLM", "… of the first": "……首个词元", "passes per token": "每词元前向次数",
-    "MFLOPs per token and pass": "每词元每次前向 MFLOPs", "churn 10": "搅动 10", "churn 40": "搅动 40",
+    "TFLOPs of training": "训练 TFLOPs", "MFLOPs per token and pass": "每词元每次前向 MFLOPs", "churn 10": "搅动 10", "churn 40": "搅动 40",
     "churn 40, noise 1.05": "搅动 40，噪声 1.05", "stochastic": "stochastic", "stochastic, temperature 0.9": "stochastic，温度 0.9",
     "Euler, 64 candidates of the n-grams": "Euler，n 元模型 64 个候选",
     "answers right": "答对的比例", "addition": "加法", "sorting": "排序", "lookup": "查字典",

@@ -245,19 +245,35 @@ def tokcom_language(texts: str) -> str:
     """TokCom's two layouts beside an autoregressive transformer; bits per byte where a token is a byte."""
     rows, of_bytes = [], texts.startswith("shakespeare")
     found = load(f"tokcom/{texts}.json")
+    flops = ["TFLOPs of training"] if "training_flops" in found["rows"][0] else []
     for row in found["rows"]:
         nll = f"{row['nll'] / (math.log(2) if of_bytes else 1):.2f}" if "nll" in row else "–"
         brier = f"{row['brier_lm']:.3f}"
         if "brier_lm_ci" in row:
             brier += " [{:.3f}, {:.3f}]".format(*row["brier_lm_ci"])
-        cells = [f"{row['steps']:,}", nll, brier, f"{row['brier'][0]:.3f}"]
+        cells = [
+            f"{row['steps']:,}",
+            *(f"{row['training_flops'] / 1e12:.0f}" for _ in flops),
+            nll,
+            brier,
+            f"{row['brier'][0]:.3f}",
+        ]
         if "texts" in row:
             cells.append(percent(row["texts"]["words"]))
         cells += [f"{row['nfe_per_token']:g}", f"{row['flops_per_token_and_pass'] / 1e6:.1f}"]
         rows.append([tokcom_row(row), *cells])
     if "real_texts" in found:
-        rows.append(["text as it goes on", "", "", "", "", percent(found["real_texts"]["words"]), "", ""])
-    header = ["", "steps", "bits per byte" if of_bytes else "nats per token", "BrierLM of 4 tokens", "… of the first"]
+        rows.append(
+            ["text as it goes on", "", *([""] * len(flops)), "", "", "", percent(found["real_texts"]["words"]), "", ""]
+        )
+    header = [
+        "",
+        "steps",
+        *flops,
+        "bits per byte" if of_bytes else "nats per token",
+        "BrierLM of 4 tokens",
+        "… of the first",
+    ]
     words = ["words that exist"] if "real_texts" in found else []
     return table([*header, *words, "passes per token", "MFLOPs per token and pass"], rows)
 

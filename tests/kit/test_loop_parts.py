@@ -65,13 +65,16 @@ def test_the_log_of_a_resumed_run_reads_as_if_it_had_never_stopped(tmp_path):
     for step in range(1, 8):
         log.log(step, loss=1.0 / step)
         log.table(step, "samples", [{"text": "a\u2028b"}])
-    log.close()
+    log.close(finished=True)
+    assert (tmp_path / "finished").exists()
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"step": 8, "lo')  # killed while writing
     assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == list(range(1, 8))
     log = RunLog(tmp_path, {"a": 1}, runtime, resume_step=5)
+    assert not (tmp_path / "finished").exists()
     log.log(6, loss=float("nan"))
-    log.close()
+    log.close(finished=False)
+    assert not (tmp_path / "finished").exists()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[-1]["loss"] is None
     samples = (tmp_path / "samples.jsonl").read_text().rstrip("\n").split("\n")
@@ -84,7 +87,7 @@ def test_a_clock_that_is_set_back_changes_neither_the_log_nor_a_time_budget(tmp_
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 86_400)
     log.log(1, loss=2.0)
-    log.close()
+    log.close(finished=True)
     assert 0 <= read_log(tmp_path / "log.jsonl")[0]["time"] < 60 and 0 <= budget.spent < 60
 
 
@@ -94,7 +97,7 @@ def test_wandb_works_offline_by_itself(tmp_path, monkeypatch):
     log = RunLog(tmp_path, {}, device.start("cpu"), wandb="tokencolor-test")
     log.log(1, loss=0.5)
     log.table(1, "samples", [{"text": "a\u2028b", "found": "c"}])
-    log.close()
+    log.close(finished=True)
     assert list(tmp_path.rglob("*.wandb"))
     table = json.loads(next(tmp_path.rglob("*.table.json")).read_text())
     assert table["columns"] == ["text", "found"] and table["data"] == [["a\u2028b", "c"]]

@@ -245,7 +245,7 @@ def tokcom_language(texts: str) -> str:
     """TokCom's two layouts beside an autoregressive transformer; bits per byte where a token is a byte."""
     rows, of_bytes = [], texts.startswith("shakespeare")
     found = load(f"tokcom/{texts}.json")
-    flops = ["TFLOPs of training"] if "training_flops" in found["rows"][0] else []
+    flops = ["TFLOPs of training"] if any("training_flops" in row for row in found["rows"]) else []
     for row in found["rows"]:
         nll = f"{row['nll'] / (math.log(2) if of_bytes else 1):.2f}" if "nll" in row else "–"
         brier = f"{row['brier_lm']:.3f}"
@@ -253,7 +253,7 @@ def tokcom_language(texts: str) -> str:
             brier += " [{:.3f}, {:.3f}]".format(*row["brier_lm_ci"])
         cells = [
             f"{row['steps']:,}",
-            *(f"{row['training_flops'] / 1e12:.0f}" for _ in flops),
+            *(f"{row['training_flops'] / 1e12:.0f}" if "training_flops" in row else "–" for _ in flops),
             nll,
             brier,
             f"{row['brier'][0]:.3f}",

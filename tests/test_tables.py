@@ -43,6 +43,29 @@ def test_texts_of_equal_flops_have_the_scores_of_seed_0_and_mauve_of_both(two_se
     assert row == ["masked diffusion", "32", "10.0", "0.50", "50.0%", "50.0%", "50.0%", "0.40", "0.44"]
 
 
+def test_rows_of_tokcom_stand_under_their_headings(tmp_path, monkeypatch):
+    """Whole-sequence flow reports neither an interval nor what training computed."""
+    row = {
+        "name": "chunk1",
+        "chunk_size": 1,
+        "steps": 10,
+        "brier_lm": 0.2,
+        "brier": [0.4],
+        "nfe_per_token": 1,
+        "flops_per_token_and_pass": 6e6,
+    }
+    head = {**row, "name": "flow2-adamw-3e-3-8", "chunk_size": 2, "brier_lm_ci": [0.1, 0.3], "training_flops": 2e13}
+    rows = [each | {"texts": {"words": 0.5}} for each in (row, head)]
+    monkeypatch.setattr(markdown, "RESULTS", tmp_path)
+    (tmp_path / "tokcom").mkdir()
+    (tmp_path / "tokcom/x.json").write_text(json.dumps({"rows": rows, "real_texts": {"words": 0.9}}))
+    header, _, *found = (dict(enumerate(line)) for line in cells(readme_tables.tokcom_language("x")))
+    place = {name: column for column, name in header.items()}
+    assert [line[place["TFLOPs of training"]] for line in found] == ["–", "20", ""]
+    assert [line[place["BrierLM of 4 tokens"]] for line in found] == ["0.200", "0.200 [0.100, 0.300]", ""]
+    assert [line[place["words that exist"]] for line in found] == ["50.0%", "50.0%", "90.0%"]
+
+
 @pytest.mark.parametrize(
     ("row", "label"),
     [

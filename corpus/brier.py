@@ -24,7 +24,8 @@ def brier_lm(first: torch.Tensor, second: torch.Tensor, truth: torch.Tensor) -> 
         right = (a == true).all(1).float() + (b == true).all(1).float()
         scores.append((right - (a == b).all(1).float()).cpu().double().numpy())
     each = np.stack(scores, 1)
-    resampled = resamples_of(len(each)) @ each / len(each)
+    kinds, counts = np.unique(each, axis=0, return_counts=True)  # few, of however many prompts
+    resampled = resamples_of(counts) @ kinds / len(each)
     return {
         "brier_lm": float(_mean(each.mean(0))),
         "brier_lm_ci": middle_95(_mean(resampled)),

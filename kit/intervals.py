@@ -43,13 +43,13 @@ def ratio_with_interval(
     value = float(numerators.sum() / denominators.sum())
     if ((numerators == 0) | (numerators == denominators)).all():
         return value, list(wilson(float((numerators > 0).sum()), len(numerators)))
-    weights = resamples_of(len(numerators), resamples)
+    weights = resamples_of(np.ones(len(numerators)), resamples)
     return value, middle_95((weights @ numerators) / np.maximum(weights @ denominators, 1))
 
 
-def resamples_of(count: int, resamples: int = 1000) -> np.ndarray:
-    """How often each of `count` cases (resamples, count) is drawn in a bootstrap, the same each time."""
-    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=resamples)
+def resamples_of(counts: np.ndarray, resamples: int = 1000) -> np.ndarray:
+    """How often each kind of case (resamples, kinds) is drawn in a bootstrap of so many cases (kinds,) of each, the same each time."""
+    return np.random.default_rng(0).multinomial(int(counts.sum()), counts / counts.sum(), size=resamples)
 
 
 def middle_95(values: np.ndarray) -> list[float]:

@@ -33,10 +33,9 @@ def main() -> None:
 def row_of(folder: Path, path: Path) -> dict:
     """What the table needs of the run in `folder` with its report at `path`, and how far it was trained."""
     report = json.loads(path.read_text(encoding="utf-8"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
-        "name": folder.name, **{name: report[name] for name in KEPT if name in report}, **({"draws": config["draws"]} if "draws" in config else {}),
+        "name": folder.name, **{name: report[name] for name in KEPT if name in report}, **{name: value for name, value in report.get("settings", {}).items() if name == "draws"},
         "steps": report.get("steps") or max(row.get("step", 0) for row in log),
         "val_loss": min((row["val_loss"] for row in log if "val_loss" in row), default=None),
     }  # fmt: skip

@@ -5,7 +5,8 @@
 #   TASK=needle LENGTHS="128 256" CODECS=text TEXT_SHARE=1 AUGMENTATIONS=clean RATIO=1 BATCH=32 SAMPLES=50 PAIRS=30000 TIME=8m ./recipes/image_tasks.sh
 #   START=checkpoints/image_tasks/tiny_needle_en_1/final NAME=tiny_needle_en_1_codebook TASK=needle CODECS="codebook text" TEXT_SHARE=0.2 AUGMENTATIONS=clean RATIO=1 SAMPLES=50 PAIRS=6000 TIME=9m LR=3.0e-3 ./recipes/image_tasks.sh
 # Needles come after lists of codes, which teach to look things up, and in images after those in plain text (START: a trained reader's folder);
-# LANGUAGE=zh has them in Chinese hay (not yet measured).
+# in Chinese hay and longer documents, on a processor without bf16 units, which takes three times as long:
+#   TASK=needle LANGUAGE="en zh" LENGTHS="128 256 512" CODECS=text TEXT_SHARE=1 AUGMENTATIONS=clean RATIO=1 BATCH=32 SAMPLES=50 PAIRS=30000 CODES_TIMES="24m 12m" TIME=30m ./recipes/image_tasks.sh
 #   LENGTHS=1024 MODEL=small LR=1.0e-3 TIME=30m ./recipes/image_tasks.sh      # on a GPU; not yet measured
 # Writes results/image_context/tasks/<model>_<task>_<language>_<ratio>.json, and of needles the figure.
 set -euo pipefail
@@ -20,7 +21,7 @@ TEXT_SHARE=${TEXT_SHARE:-0.25} # of the pairs, in plain text
 AUGMENTATIONS=${AUGMENTATIONS:-clean light heavy}
 THETA=${THETA:-$([ "$TASK" = needle ] && echo 10000 || echo 100)} # rotary base
 CODES_TIMES=${CODES_TIMES:-8m 4m} CODES_LENGTH=${CODES_LENGTH:-64} # lists of codes alone, then in hay, before needles
-NAME=${NAME:-${MODEL}_${TASK}_${LANGUAGE}_$RATIO}
+NAME=${NAME:-${MODEL}_${TASK}_${LANGUAGE// /_}_$RATIO}
 RUN=${RUN:-checkpoints/image_tasks/$NAME} RESULTS=results/image_context/tasks
 mkdir -p "$RESULTS"
 start=${START:-null}
@@ -33,7 +34,7 @@ model: {name: $MODEL, vocab_size: 504, row_step: $RATIO, rope_theta: $THETA, sta
 data:
   tasks: [${4// /, }]
   lengths: [${3// /, }]
-  languages: [$LANGUAGE]
+  languages: [${LANGUAGE// /, }]
   samples: $SAMPLES
   codecs:
 EOF

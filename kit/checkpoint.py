@@ -15,10 +15,13 @@ from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter, ValidationError, create_model
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from kit.errors import UserError
 from kit.released import SUFFIX, load_released
 
+MOST_CONSTANTS = 2**24  # numbers in a table that a module computes when it is built, such as angles of positions
 LAST = "last.pth"
 BEST = "best_model.pth"
 
@@ -186,11 +189,38 @@ def validated(kind: type, values, path: str | Path):
 
 def build_fitting(build: Callable[[], torch.nn.Module], state: dict, origin: str | Path) -> torch.nn.Module:
     """`build()` with the weights `state`; sizes are compared with the file's tensors before any memory is taken for them."""
-    with torch.device("meta"):
+    with _Outline(origin):
         check_fit(build(), state, origin)
     module = build()
     module.load_state_dict(state)
     return module
+
+
+class _Outline(TorchFunctionMode):
+    """Modules are built without memory for their weights, on the meta device, and without first values for them.
+
+    What they compute besides, such as angles of positions, is computed on the CPU. With `torch.device("meta")` alone these, and drawing
+    first values, import torch's compiler, which takes as long as all the rest of starting.
+    """
+
+    def __init__(self, origin: str | Path):
+        super().__init__()
+        self.origin = origin
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in (torch.empty, torch.zeros, torch.ones):
+            return function(*args, **{**kwargs, "device": "meta"})
+        if function is torch.arange and max(args) > MOST_CONSTANTS:
+            raise UserError(f"{self.origin} is damaged: no model has {max(args)} positions")
+        first = args[0] if args else kwargs.get("tensor")
+        draws = getattr(function, "__module__", None) == torch.nn.init.__name__ or function in (
+            Tensor.normal_,
+            Tensor.uniform_,
+        )
+        if draws and isinstance(first, Tensor) and first.is_meta:
+            return first
+        return function(*args, **kwargs)
 
 
 def load_weights(module: torch.nn.Module, state: dict, origin: str | Path) -> None:

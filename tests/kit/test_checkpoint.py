@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from kit.checkpoint import BackgroundWriter, load_checkpoint, load_weights, resume_path, save_checkpoint
+from kit.checkpoint import BackgroundWriter, build_fitting, load_checkpoint, load_weights, resume_path, save_checkpoint
 from kit.errors import UserError
+from tests.runs import ROOT, same_tensors
 
 GOOD = {"model_state_dict": {"w": torch.arange(4.0)}, "config": {"seed": 1}}
 
@@ -148,3 +149,22 @@ def test_weights_that_do_not_fit_are_named():
         load_weights(nn.Linear(2, 2), nn.Linear(2, 3).state_dict(), "x.pth")
     with pytest.raises(UserError, match="bias is missing"):
         load_weights(nn.Linear(2, 2), nn.Linear(2, 2, bias=False).state_dict(), "x.pth")
+
+
+def test_what_is_built_for_a_file_has_its_weights_and_its_constants():
+    def build():
+        module = nn.Linear(3, 2)
+        module.register_buffer("angles", torch.arange(4) / 3, persistent=False)
+        return module
+
+    module = build()
+    built = build_fitting(build, module.state_dict(), "a file")
+    assert built.angles.equal(module.angles) and same_tensors(built.state_dict(), module.state_dict())
+    with pytest.raises(UserError, match="a file is damaged: no model has 100000000000 positions"):
+        build_fitting(lambda: torch.arange(10**11), {}, "a file")
+
+
+def test_a_checkpoint_is_read_without_the_compiler():
+    """Its import alone takes as long as all else until the first token."""
+    code = "import sys, torch, pretrained; pretrained.load_pretrained('english', torch.device('cpu')); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

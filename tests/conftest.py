@@ -4,6 +4,7 @@ import json
 import os
 import random
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import train
 from corpus.builder import BuildSettings, build
 from kit import errors
-from tests.runs import ROOT
+from tests.runs import ROOT, made_once
 
 SHARED = Path(os.environ.get("TOKENCOLOR_TEST_DATA", ROOT.parent / "shared" / "data"))
 SENTENCE = "the color of a token is a point in space and noise moves it until context brings the word back home"
@@ -77,19 +78,19 @@ def sentences(seed: int, count: int) -> str:
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory):
     """Twenty small text files."""
-    folder = tmp_path_factory.mktemp("texts")
-    for index in range(20):
-        (folder / f"{index:02d}.txt").write_text(sentences(index, 120), encoding="utf-8")
-    return folder
+
+    def write(folder):
+        for index in range(20):
+            (folder / f"{index:02d}.txt").write_text(sentences(index, 120), encoding="utf-8")
+
+    return made_once(tmp_path_factory, "texts", write)
 
 
 @pytest.fixture(scope="session")
 def data(text_folder, tmp_path_factory):
     """Chunks of 16 to 64 tokens, vocabulary 300."""
-    folder = tmp_path_factory.mktemp("data")
-    settings = {"vocab_size": 300, "min_tokens": 16, "max_tokens": 64, "val_fraction": 0.1}
-    build(BuildSettings(input=[str(text_folder)], **settings), folder)
-    return folder
+    settings = BuildSettings(input=[str(text_folder)], vocab_size=300, min_tokens=16, max_tokens=64, val_fraction=0.1)
+    return made_once(tmp_path_factory, "data", lambda folder: build(settings, folder))
 
 
 TINY = (
@@ -112,17 +113,15 @@ def run_main(module, *arguments) -> None:
 @pytest.fixture(scope="session")
 def trained(data, tmp_path_factory):
     """A run of 120 steps, most of them beside trigrams: enough to recover more of these texts than they do."""
-    output = tmp_path_factory.mktemp("run")
-    run_main(train, "--data_path", data, *TINY, *TRAINED, "--output_dir", output)
-    return output
+    make = partial(run_main, train, "--data_path", data, *TINY, *TRAINED, "--output_dir")
+    return made_once(tmp_path_factory, "run", make)
 
 
 @pytest.fixture(scope="session")
 def trained_alone(data, tmp_path_factory):
     """A run of 160 steps without n-grams: enough to beat the unigram posterior on these texts by far."""
-    output = tmp_path_factory.mktemp("alone")
-    run_main(train, "--data_path", data, *TINY, *ALONE, "--output_dir", output)
-    return output
+    make = partial(run_main, train, "--data_path", data, *TINY, *ALONE, "--output_dir")
+    return made_once(tmp_path_factory, "alone", make)
 
 
 READER = {
@@ -144,10 +143,9 @@ def tokcom_checkpoint(data, tmp_path_factory):
     from tests.tokcom.conftest import SMALL
     from tokcom import train as tokcom_train
 
-    output = tmp_path_factory.mktemp("tokcom")
-    short = ("--vae_epochs", "1", "--diffusion_epochs", "1", "--output_dir", output)
-    run_main(tokcom_train, "--data_path", data, *SMALL, *short)
-    return output / "best_diffusion.pt"
+    short = ("--vae_epochs", "1", "--diffusion_epochs", "1")
+    make = partial(run_main, tokcom_train, "--data_path", data, *SMALL, *short, "--output_dir")
+    return made_once(tmp_path_factory, "tokcom", make) / "best_diffusion.pt"
 
 
 @pytest.fixture(scope="session")
@@ -155,12 +153,13 @@ def vit_checkpoint(tmp_path_factory):
     from tests.vit_cifar10.conftest import SHORT, drawn, write_npz
     from vit_cifar10 import train as vit_train
 
-    images, output = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("vit")
-    for split, count, seed in (("train", 200, 1), ("test", 100, 2)):
-        write_npz(images, split, *drawn(count, seed))
-    torch.manual_seed(0)
-    run_main(vit_train, "--data_path", images, *SHORT, "--epochs", "1", "--output_dir", output)
-    return output / "last.pth"
+    def make(output):
+        for split, count, seed in (("train", 200, 1), ("test", 100, 2)):
+            write_npz(output, split, *drawn(count, seed))
+        torch.manual_seed(0)
+        run_main(vit_train, "--data_path", output, *SHORT, "--epochs", "1", "--output_dir", output / "run")
+
+    return made_once(tmp_path_factory, "vit", make) / "run" / "last.pth"
 
 
 @pytest.fixture(scope="session")
@@ -168,9 +167,10 @@ def reader(tmp_path_factory):
     """A run of train_lora whose model has hardly begun to learn."""
     from image_context import generate_train_data, train_lora
 
-    folder = tmp_path_factory.mktemp("reader")
-    config = folder / "train.yaml"
-    config.write_text(json.dumps(READER), encoding="utf-8")
-    run_main(generate_train_data, "--config", config, "--output_dir", folder)
-    run_main(train_lora, "--config", config, "--output_dir", folder, "--device", "cpu")
-    return folder
+    def make(folder):
+        config = folder / "train.yaml"
+        config.write_text(json.dumps(READER), encoding="utf-8")
+        run_main(generate_train_data, "--config", config, "--output_dir", folder)
+        run_main(train_lora, "--config", config, "--output_dir", folder, "--device", "cpu")
+
+    return made_once(tmp_path_factory, "reader", make)

@@ -1,7 +1,9 @@
 """A training run from outside: start it, stop it at a place, read what it wrote."""
 
 import contextlib
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +18,21 @@ from kit.runlog import read_log
 
 ROOT = Path(__file__).parent.parent
 TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def made_once(factory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` of pytest's `tmp_path_factory`, filled by `make` in the first of the processes that share the tests; the others wait."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    done = folder.with_suffix(".done")
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 def rows(folder: Path, key: str) -> dict:

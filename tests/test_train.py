@@ -100,7 +100,7 @@ def test_a_checkpoint_carries_all_it_needs(trained):
 
 
 OPTIONS = (
-    "--token_dim", "16", "--token_depth", "1", "--batch_size", "8", "--grad_accum", "2", "--dropout", "0.1", "--max_steps", "60",
+    "--ngram", "2", "--token_dim", "16", "--token_depth", "1", "--batch_size", "8", "--grad_accum", "2", "--dropout", "0.1", "--max_steps", "60",
     "--lr", "2e-3", "--save_steps", "11", "--val_interval", "15", "--val_samples", "32", "--log_interval", "4", "--optimizer", "muon",
 )  # fmt: skip
 

@@ -1,7 +1,11 @@
 """A small trained TokCom, made once."""
 
+from functools import partial
+
 import pytest
 
+from tests.conftest import run_main
+from tests.runs import made_once
 from tokcom import train
 
 SMALL = (
@@ -18,8 +22,5 @@ LEARNING = (
 @pytest.fixture(scope="session")
 def trained(data, tmp_path_factory):
     """Both stages on the small texts: enough for chunks to come back."""
-    output = tmp_path_factory.mktemp("tokcom")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["train", "--data_path", str(data), *SMALL, *LEARNING, "--output_dir", str(output)])
-        train.main()
-    return output
+    make = partial(run_main, train, "--data_path", data, *SMALL, *LEARNING, "--output_dir")
+    return made_once(tmp_path_factory, "tokcom_trained", make)

@@ -1,12 +1,15 @@
 """CIFAR-10 in small: real images where they lie, drawn ones everywhere."""
 
 import io
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.conftest import run_main
+from tests.runs import made_once
 from vit_cifar10 import train
 
 TINY = ("--preset", "tiny", "--device", "cpu", "--precision", "fp32")
@@ -29,12 +32,14 @@ def drawn(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """200 training and 100 test images that are drawn; ten of the latter have wrong labels."""
-    folder = tmp_path_factory.mktemp("drawn")
-    write_npz(folder, "train", *drawn(200, 1))
-    pixels, labels = drawn(100, 2)
-    labels[:10] = labels[:10][::-1]
-    write_npz(folder, "test", pixels, labels)
-    return folder
+
+    def make(folder):
+        write_npz(folder, "train", *drawn(200, 1))
+        pixels, labels = drawn(100, 2)
+        labels[:10] = labels[:10][::-1]
+        write_npz(folder, "test", pixels, labels)
+
+    return made_once(tmp_path_factory, "drawn", make)
 
 
 @pytest.fixture(scope="session")
@@ -65,11 +70,8 @@ def class_folders(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(images, tmp_path_factory):
     """A finished run on the drawn images, with its report."""
-    output = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["train", "--data_path", str(images), *SHORT, "--output_dir", str(output)])
-        train.main()
-    return output
+    make = partial(run_main, train, "--data_path", images, *SHORT, "--output_dir")
+    return made_once(tmp_path_factory, "vit_trained", make)
 
 
 @pytest.fixture(autouse=True)

@@ -211,7 +211,7 @@ class _Outline(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in (torch.empty, torch.zeros, torch.ones):
             return function(*args, **{**kwargs, "device": "meta"})
-        if function is torch.arange and max(args) > MOST_CONSTANTS:
+        if function is torch.arange and max(args, default=0) > MOST_CONSTANTS:
             raise UserError(f"{self.origin} is damaged: no model has {max(args)} positions")
         first = args[0] if args else kwargs.get("tensor")
         draws = getattr(function, "__module__", None) == torch.nn.init.__name__ or function in (

@@ -16,6 +16,7 @@ from kit.arguments import program
 from kit.errors import run
 from kit.runlog import make_folder
 from recipes import builder_memory, image_curve, robust_pictures
+from recipes.language_tables import RUNGS
 from tokcom import figures as tokcom
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -33,8 +34,8 @@ def figures() -> dict[str, tuple]:
         "tokcom/cpu/reconstruction.png": ("tokcom/cpu/report.json", tokcom.plot_reconstruction, None),
         "tokcom/cpu/nfe.png": ("tokcom/cpu/report.json", tokcom.plot_nfe, None),
     }
-    for minutes in 3, 15, 60:
-        found[f"shakespeare/{minutes}.png"] = f"shakespeare/{minutes}.json", compare.plot_frontier, "generation"
+    for rung in RUNGS:
+        found[f"shakespeare/{rung}.png"] = f"shakespeare/{rung}.json", compare.plot_frontier, "generation"
     for name, (_, draw) in plot_results.PLOTS.items():
         found[f"image_context/smoke/{name}"] = "image_context/smoke/summary.json", draw, "points"
     for reader in sorted(RESULTS.glob("image_context/tasks/*_needle_*.png")):

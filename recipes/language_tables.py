@@ -6,7 +6,7 @@ import statistics
 
 from recipes.markdown import RESULTS, load, percent, table
 
-RUNGS = ("3", "15", "60")  # minutes
+RUNGS = {"3": "3 minutes", "15": "15 minutes", "15-avx2": "15 minutes, no bf16 units", "60": "60 minutes"}
 SHOWN_PASSES = (None, 32, 64)
 GUIDED = "network with n-grams, guided"
 FURTHER = {"wikitext2": "WikiText-2", "books": "English books", "novels_ladder": "Chinese novels"}
@@ -17,50 +17,48 @@ SYSTEMS = {
 }  # fmt: skip
 NO_SPACES = {"novels_ladder"}  # between words, which are not counted there
 SCORES = ["passes", "perplexity", "entropy, bits", "distinct 4-grams", "4-grams seen", "words that exist"]
-PUBLISHED = [["nanoGPT by characters, as published", "1.88 (CPU), 1.47 (A100)", "", ""]]
+PUBLISHED = [["nanoGPT by characters, as published", "1.88 (CPU), 1.47 (A100)", "", "", ""]]
 
 
 def rungs() -> dict[str, dict]:
     """The rungs of the ladder that were measured."""
-    files = {minutes: f"shakespeare/{minutes}.json" for minutes in RUNGS}
-    return {minutes: load(file) for minutes, file in files.items() if (RESULTS / file).is_file()}
+    files = {rung: f"shakespeare/{rung}.json" for rung in RUNGS}
+    return {rung: load(file) for rung, file in files.items() if (RESULTS / file).is_file()}
 
 
 def ladder() -> str:
     """Nats per character of the test text after so many minutes of training: of several seeds, mean and standard deviation."""
     found = rungs()
 
-    def cell(minutes: str, name: str) -> str:
-        seeds = [load(f"shakespeare/{path.name}") for path in RESULTS.glob(f"shakespeare/{minutes}-seed[0-9].json")]
+    def cell(rung: str, name: str) -> str:
+        seeds = [load(f"shakespeare/{path.name}") for path in RESULTS.glob(f"shakespeare/{rung}-seed[0-9].json")]
         values = (
-            [run["likelihood"][name]["bits_per_byte"] * math.log(2) for run in [found[minutes], *seeds]]
-            if seeds
-            else []
+            [run["likelihood"][name]["bits_per_byte"] * math.log(2) for run in [found[rung], *seeds]] if seeds else []
         )
         if len(set(values)) > 1:  # counts have no seed
             return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
-        return likelihood(found.get(minutes), name, math.log(2))
+        return likelihood(found.get(rung), name, math.log(2))
 
-    rows = [[label, *(cell(minutes, name) for minutes in RUNGS)] for name, label in SYSTEMS.items()]
-    return table(["nats per character", *(f"{minutes} minutes" for minutes in RUNGS)], [*rows, *PUBLISHED])
+    rows = [[label, *(cell(rung, name) for rung in RUNGS)] for name, label in SYSTEMS.items()]
+    return table(["nats per character", *RUNGS.values()], [*rows, *PUBLISHED])
 
 
-def sweep_of(minutes: str) -> list[dict]:
+def sweep_of(rung: str) -> list[dict]:
     """All rates and dropouts of a rung, where they were kept."""
-    name = f"shakespeare/{minutes}-sweep.json"
+    name = f"shakespeare/{rung}-sweep.json"
     return load(name) if (RESULTS / name).is_file() else []
 
 
 def sweeps() -> str:
     """What optimizer, rate and dropout do to the baselines, and the rate to the network; what each run computes."""
     rows = []
-    for minutes in RUNGS:
-        for row in sweep_of(minutes):
+    for rung, label in RUNGS.items():
+        for row in sweep_of(rung):
             name = f"**{row['baseline']}**" if row["chosen"] else row["baseline"]
             nats = f"{row['bits_per_byte'] * math.log(2):.3f}" if "nll" in row else "–"
             optimizer = {"adamw": "AdamW", "muon": "Muon"}[row["optimizer"]]
             rows.append([
-                name, f"{minutes} minutes", row["size"], optimizer, f"{row['lr']:g}", f"{row['dropout']:g}", f"{row['steps']:,}", f"{row['parameters'] / 1e6:.1f} M", f"{row['training_flops'] / 1e12:.0f}", f"{row['val_loss']:.3f}", nats,
+                name, label, row["size"], optimizer, f"{row['lr']:g}", f"{row['dropout']:g}", f"{row['steps']:,}", f"{row['parameters'] / 1e6:.1f} M", f"{row['training_flops'] / 1e12:.0f}", f"{row['val_loss']:.3f}", nats,
             ])  # fmt: skip
     header = [
         "model", "after", "size", "optimizer", "rate", "dropout", "steps", "parameters", "TFLOPs", "nats per token, val", "nats per character, test",
@@ -126,12 +124,12 @@ def gaps() -> str:
     found = rungs()
     names = list(dict.fromkeys(name for rung in found.values() for name in rung["gaps"]))
 
-    def cell(minutes: str, name: str) -> str:
-        measured = minutes in found and name in found[minutes]["gaps"]
-        return percent(found[minutes]["gaps"][name]["accuracy"]) if measured else "not yet measured"
+    def cell(rung: str, name: str) -> str:
+        measured = rung in found and name in found[rung]["gaps"]
+        return percent(found[rung]["gaps"][name]["accuracy"]) if measured else "not yet measured"
 
-    rows = [[name, *(cell(minutes, name) for minutes in RUNGS)] for name in names]
-    return table(["tokens in gaps found", *(f"{minutes} minutes" for minutes in RUNGS)], rows)
+    rows = [[name, *(cell(rung, name) for rung in RUNGS)] for name in names]
+    return table(["tokens in gaps found", *RUNGS.values()], rows)
 
 
 def generation() -> str:
@@ -159,9 +157,9 @@ def further_generation() -> str:
 def samples() -> str:
     """What each rung writes in 64 passes, guided: the first text, unpicked."""
     found = []
-    for minutes, rung in rungs().items():
+    for name, rung in rungs().items():
         texts = [row["sample"] for row in rung["generation"] if (row["name"], row["passes"]) == (GUIDED, 64)]
-        found += [f"```text\n[{minutes}′] {text.strip()}\n```\n" for text in texts]
+        found += [f"```text\n[{RUNGS[name].replace(' minutes', '′')}] {text.strip()}\n```\n" for text in texts]
     return "\n".join(found)
 
 

@@ -200,7 +200,7 @@ class _Outline(TorchFunctionMode):
     """Modules are built without memory for their weights, on the meta device, and without first values for them.
 
     What they compute besides, such as angles of positions, is computed on the CPU. With `torch.device("meta")` alone these, and drawing
-    first values, import torch's compiler, which takes as long as all the rest of starting.
+    first values, import torch's compiler, which takes seconds.
     """
 
     def __init__(self, origin: str | Path):
@@ -214,11 +214,9 @@ class _Outline(TorchFunctionMode):
         if function is torch.arange and max(args, default=0) > MOST_CONSTANTS:
             raise UserError(f"{self.origin} is damaged: no model has {max(args)} positions")
         first = args[0] if args else kwargs.get("tensor")
-        draws = getattr(function, "__module__", None) == torch.nn.init.__name__ or function in (
-            Tensor.normal_,
-            Tensor.uniform_,
-        )
-        if draws and isinstance(first, Tensor) and first.is_meta:
+        initial = getattr(function, "__module__", None) == torch.nn.init.__name__
+        drawn = function in (Tensor.normal_, Tensor.uniform_)
+        if (initial or drawn) and isinstance(first, Tensor) and first.is_meta:
             return first
         return function(*args, **kwargs)
 

@@ -175,9 +175,8 @@ def test_raw_text_trains_without_a_separate_build(call, text_folder, tmp_path):
     assert (tmp_path / "data" / "stats.json").exists() and len(rows(tmp_path, "loss")) == 3
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param((), marks=pytest.mark.slow), ("--ngram", "0")], ids=["trigrams", "alone"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [(), ("--ngram", "0")], ids=["trigrams", "alone"])
 def test_two_processes_train_as_one(data, tmp_path, kind):
     command = [*TWO_PROCESSES, "train.py"]
     command += [

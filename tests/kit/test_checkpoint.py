@@ -165,6 +165,6 @@ def test_what_is_built_for_a_file_has_its_weights_and_its_constants():
 
 
 def test_a_checkpoint_is_read_without_the_compiler():
-    """Its import alone takes as long as all else until the first token."""
+    """Whose import takes seconds, of which a first command has few."""
     code = "import sys, torch, pretrained; pretrained.load_pretrained('english', torch.device('cpu')); sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

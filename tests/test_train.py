@@ -100,7 +100,7 @@ def test_a_checkpoint_carries_all_it_needs(trained):
 
 
 OPTIONS = (
-    "--ngram", "2", "--token_dim", "16", "--token_depth", "1", "--batch_size", "8", "--grad_accum", "2", "--dropout", "0.1", "--max_steps", "60",
+    "--token_dim", "16", "--token_depth", "1", "--batch_size", "8", "--grad_accum", "2", "--dropout", "0.1", "--max_steps", "60",
     "--lr", "2e-3", "--save_steps", "11", "--val_interval", "15", "--val_samples", "32", "--log_interval", "4", "--optimizer", "muon",
 )  # fmt: skip
 
@@ -175,8 +175,9 @@ def test_raw_text_trains_without_a_separate_build(call, text_folder, tmp_path):
     assert (tmp_path / "data" / "stats.json").exists() and len(rows(tmp_path, "loss")) == 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [(), ("--ngram", "0")], ids=["trigrams", "alone"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param((), marks=pytest.mark.slow), ("--ngram", "0")], ids=["trigrams", "alone"]
+)
 def test_two_processes_train_as_one(data, tmp_path, kind):
     command = [*TWO_PROCESSES, "train.py"]
     command += [

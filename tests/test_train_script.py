@@ -11,7 +11,7 @@ import pytest
 from tests.runs import ROOT, load
 
 SETTINGS = {
-    "NUM_GPUS": "0", "MODEL": "JiT-N/4", "NGRAM": "2", "IMG_SIZE": "8", "VOCAB_SIZE": "300", "MIN_TOKENS": "16", "MAX_TOKENS": "64", "BATCH_SIZE": "16",
+    "NUM_GPUS": "0", "IMG_SIZE": "8", "VOCAB_SIZE": "300", "MIN_TOKENS": "16", "MAX_TOKENS": "64", "BATCH_SIZE": "16",
     "MAX_STEPS": "3", "EVAL_SAMPLES": "4", "OMP_NUM_THREADS": "1",
 }  # fmt: skip
 

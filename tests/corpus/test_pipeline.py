@@ -33,7 +33,7 @@ def files(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("tasks", [pytest.param(2, marks=pytest.mark.slow), 11])
+@pytest.mark.parametrize("tasks", [2, 11])
 def test_tasks_build_what_one_process_builds(texts, tmp_path, tasks):
     """In a process of its own, as a program that starts others must be; 11 tasks are more than there are files."""
     build(BuildSettings(input=[str(texts)], **SETTINGS), tmp_path / "one")

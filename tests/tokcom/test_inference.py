@@ -166,12 +166,12 @@ def test_what_cannot_work_says_so(refuse, trained, tmp_path):
 def test_a_report_has_every_number_and_figure(call, refused, data, trained, tmp_path):
     options = ("--data_path", data, "--output_dir", tmp_path, "--device", "cpu", "--precision", "fp32")
     (tmp_path / "book.txt").write_text(sentences(9, 200))
-    options = (*options, "--num_samples", 8, "--num_prompts", 8, "--num_steps", 4, "--book", tmp_path / "book.txt")
+    options = (*options, "--num_samples", 12, "--num_prompts", 16, "--num_steps", 4, "--book", tmp_path / "book.txt")
     assert call(evaluate, "--checkpoint", trained / "best_diffusion.pt", *options) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     test = open_built(data / "test")
     assert report["read_from"] == str(data / "test")
-    assert report["num_tokens"] == test.lengths[reported(test, 8)].sum()
+    assert report["num_tokens"] == test.lengths[reported(test, 12)].sum()
     assert report["reconstruction"] > 0.9 and report["reconstruction_at_noise"].keys() >= {"0.1", "0.3"}
     accuracies = list(report["reconstruction_at_noise"].values())
     assert accuracies[0] >= accuracies[-1]

@@ -48,7 +48,7 @@ def test_latents_are_normalized_over_the_training_set(trained):
     assert (state["latent_std"] != 1).all() and (state["latent_std"] > 0).all()
 
 
-OPTIONS = ("--ngram", "2", "--vae_epochs", "2", "--diffusion_epochs", "1", "--save_steps", "4", "--log_interval", "3")
+OPTIONS = ("--ngram", "3", "--vae_epochs", "2", "--diffusion_epochs", "2", "--save_steps", "4", "--log_interval", "3")
 
 
 @pytest.fixture(scope="module")

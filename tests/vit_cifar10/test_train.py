@@ -51,9 +51,7 @@ def uninterrupted(images, tmp_path_factory):
     return output
 
 
-@pytest.mark.parametrize(
-    ("sign", "after"), [(signal.SIGKILL, 9), pytest.param(signal.SIGTERM, 14, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("sign", "after"), [(signal.SIGKILL, 9), (signal.SIGTERM, 14)])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(images, uninterrupted, tmp_path, sign, after):
     command = [*MODULE, "--data_path", images, *OPTIONS, "--output_dir", tmp_path]
     run_stopped(command, tmp_path / "log.jsonl", lambda log: log.count("\n") >= after, sign)

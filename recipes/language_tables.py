@@ -6,7 +6,10 @@ import statistics
 
 from recipes.markdown import RESULTS, load, percent, table
 
-RUNGS = {"3": "3 minutes", "15": "15 minutes", "15-avx2": "15 minutes, no bf16 units", "60": "60 minutes"}
+RUNGS = {
+    "3": "3 minutes", "3-avx2": "3 minutes, no bf16 units", "15": "15 minutes", "15-avx2": "15 minutes, no bf16 units",
+    "60": "60 minutes",
+}  # fmt: skip
 SHOWN_PASSES = (None, 32, 64)
 GUIDED = "network with n-grams, guided"
 FURTHER = {"wikitext2": "WikiText-2", "books": "English books", "novels_ladder": "Chinese novels"}
@@ -17,7 +20,7 @@ SYSTEMS = {
 }  # fmt: skip
 NO_SPACES = {"novels_ladder"}  # between words, which are not counted there
 SCORES = ["passes", "perplexity", "entropy, bits", "distinct 4-grams", "4-grams seen", "words that exist"]
-PUBLISHED = [["nanoGPT by characters, as published", "1.88 (CPU), 1.47 (A100)", "", "", ""]]
+PUBLISHED = [["nanoGPT by characters, as published", "1.88 (CPU), 1.47 (A100)", *[""] * (len(RUNGS) - 1)]]
 
 
 def rungs() -> dict[str, dict]:

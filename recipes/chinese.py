@@ -54,11 +54,11 @@ WORDS = {
     "bytes per visual token: long clean text": "每视觉词元字节数：长文本，未受损", "… with parity and finder patterns, 1,000 characters": "……带校验与定位图，1,000 字符",
     "documents read back after `light`": "`light` 之后读回的文档", "… after `heavy`": "……`heavy` 之后", "rendered page, 9 pt": "渲染页面，9 pt",
     "tokens to a block or vector": "每块或每向量的词元", "**color code**": "**色码**", "learned convolution": "学到的卷积", "mean of embeddings": "嵌入的平均",
-    "tokens read": "读入词元", "reader trained on": "阅读器的训练", "then mostly the color code": "随后主要是色码", "document as": "文档的载体", "tokens": "词元", "needles found": "找到的针", "documents": "文档", "prefill": "预填充", "GFLOPs": "GFLOPs", "of which vision": "其中视觉", "decoding, per token": "解码，每词元", "cache": "缓存",
+    "tokens read": "读入词元", "reader trained on": "阅读器的训练", "then mostly the color code": "随后主要是色码", "plain text, both languages": "普通文本，两种语言", "hay": "填充文本", "English": "英文", "Chinese": "中文", "document as": "文档的载体", "tokens": "词元", "needles found": "找到的针", "documents": "文档", "prefill": "预填充", "GFLOPs": "GFLOPs", "of which vision": "其中视觉", "decoding, per token": "解码，每词元", "cache": "缓存",
     "change": "改动", "**none: Muon, 2e-3**": "**无：Muon，2e-3**", "AdamW, 1e-3": "AdamW，1e-3", "AdamW, 3e-3": "AdamW，3e-3", "no crops": "无裁剪", "TrivialAugment": "`TrivialAugment`",
     "random erasing, 0.25": "随机擦除，0.25", "MixUp, 0.2": "`MixUp`，0.2", "CutMix, 1": "`CutMix`，1", "no label smoothing": "无标签平滑",
     "plain text": "普通文本", "rendered page": "渲染页面", "english: tokens": "英文：词元", "chinese: tokens": "中文：词元",
-    "**network alone**": "**单独的网络**", "vector by vector, energy head": "逐向量，能量头", "vector by vector, flow head": "逐向量，流头", "4 tokens at once, no vector": "一次 4 个词元，无向量",
+    "**network alone**": "**单独的网络**", "vector by vector, energy head": "逐向量，能量头", "vector by vector, flow head": "逐向量，流头", "vector by vector, posterior head": "逐向量，后验头", "4 tokens at once, no vector": "一次 4 个词元，无向量",
     "TokCom, 4 to a vector, trigrams inside": "TokCom，每向量 4 个，内部带三元", "text as it goes on": "真实的后文", "seconds": "秒",
     "vector by vector, energy head, beside the tokens' loss": "逐向量，能量头，旁有词元的损失", "vector by vector, flow head, beside the tokens' loss": "逐向量，流头，旁有词元的损失",
     "tried": "次数", "went wrong": "出错", "row": "行", "test accuracy": "测试准确率", "images seen": "看过的图像", "images/s": "图像/秒", "": "",
@@ -73,7 +73,7 @@ PATTERNS = (
         for more, then in (("", ""), (r", temperature ([\d.]+)", r"，温度 \2"), (r", churn (\d+)", r"，搅动 \2"))
     ),
     (r"TokCom, (\d) to a vector", r"TokCom，每向量 \1 个"), (r"(\d) tokens at once, no vector", r"一次 \1 个词元，无向量"),
-    *((rf"vector by vector, {head} head{more}, (\d) to a vector", rf"逐向量，{kind}头{then}，每向量 \1 个") for head, kind in (("energy", "能量"), ("flow", "流")) for more, then in (("", ""), (", beside the tokens' loss", "，旁有词元的损失"))),
+    *((rf"vector by vector, {head} head{more}, (\d) to a vector", rf"逐向量，{kind}头{then}，每向量 \1 个") for head, kind in (("energy", "能量"), ("flow", "流"), ("posterior", "后验")) for more, then in (("", ""), (", beside the tokens' loss", "，旁有词元的损失"))),
     (r"(`[\w./]+`) killed at random moments", r"\1 在随机时刻被杀死"), (r"(`[\w./]+`) in two processes killed at random moments", r"\1（两个进程）在随机时刻被杀死"),
     ("values that flags should not have", "参数不该有的值"), (r"(\d+) tracebacks, (\d+) hangs, (\d+) otherwise wrong", r"\1 次崩溃，\2 次挂起，\3 次其他错误"),
     ("a program on a full disk", "磁盘已满的程序"), ("a trainer whose folder is removed", "文件夹被删除的训练程序"),
@@ -109,6 +109,6 @@ def _cell(cell: str) -> str:
     for pattern, replacement in PATTERNS:
         if re.fullmatch(pattern, cell):
             return re.sub(pattern, replacement, cell)
-    if found := re.fullmatch(r"(.+), (\d+) draws", cell):
+    if found := re.fullmatch(r"(.+), ([\d.]+) draws?", cell):
         return f"{_cell(found[1])}，{found[2]} 次抽取"
     return cell

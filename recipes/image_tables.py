@@ -19,8 +19,11 @@ CURVE = {
     "text": "plain text",
 }
 NEEDLES = {  # what the reader was trained on
-    "tiny_needle_en_1": "plain text", "tiny_needle_en_1_codebook": "then mostly the color code"
+    "tiny_needle_en_1": "plain text", "tiny_needle_en_1_codebook": "then mostly the color code",
+    "tiny_needle_en_zh_1": "plain text, both languages",
 }  # fmt: skip
+
+HAY = {"en": "English", "zh": "Chinese"}
 
 
 def image_smoke() -> str:
@@ -140,7 +143,11 @@ def image_needle() -> str:
     """Needles found among three others: by a reader that learned to look codes up in plain text, and by it after learning to see."""
     rows = []
     for name, reader in NEEDLES.items():
-        for point in load(f"image_context/tasks/{name}.json")["points"]:
-            found = "{} [{:.0%}, {:.0%}]".format(percent(point["mean"]), *point["interval"])
-            rows.append([reader, CURVE[point["codec"]], str(point["length"]), found, str(point["questions"])])
-    return table(["reader trained on", "document as", "tokens", "needles found", "documents"], rows)
+        by_place = load(f"image_context/tasks/{name}.json")["needles"]
+        for codec, language, length in sorted({(n["codec"], n["language"], n["length"]) for n in by_place}):
+            here = [n for n in by_place if (n["codec"], n["language"], n["length"]) == (codec, language, length)]
+            asked = sum(n["questions"] for n in here)
+            hits = round(sum(n["mean"] * n["questions"] for n in here))
+            found = "{} [{:.0%}, {:.0%}]".format(percent(hits / asked), *wilson(hits, asked))
+            rows.append([reader, CURVE[codec], HAY[language], str(length), found, str(asked)])
+    return table(["reader trained on", "document as", "hay", "tokens", "needles found", "documents"], rows)

@@ -5,8 +5,9 @@
 #   TASK=needle LENGTHS="128 256" CODECS=text TEXT_SHARE=1 AUGMENTATIONS=clean RATIO=1 BATCH=32 SAMPLES=50 PAIRS=30000 TIME=8m ./recipes/image_tasks.sh
 #   START=checkpoints/image_tasks/tiny_needle_en_1/final NAME=tiny_needle_en_1_codebook TASK=needle CODECS="codebook text" TEXT_SHARE=0.2 AUGMENTATIONS=clean RATIO=1 SAMPLES=50 PAIRS=6000 TIME=9m LR=3.0e-3 ./recipes/image_tasks.sh
 # Needles come after lists of codes, which teach to look things up, and in images after those in plain text (START: a trained reader's folder);
-# in Chinese hay too and longer documents, in the minutes of a processor without bf16 units (not yet measured; with one vocabulary for both languages four English needles fill more than 128 tokens):
-#   TASK=needle LANGUAGE="en zh" LENGTHS="160 256 512" CODECS=text TEXT_SHARE=1 AUGMENTATIONS=clean RATIO=1 BATCH=32 SAMPLES=50 PAIRS=30000 CODES_TIMES="26m 12m" TIME=26m ./recipes/image_tasks.sh
+# in Chinese hay too and longer documents, in the minutes of a processor without bf16 units (with one vocabulary for both languages four
+# English needles and their hay seldom come to fewer than 256 tokens):
+#   TASK=needle LANGUAGE="en zh" LENGTHS="256 512" CODECS=text TEXT_SHARE=1 AUGMENTATIONS=clean RATIO=1 BATCH=32 SAMPLES=50 PAIRS=20000 CODES_TIMES="26m 10m" TIME=32m ./recipes/image_tasks.sh
 #   LENGTHS=1024 MODEL=small LR=1.0e-3 TIME=30m ./recipes/image_tasks.sh      # on a GPU; not yet measured
 # Writes results/image_context/tasks/<model>_<task>_<language>_<ratio>.json, and of needles the figure.
 set -euo pipefail

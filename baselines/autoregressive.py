@@ -17,25 +17,23 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from corpus import language_model
+from corpus import brier, language_model
 from corpus.brier import NGRAMS, brier_lm, prompts_of
 from corpus.language_model import LESS_MEMORY, Data, padded
 from kit import device, errors
-from kit.errors import UserError
 
 IGNORED = -100
 
 
 def parse_args() -> argparse.Namespace:
     parser = language_model.parser_of(__doc__)
-    parser.add_argument("--num_prompts", type=int, default=512, help="prompts continued for BrierLM")
+    brier.add_arguments(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if args.num_prompts < 1:
-        raise UserError(f"--num_prompts {args.num_prompts}: need at least 1")
+    brier.check(args)
     language_model.run(
         "autoregressive", args, build, lambda *given: nll(*given).mean(), nats_per_sequence, measure_samples
     )
@@ -95,16 +93,16 @@ def generate(
 
 
 def measure_samples(model: nn.Module, data: Data, args: argparse.Namespace, runtime: device.Runtime) -> dict:
-    """BrierLM of the 4 tokens after each prompt, two samples each; of --pairs, which answers.py measures, nothing."""
+    """BrierLM of the 4 tokens after each prompt, as many samples of each as asked for; of --pairs, which answers.py measures, nothing."""
     if args.pairs:
         return {"nfe_per_token": 1}
     rows = prompts_of(data.test, args.num_prompts, args.max_length).to(runtime.device)
     prompts, truth, samples = rows[:, :-NGRAMS], rows[:, -NGRAMS:], []
     with runtime.autocast():
-        for salt in (1, 2):
+        for salt in range(1, args.continuations + 1):
             torch.manual_seed(args.seed * 1000 + salt)
             samples.append(generate(model, prompts, NGRAMS))
-    return {**brier_lm(*samples, truth), "nfe_per_token": 1}
+    return {**brier_lm(samples, truth), "nfe_per_token": 1}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """BrierLM (CALM, arXiv 2510.27688): a score of generated text that needs samples and no probabilities."""
 
+import argparse
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -11,18 +14,32 @@ from kit.intervals import middle_95, resamples_of
 NGRAMS = 4
 
 
-def brier_lm(first: torch.Tensor, second: torch.Tensor, truth: torch.Tensor) -> dict:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num_prompts", type=int, default=512, help="prompts continued for BrierLM")
+    parser.add_argument("--continuations", type=int, default=2, help="of each prompt")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for numbers that give no score, which is of pairs."""
+    for name, least in (("num_prompts", 1), ("continuations", 2)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} {getattr(args, name)}: need at least {least}")
+
+
+def brier_lm(samples: Sequence[torch.Tensor], truth: torch.Tensor) -> dict:
     """`brier_lm` in [0, 1], its 95 % interval by resampling the prompts, and `brier`, the score of each length of n-gram, which may be negative.
 
-    first, second: two independent continuations (B, N) of each prompt; truth (B, N). An n-gram's score is the fraction of samples
-    that are right, less the fraction of pairs that are alike; BrierLM is the geometric mean over n = 1 to min(4, N), 0 where
+    samples: two or more independent continuations (B, N) of each prompt; truth (B, N). An n-gram's score is twice the fraction of
+    samples that are right, less the fraction of pairs that are alike; BrierLM is the geometric mean over n = 1 to min(4, N), 0 where
     one of them is negative.
     """
+    samples = torch.stack(list(samples))
+    first, second = torch.triu_indices(len(samples), len(samples), 1)
     scores = []
     for n in range(1, min(NGRAMS, truth.shape[1]) + 1):
-        a, b, true = first[:, :n], second[:, :n], truth[:, :n]
-        right = (a == true).all(1).float() + (b == true).all(1).float()
-        scores.append((right - (a == b).all(1).float()).cpu().double().numpy())
+        part = samples[..., :n]
+        right, alike = (part == truth[:, :n]).all(-1), (part[first] == part[second]).all(-1)
+        scores.append((2 * right.double().mean(0) - alike.double().mean(0)).cpu().numpy())
     each = np.stack(scores, 1)
     kinds, counts = np.unique(each, axis=0, return_counts=True)  # few, of however many prompts
     resampled = resamples_of(counts) @ kinds / len(each)

@@ -54,7 +54,7 @@ SHOWN_CHARACTERS = 300  # of a text that a released checkpoint wrote
 TOKCOM_ROWS = {
     "autoregressive": "autoregressive transformer", "energy": "vector by vector, energy head", "flow": "vector by vector, flow head",
     "energy_tokens": "vector by vector, energy head, beside the tokens' loss", "flow_tokens": "vector by vector, flow head, beside the tokens' loss",
-    "tokens": "4 tokens at once, no vector", "trigrams": "TokCom, 4 to a vector, trigrams inside",
+    "posterior": "vector by vector, posterior head", "tokens": "4 tokens at once, no vector", "trigrams": "TokCom, 4 to a vector, trigrams inside",
 }  # fmt: skip
 VIT_ROWS = (
     ("cpu", "`cifar`, ten minutes, no crops", "vit_cpu", "one CPU thread"), ("cpu_hour", "`cifar`, an hour", "vit_hour", "one CPU thread"),
@@ -285,7 +285,8 @@ def tokcom_row(row: dict) -> str:
         return f"TokCom, {size} to a vector"
     if size != 4:
         label = label.replace("4 tokens", f"{size} tokens") if "4 tokens" in label else f"{label}, {size} to a vector"
-    return label if row.get("draws", 8) == 8 else f"{label}, {row['draws']} draws"
+    draws = row.get("draws", 8)
+    return label if draws == 8 else f"{label}, {draws:g} draw{'s' * (draws != 1)}"
 
 
 def tokcom_samples() -> str:

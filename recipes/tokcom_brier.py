@@ -3,7 +3,7 @@
     python -m recipes.tokcom_brier --work checkpoints/tokcom_shakespeare --result results/tokcom/shakespeare.json
 
 Small models get four tokens right together so rarely that the recipe's own prompts may not show it. Each row keeps all else; it is
-given `brier_lm`, `brier`, `num_prompts`, and of texts written on after a quarter of the window what baselines/judge.py counts, in `texts`,
+given `brier_lm`, `brier`, `num_prompts`, `continuations`, and of texts written on after a quarter of the window what baselines/judge.py counts, in `texts`,
 and the first, `sample`. `real_texts` are what stands there in truth. `measured_on` is the environment.
 """
 
@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument(
         "--result", type=Path, required=True, help="JSON file of recipes.tokcom_language, changed in place"
     )
-    parser.add_argument("--num_prompts", type=int, default=4096, help="prompts continued, twice each")
+    parser.add_argument("--num_prompts", type=int, default=4096, help="prompts continued")
+    parser.add_argument("--continuations", type=int, default=2, help="of each prompt")
+    parser.add_argument("--rows", nargs="+", help="names of the rows to measure, instead of all")
     add_common(parser, "device", "precision", "seed")
     args = parser.parse_args()
     runtime = device.start(args.device, args.seed, args.precision)
@@ -48,6 +50,8 @@ def main() -> None:
     judge = Judge(None, train, tokenizer, runtime)
     found |= {"real_texts": judge.count(list(texts[:, LENGTH // 4 :])), "measured_on": environment(runtime)}
     for row in found["rows"]:
+        if args.rows and row["name"] not in args.rows:
+            continue
         run = args.work / row["name"]
         if "baseline" in row:
             scores, write_on = of_next(run, args, runtime)
@@ -56,7 +60,10 @@ def main() -> None:
         torch.manual_seed(args.seed)
         with runtime.autocast():
             written = write_on(texts.to(runtime.device)).cpu()
-        row |= {name: scores[name] for name in MEASURED} | {"num_prompts": args.num_prompts}
+        row |= {name: scores[name] for name in MEASURED} | {
+            "num_prompts": args.num_prompts,
+            "continuations": args.continuations,
+        }
         row |= {
             "texts": judge.count(list(written)),
             "sample": tokenizer.decode(torch.cat([texts[0, : LENGTH // 4], written[0]])),
@@ -72,7 +79,12 @@ def of_next(run: Path, args: argparse.Namespace, runtime: device.Runtime) -> tup
     """Scores, and what writes texts on, of a model that writes one token, or one vector, after the other."""
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     settings = argparse.Namespace(
-        **{**report["settings"], "num_prompts": args.num_prompts, "data_path": str(args.work / "data")}
+        **{
+            **report["settings"],
+            "num_prompts": args.num_prompts,
+            "continuations": args.continuations,
+            "data_path": str(args.work / "data"),
+        }
     )
     data, ahead = language_model.open_data(settings, run), LENGTH - LENGTH // 4
     if report["baseline"] == "autoregressive":
@@ -90,7 +102,9 @@ def of_next(run: Path, args: argparse.Namespace, runtime: device.Runtime) -> tup
 def of_vectors(run: Path, passes: int, args: argparse.Namespace, runtime: device.Runtime) -> tuple[dict, Callable]:
     """The same of a model that writes all vectors at once."""
     vae, denoiser, _, config = load_checkpoint(run / "best_diffusion.pt", runtime.device)
-    settings = argparse.Namespace(num_samples=1, num_prompts=args.num_prompts, seed=args.seed)
+    settings = argparse.Namespace(
+        num_samples=1, num_prompts=args.num_prompts, continuations=args.continuations, seed=args.seed
+    )
     flow = Flow(vae, denoiser, config["noise_std"])
     held_out = HeldOut(flow, denoiser.times, open_built(args.work / "data" / "test"), settings, runtime)
     generator = torch.Generator(runtime.device).manual_seed(args.seed)

@@ -3,15 +3,17 @@
 # tokens in a vector, 16 numbers for each, the network alone and with trigrams inside; and the vectors written one after the other by each
 # head of tokcom/calm.py, in the minutes that stage one leaves. Writes results/tokcom/NAME.json. RUNS names what is trained, heads of 1 or 2
 # instead of 4 tokens in a vector with that number after their name; RATES how the transformer and the heads are trained, chosen by
-# validation; DRAWS from how many draws for a vector the heads learn, a row for each.
+# validation; DRAWS from how many draws for a vector the heads learn, a row for each. STEPS instead of minutes for heads that are to have as
+# many FLOPs of training as others.
 #   TEXT=books/ VOCAB_SIZE=1024 NAME=books ./recipes/tokcom_language.sh
 #   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare ./recipes/tokcom_language.sh      # bytes: tiny Shakespeare by characters
 #   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare_15 RUNS="flow_tokens flow_tokens2 flow_tokens1" RATES=muon-6e-3 DRAWS="8 2" ./recipes/tokcom_language.sh
+#   the same with RUNS=posterior1 DRAWS=0.25 STEPS=650, or RUNS=posterior2 DRAWS=1 STEPS=1090
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
 NAME=${NAME:?of the result} MINUTES=${MINUTES:-15} WORK=${WORK:-checkpoints/tokcom_$NAME} SEED=${SEED:-0} LENGTH=128 RATES=${RATES:-adamw-3e-3 muon-6e-3} DRAWS=${DRAWS:-8}
-RUNS=${RUNS:-chunk4 energy flow tokens energy_tokens flow_tokens chunk2 chunk1 trigrams} PROMPTS=${PROMPTS:-512}
+RUNS=${RUNS:-chunk4 energy flow tokens energy_tokens flow_tokens chunk2 chunk1 trigrams} PROMPTS=${PROMPTS:-512} STEPS=${STEPS:-}
 DATA=${DATA:-$WORK/data} # built from TEXT unless it is there
 export OMP_NUM_THREADS=${THREADS:-1}
 if [ ! -e "$DATA/stats.json" ]; then
@@ -50,18 +52,20 @@ for run in $RUNS; do
           --latent_dim $((16 * size)) --ngram 0 ${resume[@]+"${resume[@]}"}
         [ -e "$WORK/vae$size/finished" ]
       fi
-      head=(--head "${kind%_tokens}")
+      head=(--head "${kind%_tokens}") length=(--time_budget "$((MINUTES * 60 * 88 / 100))s")
+      if [ -n "$STEPS" ]; then length=(--max_steps "$STEPS"); fi
       case $kind in # as large as the head's own loss
         energy_tokens) head+=(--token_loss 1) ;;
         flow_tokens) head+=(--token_loss 0.1) ;;
+        posterior) head+=(--head_layers "$size") ;; # which are left what the tokens of a vector share
       esac
       for rate in $RATES; do
         for draws in $DRAWS; do
           [ -e "$WORK/$run-$rate-$draws/report.json" ] || "$PYTHON" -m tokcom.calm "${SIZES[@]}" --vae_checkpoint "$vae" "${head[@]}" --draws "$draws" \
-            --optimizer "${rate%%-*}" --lr "${rate#*-}" --time_budget "$((MINUTES * 60 * 88 / 100))s" --output_dir "$WORK/$run-$rate-$draws"
+            --optimizer "${rate%%-*}" --lr "${rate#*-}" "${length[@]}" --output_dir "$WORK/$run-$rate-$draws"
         done
       done ;;
   esac
 done
 "$PYTHON" -m recipes.tokcom_language --work "$WORK" --output "results/tokcom/$NAME.json"
-"$PYTHON" -m recipes.tokcom_brier --work "$WORK" --result "results/tokcom/$NAME.json" --num_prompts "${BRIER_PROMPTS:-4096}" --device cpu
+"$PYTHON" -m recipes.tokcom_brier --work "$WORK" --result "results/tokcom/$NAME.json" --num_prompts "${BRIER_PROMPTS:-4096}" --continuations "${CONTINUATIONS:-8}" --device cpu

@@ -70,6 +70,8 @@ def test_rows_of_tokcom_stand_under_their_headings(tmp_path, monkeypatch):
     ("row", "label"),
     [
         ({"name": "flow_tokens-muon-6e-3-8", "draws": 8}, "vector by vector, flow head, beside the tokens' loss"),
+        ({"name": "posterior1-muon-6e-3-1", "chunk_size": 1, "draws": 1.0}, "vector by vector, posterior head, 1 to a vector, 1 draw"),
+        ({"name": "posterior-muon-6e-3-0.25", "draws": 0.25}, "vector by vector, posterior head, 0.25 draws"),
         ({"name": "flow-adamw-3e-3-2", "chunk_size": 2, "draws": 2}, "vector by vector, flow head, 2 to a vector, 2 draws"),
         ({"name": "tokens2-adamw-3e-3-8", "chunk_size": 2}, "2 tokens at once, no vector"),
         ({"name": "chunk1", "chunk_size": 1}, "TokCom, 1 to a vector"),

@@ -7,8 +7,10 @@
 vector, which the VAE's decoder turns into tokens. Heads:
   energy   a network of noise, in one pass; trained by the energy score, which no distribution but the true one makes least (Gneiting & Raftery 2007)
   flow     a denoiser of --passes passes, trained by squared error (as in MAR, arXiv 2406.11838)
+  posterior  a denoiser of as many, which says what tokens a noisy vector stands for and from them what vector (as in CDCD, arXiv 2211.15089);
+           the transformer below it learns from the tokens alone
   tokens   no vector: each token of the next chunk by itself, given what came before; what the vectors have to beat
-With --token_loss the transformer below the other two heads also learns from what that one would cost, so many times, in training alone.
+With --token_loss the transformer below the first two heads also learns from what the last would cost, so many times, in training alone.
 Writes model/, config.json and report.json: BrierLM of the next 4 tokens by the protocol of tokcom/evaluate.py; of the tokens' head
 also nats per token and bits per byte. `cost` is what the weights were chosen by, per token: the head's own loss.
 """  # fmt: skip
@@ -21,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaModel, LlamaPreTrainedModel
+from transformers import DynamicCache, LlamaConfig, LlamaModel, LlamaPreTrainedModel
 
-from corpus import language_model
+from corpus import brier, language_model
 from corpus.brier import NGRAMS, brier_lm, prompts_of
 from corpus.language_model import LESS_MEMORY, Data, padded
 from kit import errors
@@ -33,7 +35,7 @@ from kit.sampling import integrate
 from tokcom.inference import load_checkpoint
 from tokcom.model import NoiseEmbedding, RMSNorm, SwiGLU, TokComVAE, initialize
 
-HEADS = ("energy", "flow", "tokens")
+HEADS = ("energy", "flow", "posterior", "tokens")
 LEAST_SIGMA, MOST_SIGMA = 0.05, 20.0  # of the flow, in the vectors' standard deviations
 
 
@@ -46,24 +48,32 @@ def parse_args() -> argparse.Namespace:
         "--token_loss", type=float, default=0.0, help="weight of the tokens' cross-entropy beside the head's own loss"
     )
     parser.add_argument(
-        "--draws", type=int, default=8, help="from the posterior, and of the energy head, for each vector in training"
+        "--draws",
+        type=float,
+        default=8,
+        help="from the VAE's posterior, and of the energy head, for each vector in training; below 1, one for such a share of the vectors",
     )
     parser.add_argument("--passes", type=int, default=16, help="of the flow's head for a vector")
-    parser.add_argument("--num_prompts", type=int, default=512, help="prompts continued for BrierLM")
+    brier.add_arguments(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    for name in ("head_layers", "passes", "num_prompts"):
+    brier.check(args)
+    for name in ("head_layers", "passes"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
-    least = 2 if args.head == "energy" else 1  # whose score is of pairs
-    if args.draws < least:
-        raise UserError(f"--draws {args.draws}: the head of {args.head} needs at least {least}")
-    if not 0 <= args.token_loss < float("inf") or (args.token_loss and args.head == "tokens"):
+    if args.head == "energy":
+        if args.draws < 2 or args.draws % 1:
+            raise UserError(
+                f"--draws {args.draws:g}: the energy head, whose score is of pairs, needs a whole number from 2"
+            )
+    elif not 0 < args.draws < 1 and (args.draws < 1 or args.draws % 1):
+        raise UserError(f"--draws {args.draws:g}: need a whole number from 1, or a share between 0 and 1")
+    if not 0 <= args.token_loss < float("inf") or (args.token_loss and args.head not in ("energy", "flow")):
         raise UserError(
-            f"--token_loss {args.token_loss:g}: need a number from 0, and 0 for the tokens' head, which has no other loss"
+            f"--token_loss {args.token_loss:g}: need a number from 0, and 0 for the heads of tokens and posteriors, which learn from tokens anyway"
         )
     vae, _, vae_args, _ = load_checkpoint(args.vae_checkpoint)
     vae.requires_grad_(False)
@@ -101,13 +111,51 @@ class Head(nn.Module):
         self.norm = RMSNorm(dim)
         self.output = nn.Linear(dim, latent_dim)
 
-    def forward(self, x: torch.Tensor, context: torch.Tensor, log_sigma: torch.Tensor | None = None) -> torch.Tensor:
+    def features(self, x: torch.Tensor, context: torch.Tensor, log_sigma: torch.Tensor | None = None) -> torch.Tensor:
+        """What the output is a linear map of (..., D)."""
         if log_sigma is not None:
             context = context + self.noise_embed(log_sigma.flatten()).view(*log_sigma.shape, -1)
         x = self.input(x)
         for project, norm, block in zip(self.context, self.norms, self.blocks):
             x = x + block(norm(x) + project(context))
-        return self.output(self.norm(x)).float()
+        return self.norm(x)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor, log_sigma: torch.Tensor | None = None) -> torch.Tensor:
+        return self.output(self.features(x, context, log_sigma)).float()
+
+
+class PosteriorHead(Head):
+    """What tokens (..., K, V) a vector (..., latent_dim) under noise stands for, and what vector was under the noise.
+
+    A noisy vector is taken as a sum of one vector for each token, what is left of it as normal. So its tokens have a posterior: by the
+    context, times a likelihood. The network corrects both the logits and the estimate; with one token in a chunk nothing is left to correct.
+    """
+
+    def __init__(self, dim: int, latent_dim: int, layers: int, chunk_size: int, vocab_size: int):
+        super().__init__(dim, latent_dim, layers)
+        self.prior = tokens_head(dim, chunk_size, vocab_size)
+        self.correction = nn.Linear(dim, chunk_size * dim)
+        self.vectors = nn.Parameter(torch.zeros(chunk_size, vocab_size, latent_dim))
+        # log variance of what is no such sum: as the likelihood takes it, and as the estimate does for each number
+        self.log_spread, self.log_rest = (nn.Parameter(torch.full((size,), -1.0)) for size in (1, latent_dim))
+
+    def initialize(self) -> None:
+        """The network corrects nothing at first."""
+        for parameter in (*self.correction.parameters(), *self.output.parameters()):
+            nn.init.zeros_(parameter)
+
+    def posterior(
+        self, y: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (..., K, V) of the tokens and the estimate (..., latent_dim) of x, given y = x + sigma eps, sigma (..., 1)."""
+        features = self.features(y * (1 + sigma**2).rsqrt(), context, sigma[..., 0].log())
+        expand, split, norm, output = self.prior
+        logits = output(norm(split(expand(context) + self.correction(features)))).float()
+        likelihood = torch.einsum("...d,kvd->...kv", y, self.vectors) - self.vectors.square().sum(-1) / 2
+        logits, rest = logits + likelihood / (sigma**2 + self.log_spread.exp())[..., None], self.log_rest.exp()
+        told = torch.einsum("...kv,kvd->...d", logits.detach().softmax(-1), self.vectors)
+        estimate = (rest * y + sigma**2 * told) / (rest + sigma**2)
+        return logits, estimate + sigma * (1 + sigma**2).rsqrt() * self.output(features).float()
 
 
 def tokens_head(dim: int, chunk_size: int, vocab_size: int) -> nn.Sequential:
@@ -124,12 +172,19 @@ class NextVector(LlamaPreTrainedModel):
         dim, K = config.hidden_size, config.chunk_size
         self.model = LlamaModel(config)
         self.read = nn.Sequential(nn.Linear(K * dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        of_tokens = partial(tokens_head, dim, K, config.vocab_size - 1)
-        self.head = of_tokens() if config.head == "tokens" else Head(dim, config.latent_dim, config.head_layers)
-        self.beside = of_tokens() if getattr(config, "token_loss", 0) else None
+        of_vectors, of_tokens = (dim, config.latent_dim, config.head_layers), (dim, K, config.vocab_size - 1)
+        if config.head == "posterior":
+            self.head = PosteriorHead(*of_vectors, *of_tokens[1:])
+        else:
+            self.head = tokens_head(*of_tokens) if config.head == "tokens" else Head(*of_vectors)
+        self.beside = (
+            tokens_head(*of_tokens) if getattr(config, "token_loss", 0) and config.head != "posterior" else None
+        )
         self.post_init()
         for part in filter(None, (self.read, self.head, self.beside)):
             initialize(part)
+        if config.head == "posterior":
+            self.head.initialize()
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -139,14 +194,23 @@ class NextVector(LlamaPreTrainedModel):
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The layer to the vocabulary, where there is one."""
-        head = self.head if self.config.head == "tokens" else self.beside
-        return head and head[-1]
+        return self.of_tokens and self.of_tokens[-1]
+
+    @property
+    def of_tokens(self) -> nn.Sequential | None:
+        """What tells the tokens of a chunk from its context, each by itself, where something does."""
+        if self.config.head == "posterior":
+            return self.head.prior
+        return self.head if self.config.head == "tokens" else self.beside
 
     def contexts(self, tokens: torch.Tensor) -> torch.Tensor:
         """The context (B, C, D) of each chunk of tokens (B, C, K): of those before it."""
-        before = F.pad(tokens[:, :-1], (0, 0, 1, 0), value=self.config.bos_token_id)
-        chunks = self.read(self.model.embed_tokens(before).flatten(2))
-        return self.model(inputs_embeds=chunks, use_cache=False).last_hidden_state
+        return self.read_on(F.pad(tokens[:, :-1], (0, 0, 1, 0), value=self.config.bos_token_id))
+
+    def read_on(self, tokens: torch.Tensor, cache: DynamicCache | None = None) -> torch.Tensor:
+        """The contexts (B, C, D) after each chunk of tokens (B, C, K), and after those that `cache` remembers, which grows by them."""
+        chunks = self.read(self.model.embed_tokens(tokens).flatten(2))
+        return self.model(inputs_embeds=chunks, past_key_values=cache, use_cache=cache is not None).last_hidden_state
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """What writing costs: the contexts of tokens (B, N), and one vector drawn for each chunk (tokens' head: logits)."""
@@ -173,6 +237,8 @@ class NextVector(LlamaPreTrainedModel):
     def denoised(self, y: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """E[x | y = x + sigma eps, context], y (..., latent_dim), sigma (...), preconditioned as in tokcom/flow.py."""
         s = sigma[..., None]
+        if self.config.head == "posterior":
+            return self.head.posterior(y, s, context)[1]
         found = self.head(y * (1 + s**2).rsqrt(), context, sigma.log())
         return y / (1 + s**2) + s * (1 + s**2).rsqrt() * found
 
@@ -198,27 +264,47 @@ def batch_of(sequences: list[torch.Tensor], chunk_size: int, runtime: Runtime) -
 
 def chunk_costs(model: NextVector, tokens: torch.Tensor, mask: torch.Tensor, vae: TokComVAE) -> torch.Tensor:
     """What each real chunk of tokens and mask (B, C, K) costs (n,): nats, an energy score, or the denoiser's weighted squared error; in
-    training with what --token_loss asks for."""
+    training with what the transformer learns from tokens."""
     real, vae = mask.any(-1), vae.to(tokens.device)
-    context = model.contexts(tokens)[real]
-    if model.config.head == "tokens":
-        return token_nats(model.head(context), tokens[real], mask[real])
-    beside = 0
-    if model.training and model.beside is not None:
-        beside = model.config.token_loss * token_nats(model.beside(context), tokens[real], mask[real])
+    tokens, mask, context = tokens[real], mask[real], model.contexts(tokens)[real]
+    config, n = model.config, len(context)
+    if config.head == "tokens":
+        return token_nats(model.head(context), tokens, mask)
+    weight = 1 if config.head == "posterior" else getattr(config, "token_loss", 0)
+    beside = weight * token_nats(model.of_tokens(context), tokens, mask) if model.training and weight else 0
+    if config.head == "posterior":  # squared error would teach the transformer less than tokens do
+        context = context.detach()
+    draws, scale = getattr(config, "draws", 8), 1.0
+    of = torch.arange(n, device=context.device)  # the chunks whose vectors are drawn
+    if draws < 1:
+        if model.training:
+            of = torch.randperm(n, device=context.device)[: max(1, round(draws * n))]
+        draws, scale = 1, n / len(of)
     with torch.no_grad():
-        mean, log_variance = vae.posterior(tokens[real], mask[real])
+        mean, log_variance = vae.posterior(tokens[of], mask[of])
         mean, spread = (mean - vae.latent_mean) / vae.latent_std, (log_variance / 2).exp() / vae.latent_std
-        truth = mean + spread * torch.randn(getattr(model.config, "draws", 8), *mean.shape, device=mean.device)
-    context = context.expand(len(truth), *context.shape)
+        truth = mean + spread * torch.randn(int(draws), *mean.shape, device=mean.device)
+    found = vector_costs(model, truth, context[of].expand(len(truth), -1, -1), tokens[of], mask[of])
+    return torch.zeros(n, device=found.device).index_add(0, of, scale * found) + beside
+
+
+def vector_costs(model: NextVector, truth: torch.Tensor, context: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # fmt: skip
+    """What the head's own loss is (n,) for true vectors (M, n, latent_dim) from contexts (M, n, D), of tokens and mask (n, K)."""
     if model.config.head == "energy":
-        return energy_score(model.draw(context), truth) + beside
-    log_sigma = np.log(LEAST_SIGMA) + torch.rand(truth.shape[:-1], device=mean.device) * np.log(
+        return energy_score(model.draw(context), truth)
+    log_sigma = np.log(LEAST_SIGMA) + torch.rand(truth.shape[:-1], device=truth.device) * np.log(
         MOST_SIGMA / LEAST_SIGMA
     )
     sigma = log_sigma.exp()
-    found = model.denoised(truth + sigma[..., None] * torch.randn_like(truth), sigma, context)
-    return ((1 + sigma**-2) * (found - truth).square().mean(-1)).mean(0) + beside
+    y = truth + sigma[..., None] * torch.randn_like(truth)
+    nats = 0
+    if model.config.head == "posterior":
+        logits, found = model.head.posterior(y, sigma[..., None], context)
+        each = [part.repeat(len(y), 1) for part in (tokens, mask)]
+        nats = token_nats(logits.flatten(0, 1), *each).view(len(y), -1).mean(0)
+    else:
+        found = model.denoised(y, sigma, context)
+    return ((1 + sigma**-2) * (found - truth).square().mean(-1)).mean(0) + nats
 
 
 def token_nats(logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -255,34 +341,37 @@ def generate(
 ) -> torch.Tensor:
     """As many tokens (B, num_tokens) after prompts (B, N) of whole chunks, chunk by chunk."""
     K, vae = model.config.chunk_size, vae.to(prompts.device)
-    tokens = prompts.unflatten(1, (-1, K))
+    given = F.pad(prompts.unflatten(1, (-1, K)), (0, 0, 1, 0), value=model.config.bos_token_id)
+    cache, written = DynamicCache(config=model.config), []
     for _ in range(-(-num_tokens // K)):
-        context = model.contexts(F.pad(tokens, (0, 0, 0, 1)))[:, -1]
+        context = model.read_on(given, cache)[:, -1]
         if model.config.head == "tokens":
             chances = model.head(context).float().softmax(-1).flatten(0, 1)
             drawn = torch.multinomial(chances.to(generator.device), 1, generator=generator).view(-1, K)
         else:
             drawn = vae.decode(model.draw(context, generator)[:, None]).argmax(-1)
-        tokens = torch.cat([tokens, drawn.to(tokens.device)[:, None]], 1)
-    return tokens.flatten(1)[:, prompts.shape[1] :][:, :num_tokens]
+        given = drawn.to(prompts.device)[:, None]
+        written.append(drawn.to(prompts.device))
+    return torch.cat(written, 1)[:, :num_tokens]
 
 
 def measure(model: NextVector, data: Data, args: argparse.Namespace, runtime: Runtime, vae: TokComVAE) -> dict:
-    """BrierLM of the 4 tokens after each prompt, two samples each, and what training cost."""
+    """BrierLM of the 4 tokens after each prompt, as many samples of each as asked for, and what training cost."""
     K = model.config.chunk_size
     rows = prompts_of(data.test, args.num_prompts, args.max_length).to(runtime.device)
     prompts, truth, samples = rows[:, : (rows.shape[1] - NGRAMS) // K * K], rows[:, -NGRAMS:], []
     with runtime.autocast():
-        for salt in (1, 2):
+        for salt in range(1, args.continuations + 1):
             generator = torch.Generator(runtime.device).manual_seed(args.seed * 1000 + salt)
             parts = [
                 generate(model, vae, part, rows.shape[1] - prompts.shape[1], generator) for part in prompts.split(64)
             ]
             samples.append(torch.cat(parts)[:, -NGRAMS:])
         some = [data.train[i] for i in range(min(args.batch_size, len(data.train)))]
-        with FlopCounterMode(display=False) as counter:
-            loss(model, some, runtime, vae)
-    return {**brier_lm(*samples, truth), "nfe_per_token": 1 / K, "chunk_size": K, "training_flops_per_token": 3 * counter.get_total_flops() / sum(map(len, some))}  # fmt: skip
+        with FlopCounterMode(display=False) as counter, torch.enable_grad():
+            loss(model.train(), some, runtime, vae).backward()
+    model.eval().zero_grad()
+    return {**brier_lm(samples, truth), "nfe_per_token": 1 / K, "chunk_size": K, "training_flops_per_token": counter.get_total_flops() / sum(map(len, some))}  # fmt: skip
 
 
 if __name__ == "__main__":

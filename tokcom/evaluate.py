@@ -23,6 +23,7 @@ import torch
 from backports import zstd
 from torch.utils.flop_counter import FlopCounterMode
 
+from corpus import brier
 from corpus.brier import NGRAMS, brier_lm, passages
 from corpus.chunks import is_built, open_built, open_test, reported
 from corpus.shards import Chunks
@@ -61,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="folder for report.json and the figures")
     parser.add_argument("--book", help="UTF-8 text to encode and decode in whole (default: the held-out sequences)")
     parser.add_argument("--num_samples", type=int, default=128, help="sequences measured")
-    parser.add_argument("--num_prompts", type=int, default=512, help="prompts continued for BrierLM")
+    brier.add_arguments(parser)
     parser.add_argument("--num_steps", type=int, default=16, help="forward passes for brier_lm")
     parser.add_argument(
         "--without_ngrams", action="store_true", help="leave out the decoder with n-grams, which takes most of the time"
@@ -72,7 +73,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    for name in ("num_samples", "num_prompts", "num_steps"):
+    brier.check(args)
+    for name in ("num_samples", "num_steps"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: need at least 1")
     runtime = device.start(args.device, args.seed, args.precision)
@@ -287,10 +289,10 @@ class HeldOut:
     def brier_lm(self, steps: int) -> dict:
         """BrierLM of what follows real prompts of a quarter of the window, with `steps` forward passes, and Brier of its n-grams."""
         samples, given = [], self.given * self.K
-        for salt in (1, 2):
+        for salt in range(1, self.args.continuations + 1):
             generator = torch.Generator(self.runtime.device).manual_seed(self.args.seed * 1000 + salt)
             samples.append(torch.cat([self.written_on(part, steps, generator) for part in self.prompts.split(64)]))
-        return brier_lm(*samples, self.prompts[:, given:])
+        return brier_lm(samples, self.prompts[:, given:])
 
     def written_on(self, texts: torch.Tensor, steps: int, generator: torch.Generator) -> torch.Tensor:
         """What stands in place of all after the prompt of each of `texts` (B, N), of whole chunks, after `steps` forward passes."""

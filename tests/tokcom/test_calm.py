@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import math
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from corpus import language_model
 from kit import device
@@ -67,11 +69,12 @@ def test_a_chunk_is_drawn_as_a_whole(two_words, head):
         assert mixed < 0.1 and share[1, 1] == pytest.approx(0.25, abs=0.1)
 
 
-@pytest.mark.parametrize("head", ("energy", "flow"))
+@pytest.mark.parametrize("head", ("energy", "flow", "posterior"))
 def test_token_loss_counts_in_training_alone(two_words, head):
     """Beside the head's own loss stand so many times the nats of each token by itself; what chooses the weights has none of them."""
-    given = settings(head)
-    given.token_loss = 0.5
+    given, weight = settings(head), 1 if head == "posterior" else 0.5
+    if head != "posterior":
+        given.token_loss = weight
     torch.manual_seed(0)
     model = calm.NextVector(calm.config_of(given, two_words.args)).train()
     tokens, mask = torch.randint(0, 2, (3, 4, 2)), torch.ones(3, 4, 2, dtype=torch.bool)
@@ -79,28 +82,69 @@ def test_token_loss_counts_in_training_alone(two_words, head):
     for training in (True, False):
         torch.manual_seed(1)
         cost[training] = calm.chunk_costs(model.train(training), tokens, mask, two_words)
-    nats = -model.beside(model.contexts(tokens)).log_softmax(-1).gather(-1, tokens[..., None]).sum((-1, -2))
-    torch.testing.assert_close(cost[True] - cost[False], 0.5 * nats.flatten())
+    nats = -model.of_tokens(model.contexts(tokens)).log_softmax(-1).gather(-1, tokens[..., None]).sum((-1, -2))
+    torch.testing.assert_close(cost[True] - cost[False], weight * nats.flatten())
     calm.loss(model.train(), list(tokens.flatten(1)), RUNTIME, two_words).backward()
-    assert all(parameter.grad is not None for parameter in model.beside.parameters())
+    assert all(parameter.grad is not None for parameter in model.of_tokens.parameters())
+
+
+def test_below_a_posterior_head_tokens_alone_teach(two_words):
+    """What vectors cost reaches the head, and not the transformer."""
+    torch.manual_seed(0)
+    model = calm.NextVector(calm.config_of(settings("posterior"), two_words.args)).eval()
+    tokens, mask = torch.randint(0, 2, (3, 4, 2)), torch.ones(3, 4, 2, dtype=torch.bool)
+    calm.chunk_costs(model, tokens, mask, two_words).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.head.parameters())
+    below = [*model.model.parameters(), *model.read.parameters()]
+    assert all(parameter.grad is None for parameter in below)
+    calm.chunk_costs(model.train(), tokens, mask, two_words).sum().backward()
+    assert all(parameter.grad is not None for parameter in below)
+
+
+def test_the_posterior_head_begins_with_bayes_rule():
+    """Four tokens, each a normal cloud around its own vector: the estimate is the mean over all that might have been."""
+    torch.manual_seed(0)
+    variance, head = 0.3, calm.PosteriorHead(8, 3, 1, 1, 4)
+    head.initialize()
+    with torch.no_grad():
+        head.vectors.normal_()
+        for parameter in (head.log_spread, head.log_rest):
+            parameter.fill_(math.log(variance))
+        context, y, sigma = torch.randn(5, 8), torch.randn(5, 3), torch.tensor([0.1, 0.5, 1.0, 2.0, 8.0])[:, None]
+        logits, found = head.posterior(y, sigma, context)
+        for row in range(5):
+            total = variance + float(sigma[row]) ** 2
+            clouds = [torch.distributions.Normal(vector, total**0.5) for vector in head.vectors[0]]
+            chances = head.prior(context[row])[0].softmax(-1) * torch.stack(
+                [c.log_prob(y[row]).sum().exp() for c in clouds]
+            )
+            chances /= chances.sum()
+            means = [(variance * y[row] + sigma[row] ** 2 * vector) / total for vector in head.vectors[0]]
+            torch.testing.assert_close(logits[row, 0].softmax(-1), chances, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                found[row], sum(p * mean for p, mean in zip(chances, means)), rtol=1e-4, atol=1e-5
+            )
 
 
 def test_an_energy_head_needs_a_pair_of_draws(refused, data, tmp_path):
     """A flow head does with one draw, to which its loss is the denoiser's error; the energy score is of pairs."""
     run = ("--vae_checkpoint", "-", "--data_path", data, "--output_dir", tmp_path)
-    assert "needs at least 2" in refused(calm, *run, "--draws", 1)
-    assert "needs at least 1" in refused(calm, *run, "--head", "flow", "--draws", 0)
+    for draws in 1, 0.5, 2.5:
+        assert "a whole number from 2" in refused(calm, *run, "--draws", draws)
+    for draws in 0, 1.5:
+        assert "a whole number from 1, or a share" in refused(calm, *run, "--head", "flow", "--draws", draws)
 
 
-@pytest.mark.parametrize("draws", (1, 2))
+@pytest.mark.parametrize("draws", (0.25, 1, 2))
 def test_few_draws_cost_as_much_on_average(two_words, draws):
+    """Also one for each of a share of the vectors, which is drawn in training."""
     many = settings("flow")
     many.draws = 400
     torch.manual_seed(0)
     model = calm.NextVector(calm.config_of(many, two_words.args)).eval()
     tokens, mask = torch.randint(0, 2, (64, 4, 2)), torch.ones(64, 4, 2, dtype=torch.bool)
     wanted = calm.chunk_costs(model, tokens, mask, two_words).mean()
-    model.config.draws = draws
+    model.train().config.draws = draws
     found = torch.stack([calm.chunk_costs(model, tokens, mask, two_words).mean() for _ in range(30)])
     assert abs(found.mean() - wanted) < 5 * found.std() / 30**0.5
 
@@ -122,6 +166,16 @@ def test_contexts_know_what_came_before_alone(two_words, head):
     changed[:, 3] = 1 - changed[:, 3]
     same = (model.contexts(tokens) - model.contexts(changed)).abs().amax((0, 2)) < 1e-5
     assert same.tolist() == [True] * 4 + [False] * 2
+
+
+@torch.no_grad()
+def test_what_is_remembered_need_not_be_read_again(two_words):
+    """Contexts chunk by chunk are those of all chunks at once."""
+    model = calm.NextVector(calm.config_of(settings("flow"), two_words.args)).eval()
+    tokens = torch.randint(0, 2, (3, 6, 2))
+    cache = DynamicCache(config=model.config)
+    parts = [model.read_on(part, cache) for part in tokens.split([3, 1, 2], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), model.read_on(tokens))
 
 
 def test_padding_costs_nothing(two_words):

@@ -21,6 +21,7 @@ from corpus.brier import passages
 from corpus.chunks import open_built, open_chunks
 from kit import device, errors
 from kit.arguments import add_common, program
+from kit.errors import UserError
 from kit.runlog import environment, write_json
 from tokcom import calm
 from tokcom.evaluate import HeldOut
@@ -39,12 +40,14 @@ def main() -> None:
         "--result", type=Path, required=True, help="JSON file of recipes.tokcom_language, changed in place"
     )
     parser.add_argument("--num_prompts", type=int, default=4096, help="prompts continued")
-    parser.add_argument("--continuations", type=int, default=2, help="of each prompt")
+    parser.add_argument("--continuations", type=int, default=8, help="of each prompt")
     parser.add_argument("--rows", nargs="+", help="names of the rows to measure, instead of all")
     add_common(parser, "device", "precision", "seed")
     args = parser.parse_args()
     runtime = device.start(args.device, args.seed, args.precision)
     found = json.loads(args.result.read_text(encoding="utf-8"))
+    if unknown := set(args.rows or ()) - {row["name"] for row in found["rows"]}:
+        raise UserError(f"{args.result} has no row {', '.join(sorted(unknown))}")
     train, _, tokenizer = open_chunks(str(args.work / "data"), args.work / "data", None)
     texts = passages(open_built(args.work / "data" / "test"), TEXTS, LENGTH)
     judge = Judge(None, train, tokenizer, runtime)

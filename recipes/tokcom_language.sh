@@ -68,4 +68,4 @@ for run in $RUNS; do
   esac
 done
 "$PYTHON" -m recipes.tokcom_language --work "$WORK" --output "results/tokcom/$NAME.json"
-"$PYTHON" -m recipes.tokcom_brier --work "$WORK" --result "results/tokcom/$NAME.json" --num_prompts "${BRIER_PROMPTS:-4096}" --continuations "${CONTINUATIONS:-8}" --device cpu
+"$PYTHON" -m recipes.tokcom_brier --work "$WORK" --result "results/tokcom/$NAME.json" --num_prompts "${BRIER_PROMPTS:-4096}" --device cpu

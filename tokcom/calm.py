@@ -151,9 +151,10 @@ class PosteriorHead(Head):
         features = self.features(y * (1 + sigma**2).rsqrt(), context, sigma[..., 0].log())
         expand, split, norm, output = self.prior
         logits = output(norm(split(expand(context) + self.correction(features)))).float()
-        likelihood = torch.einsum("...d,kvd->...kv", y, self.vectors) - self.vectors.square().sum(-1) / 2
-        logits, rest = logits + likelihood / (sigma**2 + self.log_spread.exp())[..., None], self.log_rest.exp()
-        told = torch.einsum("...kv,kvd->...d", logits.detach().softmax(-1), self.vectors)
+        with torch.autocast(y.device.type, enabled=False):  # where the noise is small, bf16 would be too coarse
+            likelihood = torch.einsum("...d,kvd->...kv", y, self.vectors) - self.vectors.square().sum(-1) / 2
+            logits, rest = logits + likelihood / (sigma**2 + self.log_spread.exp())[..., None], self.log_rest.exp()
+            told = torch.einsum("...kv,kvd->...d", logits.detach().softmax(-1), self.vectors)
         estimate = (rest * y + sigma**2 * told) / (rest + sigma**2)
         return logits, estimate + sigma * (1 + sigma**2).rsqrt() * self.output(features).float()
 

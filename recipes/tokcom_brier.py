@@ -16,7 +16,7 @@ import torch
 
 from baselines import autoregressive
 from baselines.judge import Judge
-from corpus import language_model
+from corpus import brier, language_model
 from corpus.brier import passages
 from corpus.chunks import open_built, open_chunks
 from kit import device, errors
@@ -39,11 +39,12 @@ def main() -> None:
     parser.add_argument(
         "--result", type=Path, required=True, help="JSON file of recipes.tokcom_language, changed in place"
     )
-    parser.add_argument("--num_prompts", type=int, default=4096, help="prompts continued")
-    parser.add_argument("--continuations", type=int, default=8, help="of each prompt")
+    brier.add_arguments(parser)
+    parser.set_defaults(num_prompts=4096, continuations=8)
     parser.add_argument("--rows", nargs="+", help="names of the rows to measure, instead of all")
     add_common(parser, "device", "precision", "seed")
     args = parser.parse_args()
+    brier.check(args)
     runtime = device.start(args.device, args.seed, args.precision)
     found = json.loads(args.result.read_text(encoding="utf-8"))
     if unknown := set(args.rows or ()) - {row["name"] for row in found["rows"]}:
@@ -63,10 +64,7 @@ def main() -> None:
         torch.manual_seed(args.seed)
         with runtime.autocast():
             written = write_on(texts.to(runtime.device)).cpu()
-        row |= {name: scores[name] for name in MEASURED} | {
-            "num_prompts": args.num_prompts,
-            "continuations": args.continuations,
-        }
+        row |= {name: scores[name] for name in MEASURED} | asked(args)
         row |= {
             "texts": judge.count(list(written)),
             "sample": tokenizer.decode(torch.cat([texts[0, : LENGTH // 4], written[0]])),
@@ -78,17 +76,14 @@ def main() -> None:
     write_json(args.result, found)
 
 
+def asked(args: argparse.Namespace) -> dict:
+    return {"num_prompts": args.num_prompts, "continuations": args.continuations}
+
+
 def of_next(run: Path, args: argparse.Namespace, runtime: device.Runtime) -> tuple[dict, Callable]:
     """Scores, and what writes texts on, of a model that writes one token, or one vector, after the other."""
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    settings = argparse.Namespace(
-        **{
-            **report["settings"],
-            "num_prompts": args.num_prompts,
-            "continuations": args.continuations,
-            "data_path": str(args.work / "data"),
-        }
-    )
+    settings = argparse.Namespace(**report["settings"] | asked(args) | {"data_path": str(args.work / "data")})
     data, ahead = language_model.open_data(settings, run), LENGTH - LENGTH // 4
     if report["baseline"] == "autoregressive":
         model = autoregressive.LlamaForCausalLM.from_pretrained(run / "model").to(runtime.device).eval()
@@ -105,9 +100,7 @@ def of_next(run: Path, args: argparse.Namespace, runtime: device.Runtime) -> tup
 def of_vectors(run: Path, passes: int, args: argparse.Namespace, runtime: device.Runtime) -> tuple[dict, Callable]:
     """The same of a model that writes all vectors at once."""
     vae, denoiser, _, config = load_checkpoint(run / "best_diffusion.pt", runtime.device)
-    settings = argparse.Namespace(
-        num_samples=1, num_prompts=args.num_prompts, continuations=args.continuations, seed=args.seed
-    )
+    settings = argparse.Namespace(num_samples=1, seed=args.seed, **asked(args))
     flow = Flow(vae, denoiser, config["noise_std"])
     held_out = HeldOut(flow, denoiser.times, open_built(args.work / "data" / "test"), settings, runtime)
     generator = torch.Generator(runtime.device).manual_seed(args.seed)

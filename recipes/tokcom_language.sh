@@ -52,8 +52,8 @@ for run in $RUNS; do
           --latent_dim $((16 * size)) --ngram 0 ${resume[@]+"${resume[@]}"}
         [ -e "$WORK/vae$size/finished" ]
       fi
-      head=(--head "${kind%_tokens}") length=(--time_budget "$((MINUTES * 60 * 88 / 100))s")
-      if [ -n "$STEPS" ]; then length=(--max_steps "$STEPS"); fi
+      head=(--head "${kind%_tokens}") duration=(--time_budget "$((MINUTES * 60 * 88 / 100))s")
+      if [ -n "$STEPS" ]; then duration=(--max_steps "$STEPS"); fi
       case $kind in # as large as the head's own loss
         energy_tokens) head+=(--token_loss 1) ;;
         flow_tokens) head+=(--token_loss 0.1) ;;
@@ -62,7 +62,7 @@ for run in $RUNS; do
       for rate in $RATES; do
         for draws in $DRAWS; do
           [ -e "$WORK/$run-$rate-$draws/report.json" ] || "$PYTHON" -m tokcom.calm "${SIZES[@]}" --vae_checkpoint "$vae" "${head[@]}" --draws "$draws" \
-            --optimizer "${rate%%-*}" --lr "${rate#*-}" "${length[@]}" --output_dir "$WORK/$run-$rate-$draws"
+            --optimizer "${rate%%-*}" --lr "${rate#*-}" "${duration[@]}" --output_dir "$WORK/$run-$rate-$draws"
         done
       done ;;
   esac

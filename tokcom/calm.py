@@ -91,9 +91,10 @@ def main() -> None:
 
 def config_of(args: argparse.Namespace, vae_args) -> LlamaConfig:
     """The sizes asked for, those of the VAE's vectors, and the head; the token after the last stands before each text."""
+    token_loss = 1.0 if args.head == "posterior" else args.token_loss
     return LlamaConfig(
         vocab_size=vae_args.vocab_size + 1, bos_token_id=vae_args.vocab_size, eos_token_id=None, pad_token_id=None,
-        chunk_size=vae_args.chunk_size, latent_dim=vae_args.latent_dim, head=args.head, head_layers=args.head_layers, passes=args.passes, draws=args.draws, token_loss=args.token_loss,
+        chunk_size=vae_args.chunk_size, latent_dim=vae_args.latent_dim, head=args.head, head_layers=args.head_layers, passes=args.passes, draws=args.draws, token_loss=token_loss,
         attn_implementation=language_model.attention(), **language_model.sizes(args),
     )  # fmt: skip
 
@@ -271,22 +272,26 @@ def chunk_costs(model: NextVector, tokens: torch.Tensor, mask: torch.Tensor, vae
     config, n = model.config, len(context)
     if config.head == "tokens":
         return token_nats(model.head(context), tokens, mask)
-    weight = 1 if config.head == "posterior" else getattr(config, "token_loss", 0)
+    weight = getattr(config, "token_loss", 0)
     beside = weight * token_nats(model.of_tokens(context), tokens, mask) if model.training and weight else 0
     if config.head == "posterior":  # squared error would teach the transformer less than tokens do
         context = context.detach()
     draws, scale = getattr(config, "draws", 8), 1.0
-    of = torch.arange(n, device=context.device)  # the chunks whose vectors are drawn
+    drawn = slice(None)  # the chunks that have vectors drawn for them
     if draws < 1:
         if model.training:
-            of = torch.randperm(n, device=context.device)[: max(1, round(draws * n))]
-        draws, scale = 1, n / len(of)
+            drawn = torch.randperm(n, device=context.device)[: max(1, round(draws * n))]
+            scale = n / len(drawn)
+        draws = 1
     with torch.no_grad():
-        mean, log_variance = vae.posterior(tokens[of], mask[of])
+        mean, log_variance = vae.posterior(tokens[drawn], mask[drawn])
         mean, spread = (mean - vae.latent_mean) / vae.latent_std, (log_variance / 2).exp() / vae.latent_std
         truth = mean + spread * torch.randn(int(draws), *mean.shape, device=mean.device)
-    found = vector_costs(model, truth, context[of].expand(len(truth), -1, -1), tokens[of], mask[of])
-    return torch.zeros(n, device=found.device).index_add(0, of, scale * found) + beside
+    found = torch.zeros(n, device=context.device)
+    found[drawn] = scale * vector_costs(
+        model, truth, context[drawn].expand(len(truth), -1, -1), tokens[drawn], mask[drawn]
+    )
+    return found + beside
 
 
 def vector_costs(model: NextVector, truth: torch.Tensor, context: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # fmt: skip
@@ -351,8 +356,8 @@ def generate(
             drawn = torch.multinomial(chances.to(generator.device), 1, generator=generator).view(-1, K)
         else:
             drawn = vae.decode(model.draw(context, generator)[:, None]).argmax(-1)
-        given = drawn.to(prompts.device)[:, None]
         written.append(drawn.to(prompts.device))
+        given = written[-1][:, None]
     return torch.cat(written, 1)[:, :num_tokens]
 
 

@@ -30,6 +30,11 @@ def test_what_a_readme_names_exists(name):
     path = ROOT / name
     text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     links = [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
+    headings = {
+        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+    links = [target for target in links if target[0] != "#" or target[1:] not in headings]
     named = re.findall(r"`((?:[\w.]+/)+[\w.]+\.(?:py|sh|json|md|yaml|png)|\w+\.(?:py|sh))`", text)
     missing = [target for target in links if not (path.parent / target).exists()]
     folders = [path.parent, *(folder for folder in path.parent.iterdir() if folder.is_dir()), ROOT]

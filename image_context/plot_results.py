@@ -16,6 +16,7 @@ from matplotlib.ticker import NullFormatter
 
 from image_context.augment import AUGMENTATIONS
 from image_context.run_exp import read_results
+from image_context.tasks import LANGUAGES
 from kit import errors
 from kit.arguments import program
 from kit.errors import UserError
@@ -31,7 +32,6 @@ LABELS = {
     "json": "JSON: F1 of typed leaves", "needle": "needle: exact hits", "random": "random tokens restored",
     "codes": "codes of a list restored",
 }  # fmt: skip
-LANGUAGES = {"en": "English", "zh": "Chinese"}
 MARKS = "osD^vPX*"
 NEEDLES = "needle.png"
 PLACES = 5  # of a document, in the figure of needles

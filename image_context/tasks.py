@@ -17,6 +17,7 @@ from kit.errors import UserError
 
 TASKS = ("json", "needle", "random", "codes")
 SPLITS = ("train", "eval")
+LANGUAGES = {"en": "English", "zh": "Chinese"}  # of the hay
 TRIES = 400  # documents drawn before a length is given up
 REDRAWS = 2000  # of tokens that would merge with their neighbors
 CODES = 6  # in a list
@@ -145,7 +146,7 @@ def _json_value(rng: random.Random, depth: int):
 
 def _needle_sample(length: int, rng: random.Random, tokenizer: Tokenizer, language: str) -> Sample | None:
     """A sentence with a random value among sentences of hay and other sentences of its own kind."""
-    if language not in ("en", "zh"):
+    if language not in LANGUAGES:
         raise UserError(f"no hay in language {language!r}; choose en or zh")
     names = rng.sample(PLACES, 4)
     values = [word(rng, 7) for _ in names]

@@ -2,6 +2,7 @@
 
 from statistics import mean, stdev
 
+from image_context.tasks import LANGUAGES
 from kit.intervals import wilson
 from recipes.markdown import load, percent, table
 
@@ -22,8 +23,6 @@ NEEDLES = {  # what the reader was trained on
     "tiny_needle_en_1": "plain text", "tiny_needle_en_1_codebook": "then mostly the color code",
     "tiny_needle_en_zh_1": "plain text, both languages",
 }  # fmt: skip
-
-HAY = {"en": "English", "zh": "Chinese"}
 
 
 def image_smoke() -> str:
@@ -149,5 +148,5 @@ def image_needle() -> str:
             asked = sum(n["questions"] for n in here)
             hits = round(sum(n["mean"] * n["questions"] for n in here))
             found = "{} [{:.0%}, {:.0%}]".format(percent(hits / asked), *wilson(hits, asked))
-            rows.append([reader, CURVE[codec], HAY[language], str(length), found, str(asked)])
+            rows.append([reader, CURVE[codec], LANGUAGES[language], str(length), found, str(asked)])
     return table(["reader trained on", "document as", "hay", "tokens", "needles found", "documents"], rows)

@@ -240,7 +240,9 @@ def test_the_configs_that_come_along_are_valid():
     loaded = {path.stem: load_config(path) for path in configs.glob("*.yaml")}
     assert set(loaded) == {"default", "exp_sweep", "smoke_test", "train"}
     plain = load_config(configs / "default.yaml")
-    assert plain.hash == type(plain)().hash  # default.yaml tells the truth
+    assert plain.hash == type(plain)().hash  # default.yaml tells the truth, all of it
+    for section in (plain, *(value for _, value in plain if hasattr(value, "model_fields_set"))):
+        assert section.model_fields_set == set(type(section).model_fields)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -8,13 +8,15 @@
     python inference.py --checkpoint RUN/best_model.pth --mode decode --image outputs/encode_000.png
     python inference.py --checkpoint RUN/best_model.pth --mode decode --image scan.jpg --denoise
 
-Pictures and texts go to --output_dir, with the settings and accuracies in MODE.json. The checkpoint alone suffices.
+Pictures and texts go to --output_dir, with the settings and accuracies in MODE.json; where none is named to outputs, or if a mode has been
+there before to the first of outputs-2, outputs-3, … where it has not. The checkpoint alone suffices.
 """
 
 import argparse
 import re
 import sys
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +113,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--gif", action=flag, default=False, help="generate, infill: also save them as an animation")
     parser.add_argument("--ema", action=flag, default=True, help="use the averaged weights")
     parser.add_argument("--batch_size", type=int, default=16, help="pictures at once")
-    parser.add_argument("--output_dir", default="outputs", help="where to write")
+    parser.add_argument("--output_dir", help="where to write, see above")
     add_common(parser, "overwrite", "device", "precision", "seed")
     return parser.parse_args()
 
@@ -121,6 +123,7 @@ def main() -> None:
     check(args)
     runtime = device.start(args.device, args.seed, args.precision)
     loaded = load_pretrained(args.checkpoint, runtime.device, args.img_size, args.ema)
+    args.output_dir = args.output_dir or str(unused(args.mode, args.overwrite))
     output = make_folder(args.output_dir)
     mode = {"generate": generate, "reconstruct": reconstruct, "infill": infill, "encode": encode, "decode": decode}[
         args.mode
@@ -158,6 +161,12 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--mode {args.mode} needs --input_text or --input_file")
     if args.mode == "decode" and not args.image:
         raise UserError("--mode decode needs --image")
+
+
+def unused(mode: str, overwrite: bool) -> Path:
+    """The first of outputs, outputs-2, … without anything of an earlier call of the mode; outputs if that may be replaced."""
+    places = (Path(f"outputs-{number}" if number > 1 else "outputs") for number in count(1))
+    return next(place for place in places if overwrite or not any(place.glob(f"{mode}[._]*")))
 
 
 def read_input(args: argparse.Namespace) -> str:

@@ -31,23 +31,22 @@ def main() -> None:
     args = parser.parse_args()
     if args.turns < 1:
         raise UserError(f"--turns {args.turns}: need at least 1")
-    rows = []
-    for given in COMMANDS:
-        seconds = []
-        for _ in range(args.turns):
-            with TemporaryDirectory() as folder:
+    rows = [{"arguments": given, "turns": []} for given in COMMANDS]
+    for _ in range(args.turns):
+        with TemporaryDirectory() as folder:  # one after the other in one folder, as a reader would
+            for row in rows:
                 start = time.monotonic()
-                command = [sys.executable, str(ROOT / "inference.py"), *given]
+                command = [sys.executable, str(ROOT / "inference.py"), *row["arguments"]]
                 done = subprocess.run(
                     command, cwd=folder, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
                 )
-                seconds.append(time.monotonic() - start)
-            if done.returncode:
-                raise UserError(f"inference.py {' '.join(given)} failed: {done.stderr.strip()}")
-        rows.append(
-            {"arguments": given, "seconds": statistics.median(seconds), "turns": seconds, "output": done.stdout}
-        )
-        print(f"{statistics.median(seconds):5.1f} s  inference.py {' '.join(given)}", flush=True)
+                row["turns"].append(time.monotonic() - start)
+                if done.returncode:
+                    raise UserError(f"inference.py {' '.join(row['arguments'])} failed: {done.stderr.strip()}")
+                row["output"] = done.stdout
+    for row in rows:
+        row["seconds"] = statistics.median(row["turns"])
+        print(f"{row['seconds']:5.1f} s  inference.py {' '.join(row['arguments'])}", flush=True)
     report = {"rows": rows, "environment": environment(device.start("cpu", 0, "fp32"))}
     write_json(ROOT / "results" / "released" / "seconds.json", report)
     print("wrote results/released/seconds.json")

@@ -63,6 +63,20 @@ def test_a_second_text_never_mixes_with_the_first(use, refused, trained, tmp_pat
     assert (tmp_path / "decode_000.txt").read_text() == "a new text"
 
 
+def test_what_earlier_calls_wrote_stays_where_no_folder_is_named(call, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = (inference, "--checkpoint", trained / "best_model.pth", "--mode", "encode", *CPU)
+    for text in ("one", "two"):
+        assert call(*command, "--input_text", text) == 0
+    first, second = (json.loads((tmp_path / name / "encode.json").read_text()) for name in ("outputs", "outputs-2"))
+    assert (first["settings"]["input_text"], second["settings"]["input_text"]) == ("one", "two")
+    assert second["settings"]["output_dir"] == "outputs-2"
+    assert call(*command, "--input_text", "three", "--overwrite") == 0
+    assert json.loads((tmp_path / "outputs" / "encode.json").read_text())["settings"]["input_text"] == "three"
+    assert call(*command[: -len(CPU)], "--mode", "decode", "--image", "outputs", *CPU) == 0  # another mode, beside it
+    assert (tmp_path / "outputs" / "decode_000.txt").read_text() == "three"
+
+
 def test_an_image_says_which_tokenizer_palette_and_layout_it_is_of(use, refused, trained, tmp_path, capsys):
     use("encode", "--input_text", "the color of a token")
     capsys.readouterr()

@@ -9,10 +9,12 @@ several passes, texts that are drawn, and beside them the greedy answers of an a
 
 import argparse
 
+import numpy as np
 import torch
 
 from baselines import autoregressive
 from baselines.judge import load_baseline
+from corpus.chunks import reported
 from corpus.pairs import PairSplits, open_pairs
 from kit import device, errors
 from kit.arguments import add_common, program
@@ -49,17 +51,18 @@ def main() -> None:
     loaded = load_pretrained(args.checkpoint, runtime.device)
     pairs = open_pairs(args.data_path, loaded.capacity, loaded.tokenizer)
     output = make_folder(args.output_dir)
-    count = min(args.num_samples, len(pairs.test))
+    chosen = reported(pairs.test, args.num_samples)
+    count = len(chosen)
     rows, answers = [], {}
     with runtime.autocast(), progress_bar(len(WAYS) + bool(args.autoregressive), "answers", unit="way") as bar:
         for sampler, passes in WAYS:
-            answers[f"{passes} passes of {sampler}"] = draw(loaded, pairs, count, sampler, passes, args, runtime)
+            answers[f"{passes} passes of {sampler}"] = draw(loaded, pairs, chosen, sampler, passes, args, runtime)
             bar.update()
         if args.autoregressive:
             model = load_baseline(args.autoregressive, pairs.tokenizer.vocab_size).to(runtime.device)
-            answers["autoregressive, greedy"] = continue_greedily(model, pairs, count, runtime)
+            answers["autoregressive, greedy"] = continue_greedily(model, pairs, chosen, runtime)
             bar.update()
-    truth = [pairs.test[i][pairs.test.given[i] :] for i in range(count)]
+    truth = [pairs.test[i][pairs.test.given[i] :] for i in chosen]
     for name, found in answers.items():
         right = sum(same(a, b, pairs.tokenizer.end_id) for a, b in zip(found, truth))
         rows.append({"name": name, "exact": right / count, "exact_ci": list(wilson(right, count))})
@@ -67,10 +70,13 @@ def main() -> None:
     shown = [
         {
             "prompt": pairs.tokenizer.decode(pairs.test[i][: pairs.test.given[i]]).strip(),
-            "answer": pairs.tokenizer.decode(truth[i]),
-            **{name: pairs.tokenizer.decode(cut(found[i], pairs.tokenizer.end_id)) for name, found in answers.items()},
+            "answer": pairs.tokenizer.decode(truth[place]),
+            **{
+                name: pairs.tokenizer.decode(cut(found[place], pairs.tokenizer.end_id))
+                for name, found in answers.items()
+            },
         }
-        for i in range(min(SHOWN, count))
+        for place, i in enumerate(chosen[:SHOWN])
     ]
     report = {
         "checkpoint": args.checkpoint, "data": args.data_path, "num_prompts": count, "training_pairs": len(pairs.train),
@@ -80,13 +86,13 @@ def main() -> None:
     print(f"wrote {output}/answers.json")
 
 
-def draw(loaded: Pretrained, pairs: PairSplits, count: int, sampler: str, passes: int, args, runtime) -> list:
-    """Token ids of each answer, its place filled out of pure noise beside the clean prompt."""
+def draw(loaded: Pretrained, pairs: PairSplits, chosen: np.ndarray, sampler: str, passes: int, args, runtime) -> list:
+    """Token ids of each answer to the `chosen` prompts, its place filled out of pure noise beside the clean prompt."""
     found, generator = [], torch.Generator(runtime.device).manual_seed(args.seed)
-    for start in range(0, count, args.batch_size):
-        rows = range(start, min(start + args.batch_size, count))
+    for start in range(0, len(chosen), args.batch_size):
+        rows = chosen[start : start + args.batch_size]
         batch = loaded.collate([pairs.test[i] for i in rows])
-        given = torch.tensor(pairs.test.given[start : rows.stop], device=runtime.device)[:, None]
+        given = torch.tensor(pairs.test.given[rows], device=runtime.device)[:, None]
         known = torch.arange(batch["tokens"].shape[1], device=runtime.device) < given
         tokens = torch.where(known, batch["tokens"], 0)  # the answers stay unseen
         drawn = loaded.diffusion.sample(
@@ -96,13 +102,13 @@ def draw(loaded: Pretrained, pairs: PairSplits, count: int, sampler: str, passes
     return found
 
 
-def continue_greedily(model, pairs: PairSplits, count: int, runtime) -> list:
+def continue_greedily(model, pairs: PairSplits, chosen: np.ndarray, runtime) -> list:
     """Token ids of each answer by an autoregressive model, its likeliest token at a time."""
-    found = [None] * count
-    lengths = pairs.test.given[:count]
+    found = [None] * len(chosen)
+    lengths = pairs.test.given[chosen]
     for length in sorted(set(lengths.tolist())):
-        rows = [i for i in range(count) if lengths[i] == length]
-        prompts = torch.stack([pairs.test[i][:length] for i in rows]).to(runtime.device)
+        rows = np.flatnonzero(lengths == length)
+        prompts = torch.stack([pairs.test[i][:length] for i in chosen[rows]]).to(runtime.device)
         for row, said in zip(rows, autoregressive.generate(model, prompts, pairs.answer_length, do_sample=False)):
             found[row] = said.cpu()
     return found

@@ -92,6 +92,11 @@ def main() -> None:
         if ours[name].diffusion.objective == "pixel":
             raise UserError(f"{path} has the pixel objective, which is no language model")
     first = next(iter(ours.values()))
+    for name, loaded in ours.items():
+        if not loaded.tokenizer.same_as(first.tokenizer):
+            raise UserError(
+                f"--checkpoint {name} has another tokenizer than the first: all are measured on the same tokens"
+            )
     vocab_size = first.tokenizer.vocab_size
     rivals = {"autoregressive": load_baseline(args.autoregressive, vocab_size).to(runtime.device)}
     if args.masked:
@@ -99,7 +104,10 @@ def main() -> None:
     output = make_folder(args.output_dir)
     train, val, _ = open_chunks(args.data_path, output / "data", first.tokenizer)
     test = open_test(args.data_path, output / "data", first.tokenizer)
-    longest = min(first.capacity, *(model.config.max_position_embeddings - 1 for model in rivals.values()))
+    longest = min(
+        *(loaded.capacity for loaded in ours.values()),
+        *(model.config.max_position_embeddings - 1 for model in rivals.values()),
+    )
     test.check(longest, vocab_size, "img_size")
     chunks = [test[i] for i in reported(test, args.num_samples)]
     setting = Setting(args, runtime, first, chunks, min(longest, int(test.lengths.max())))
@@ -229,9 +237,9 @@ class Setting:
         return rows
 
     def draw(self, loaded: Pretrained, guide: Guide | None, passes: int, blank: torch.Tensor) -> torch.Tensor:
-        """Texts like `blank` (S, length) of a checkpoint, in that many forward passes (Heun: one less where that is odd)."""
+        """Texts like `blank` (S, length) of a checkpoint, in that many forward passes (Heun: one less where that is even)."""
         args, drawn = self.args, []
-        grid = loaded.grid(passes if args.sampler != "heun" else passes // 2 + 1)
+        grid = loaded.grid((passes + 1) // 2 if args.sampler == "heun" else passes)
         generator = torch.Generator(self.runtime.device).manual_seed(args.seed)
         for part in blank.split(args.batch_size):
             mask = loaded.collate(list(part.cpu()))["mask"]

@@ -35,6 +35,7 @@ from picture import LARGEST_PIXEL, find_images, load_image, save_animation, save
 from pretrained import DEFAULT, Pretrained, load_pretrained
 
 MODES = ("generate", "reconstruct", "infill", "encode", "decode")
+NUMBERED = r"{}_\d+(_noisy|_strip)?\.(png|txt|gif)"  # what a mode writes beside MODE.json
 GAP = re.compile(r"\[\[(\d{1,7})\]\]")
 LESS_MEMORY = "lower `batch_size`"
 
@@ -152,6 +153,11 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {getattr(args, name)}: need 0 or more")
     if args.guidance is not None and not abs(args.guidance) < float("inf"):
         raise UserError(f"--guidance {args.guidance}: need a number")
+    draws = args.mode in ("generate", "infill")
+    if not draws and (args.churn or args.noise_scale != 1 or args.guide or args.guidance):
+        raise UserError(
+            f"--churn, --noise_scale, --guide and --guidance are of texts that are drawn, not of --mode {args.mode}"
+        )
     if args.sampler is None:
         args.sampler = "posterior" if args.mode in ("reconstruct", "decode") else "stochastic"
     if args.num_inference_steps is None:
@@ -238,12 +244,12 @@ def with_gaps(loaded: Pretrained, text: str, num_tokens: int | None = None) -> t
 
 def write_samples(loaded: Pretrained, args, output: Path, tokens: list, cond_masks: list) -> dict:
     """Sample the positions outside the condition masks; write image, text and, if asked, the intermediate estimates."""
-    clear_numbered(output, f"{args.mode}_*", args.overwrite)
+    guide = loaded.guide(args.guide, args.guidance) if args.sampler in sampling.SAMPLERS else None
+    clear_numbered(output, NUMBERED.format(args.mode), args.overwrite)
     grid = loaded.grid(args.num_inference_steps)
     generator = torch.Generator(loaded.device).manual_seed(args.seed)
     samples, drawn, frames = [], [], []  # frames: the estimates of the first sample on its way
     passes = sampling.num_passes(args.sampler, len(grid))
-    guide = loaded.guide(args.guide, args.guidance) if args.sampler in sampling.SAMPLERS else None
     bar = progress_bar(passes * -(-len(tokens) // args.batch_size), "sample", unit="pass")
 
     def callback(x_pred):
@@ -298,7 +304,7 @@ def reconstruct(loaded: Pretrained, args, output: Path) -> dict:
     diffusion = loaded.diffusion
     t = float(t_of(torch.tensor(diffusion.palette.spacing / 2))) if args.t is None else args.t
     chunks = loaded.chunk(loaded.tokenizer.encode(read_input(args)))
-    clear_numbered(output, f"{args.mode}_*", args.overwrite)
+    clear_numbered(output, NUMBERED.format(args.mode), args.overwrite)
     grid = loaded.grid(args.num_inference_steps, t)
     generator = torch.Generator(loaded.device).manual_seed(args.seed)
     ids, pictures, right, nearest_right, total = [], 0, 0, 0, 0
@@ -336,7 +342,7 @@ def encode(loaded: Pretrained, args, output: Path) -> dict:
     """Text of any length to lossless pictures, ended with an end token."""
     tokens = np.append(loaded.tokenizer.encode(read_input(args)), loaded.tokenizer.end_id)
     chunks = loaded.chunk(tokens)
-    clear_numbered(output, f"{args.mode}_*", args.overwrite)
+    clear_numbered(output, NUMBERED.format(args.mode), args.overwrite)
     files = []
     for index, chunk in enumerate(chunks):
         batch = loaded.collate([chunk])

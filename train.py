@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from corpus.chunks import LengthBuckets, open_built, open_chunks
+from corpus.chunks import LengthBuckets, is_built, open_built, open_chunks
 from corpus.loader import batches
 from corpus.ngram import ALL, NGram
 from corpus.pairs import open_pairs
 from corpus.shards import Chunks
-from corpus.tokenizer import Tokenizer
+from corpus.tokenizer import Tokenizer, load_tokenizer
 from diffusion import Diffusion
 from draws import FOLDS, draw, sample_inputs
 from kit import device, errors
@@ -141,7 +141,9 @@ def main() -> None:
             for group in optimizer.param_groups:
                 group["weight_decay"] = args.weight_decay
         times = TimeSampler.from_state(saved["time_sampler"], runtime)
-        step, best = saved["step"], saved["best_val_loss"]
+        step = saved["step"]
+        if (output / BEST).is_file():  # else the run goes on in another folder, which is to have one of its own
+            best = saved["best_val_loss"]
         diffusion.joined = saved.get("joined", args.ngram > 0)
     resumed_step = step if saved else None  # what happened there has happened
     del saved, begun
@@ -324,7 +326,12 @@ def open_data(args, output: Path, tokenizer) -> tuple[Chunks, Chunks, Tokenizer]
     if args.val_path:
         if not Path(args.val_path).exists():
             raise UserError(f"no validation data at {args.val_path}")
+        if not is_built(Path(args.val_path)):
+            raise UserError(f"--val_path {args.val_path} is no folder of chunks, such as DATA/val")
         val = open_built(Path(args.val_path))
+        beside = Path(args.val_path).parent / "tokenizer.json"
+        if beside.is_file() and not load_tokenizer(beside).same_as(tokenizer):
+            raise UserError(f"--val_path {args.val_path} was built with another tokenizer than {args.data_path}")
     if val is None:
         raise UserError(
             f"no validation chunks beside {args.data_path}: name some with --val_path, or rebuild with --val_fraction above 0"

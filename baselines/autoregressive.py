@@ -1,7 +1,7 @@
 """An autoregressive transformer on the same tokens: what every text model is compared with.
 
     python -m baselines.autoregressive --data_path RUN/data --output_dir checkpoints/autoregressive --time_budget 10m
-    python -m baselines.autoregressive --data_path RUN/data --output_dir checkpoints/autoregressive --hidden_size 512 \\
+    python -m baselines.autoregressive --data_path RUN/data --output_dir checkpoints/larger --hidden_size 512 \\
         --num_hidden_layers 16 --intermediate_size 1408 --num_attention_heads 8 --epochs 20
 
 `--data_path` is a folder of the data builder: train/, val/, test/, tokenizer.json, such as the data/ of a TokCom run. The best
@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from corpus import brier, language_model
 from corpus.brier import NGRAMS, brier_lm, prompts_of
 from corpus.language_model import LESS_MEMORY, Data, padded
+from corpus.tokenizer import Tokenizer
 from kit import device, errors
 
 IGNORED = -100
@@ -39,13 +40,13 @@ def main() -> None:
     )
 
 
-def build(args: argparse.Namespace, vocab_size: int) -> LlamaForCausalLM:
+def build(args: argparse.Namespace, tokenizer: Tokenizer) -> LlamaForCausalLM:
     """A Llama of the sizes asked for, with random weights; the token after the last is its start token."""
     config = LlamaConfig(
-        vocab_size=vocab_size + 1,
-        bos_token_id=vocab_size,
+        vocab_size=tokenizer.vocab_size + 1,
+        bos_token_id=tokenizer.vocab_size,
         eos_token_id=None,
-        pad_token_id=vocab_size,
+        pad_token_id=tokenizer.vocab_size,
         **language_model.sizes(args),
     )
     return LlamaForCausalLM._from_config(config, attn_implementation=language_model.attention())

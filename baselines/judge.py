@@ -108,16 +108,17 @@ class Judge:
 @torch.no_grad()
 def draw_trigrams(ngram: NGram, count: int, length: int, generator: torch.Generator) -> torch.Tensor:
     """Texts (count, length) from the trigram model, each token given the two before it."""
-    zero, every = torch.zeros((), dtype=torch.long), torch.arange(ngram.vocab_size)[None]
-    rows = draw_unigrams(ngram, count, 1, generator)
+    place = ngram.log_unigram.device
+    zero, every = torch.zeros((), dtype=torch.long, device=place), torch.arange(ngram.vocab_size, device=place)[None]
+    rows = draw_unigrams(ngram, count, 1, generator).to(place)
     while rows.shape[1] < length:
         last = rows[:, -1:]
         if rows.shape[1] == 1:
             p = ngram.p_bigram(zero, last, every)
         else:
             p = ngram.p_trigram(zero, rows[:, -2:-1], last, every)
-        rows = torch.cat([rows, torch.multinomial(p.double(), 1, generator=generator)], dim=1)
-    return rows
+        rows = torch.cat([rows, torch.multinomial(p.double().cpu(), 1, generator=generator).to(place)], dim=1)
+    return rows.cpu()
 
 
 def draw_unigrams(ngram: NGram, count: int, length: int, generator: torch.Generator) -> torch.Tensor:

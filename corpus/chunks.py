@@ -131,7 +131,7 @@ class LengthBuckets:
     """Which chunks make which training step: such of similar length, so that little is computed on padding.
 
     A step is `batch_size` chunks on each of `world_size` devices, `grad_accum` times. Per epoch the chunks are permuted,
-    sorted by length within windows of 64 steps, cut into steps, and the steps permuted. The sorted chunks of a step are dealt
+    those that fill no step left out, the others sorted by length within windows of 64 steps, cut into steps, and the steps permuted. The sorted chunks of a step are dealt
     out in turn, so that no device waits for another that drew longer ones. A pure function of (seed, epoch) and of the
     chunks in a step, however these are split. Raises UserError if there are fewer chunks than one step takes.
     """
@@ -153,8 +153,8 @@ class LengthBuckets:
     def steps(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         """The chunks (samples_per_step,) of each step of an epoch, from step `start` of it on."""
         rng = np.random.default_rng([self.seed % 2**63, epoch])
-        order = rng.permutation(len(self.lengths))
         size, window = self.samples_per_step, self.WINDOW * self.samples_per_step
+        order = rng.permutation(len(self.lengths))[: self.steps_per_epoch * size]
         for low in range(0, len(order), window):
             part = order[low : low + window]
             order[low : low + window] = part[np.argsort(self.lengths[part], kind="stable")]

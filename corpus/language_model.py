@@ -32,6 +32,7 @@ from kit.whole import whole_folder
 
 VALIDATIONS = 10  # in as many passes as --epochs names; the best weights are kept
 LESS_MEMORY = "lower `batch_size` or `max_length`, or take a smaller model"
+REPORT = "report.json"  # written last
 SIZES = ("batch_size", "epochs", "num_samples", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_length")  # fmt: skip
 
 
@@ -149,13 +150,13 @@ def open_data(args: argparse.Namespace, output: Path) -> Data:
 def run(
     name: str,
     args: argparse.Namespace,
-    build: Callable[[argparse.Namespace, int], nn.Module],
+    build: Callable[[argparse.Namespace, Tokenizer], nn.Module],
     loss_of: Callable[[nn.Module, list[torch.Tensor], device.Runtime], torch.Tensor],
     nats_of: Callable[[nn.Module, list[torch.Tensor], device.Runtime], np.ndarray],
     measure: Callable[[nn.Module, Data, argparse.Namespace, device.Runtime], dict],
     likelihood: bool = True,
 ) -> None:
-    """Train the network that `build(args, vocab_size)` makes, keep the best weights, write model/ and report.json.
+    """Train the network that `build(args, tokenizer)` makes, keep the best weights, write model/ and report.json.
 
     `loss_of(model, sequences, runtime)` is minimized; `nats_of` gives what each sequence costs (S,), in nats where it is a
     `likelihood` or a bound of it; `measure` adds to the report.
@@ -163,8 +164,10 @@ def run(
     check(args)
     runtime = device.start(args.device, args.seed, args.precision)
     output = make_folder(args.output_dir)
+    if (output / REPORT).exists():
+        raise UserError(f"{output} holds a finished run: choose another `output_dir`")
     data = open_data(args, output)
-    model = build(args, data.tokenizer.vocab_size).to(runtime.device)
+    model = build(args, data.tokenizer).to(runtime.device)
     add_dropout(model, args.dropout)
     size = sum(p.numel() for p in model.parameters())
     print(f"{name}: {size / 1e6:.1f}M parameters, {len(data.train):,} sequences, {runtime.device} {runtime.dtype}")
@@ -186,7 +189,7 @@ def run(
         "training_seconds": round(seconds), "flops_per_token_and_pass": flops, "training_flops": per_token * tokens,
         "settings": vars(args), "environment": environment(runtime),
     }  # fmt: skip
-    write_json(output / "report.json", report)
+    write_json(output / REPORT, report)
     said = (
         f"{report['nll']:.3f} nats per token, {report['bits_per_byte']:.3f} bits per byte"
         if likelihood

@@ -87,4 +87,4 @@ def _rows(path: str | Path) -> Iterator[tuple[str, str]]:
         for where, row in rows_of(source, "prompt", "answer"):
             if not isinstance(row.get("prompt"), str) or not isinstance(row.get("answer"), str):
                 raise UserError(f'{where}: expected {{"prompt": …, "answer": …}}')
-            yield row["prompt"], row["answer"]
+            yield tuple(row[name].encode("utf-8", "replace").decode() for name in ("prompt", "answer"))

@@ -42,15 +42,19 @@ class Tokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids (n,) uint32 of a whole text. Raises UserError for half a surrogate pair, which is no character."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"the text holds half a surrogate pair at character {error.start}") from error
+        """Ids (n,) uint32 of a whole text. Raises UserError as `encode_pieces` does."""
         return self.encode_pieces([text], [True])[0]
 
     def encode_pieces(self, pieces: list[str], first: list[bool]) -> list[np.ndarray]:
-        """Ids of each piece, on all cores. `first` says which pieces begin a document; the others continue one."""
+        """Ids of each piece, on all cores. `first` says which pieces begin a document; the others continue one.
+
+        Raises UserError for half a surrogate pair, which is no character.
+        """
+        for piece in pieces:
+            try:
+                piece.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"the text holds half a surrogate pair at character {error.start}") from error
         if self._adds_prefix:
             pieces = [piece if begins else _GUARD + piece for piece, begins in zip(pieces, first)]
         encoded = self.backend.encode_batch_fast(pieces, add_special_tokens=False)

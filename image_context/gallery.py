@@ -7,6 +7,7 @@ Writes gallery.png and the images themselves, one pixel for one pixel.
 """
 
 import argparse
+import re
 from pydoc_data.topics import topics
 
 from image_context.augment import augment
@@ -45,7 +46,8 @@ def main() -> None:
     args = parse_args()
     text = topics["assert"] + "\n" + topics["del"] if args.input_file is None else read_text(args.input_file)
     output = make_folder(args.output_dir)
-    clear_numbered(output, "*.png", args.overwrite)
+    files = "|".join(["gallery", *(re.escape(row[0]) for row in SHOWN)])
+    clear_numbered(output, rf"({files})(_\d+)?\.png", args.overwrite)
     figure, axes = plt.subplots(2, 3, figsize=(12, 8.4), dpi=100)
     for axis, (file, title, name, options, level) in zip(axes.flat, SHOWN):
         codec = build_codec(name, **options, **({"fonts": tuple(args.fonts)} if name == "render" else {}))

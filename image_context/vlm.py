@@ -65,7 +65,7 @@ def load_start(config: ModelConfig, options: dict) -> VLM:
 
     Raises UserError for another rotary base than the config's.
     """
-    vlm = load_vlm(config.start, **options)
+    vlm = load_vlm(config.start, **{**options, "dtype": torch.float32})  # all of it is trained on, as a new one is
     rope_theta = vlm.model.config.text_config.rope_parameters["rope_theta"]
     if rope_theta != config.rope_theta:
         raise UserError(

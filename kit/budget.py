@@ -35,13 +35,13 @@ class TimeBudget:
         self._start += time.monotonic() - begun
 
     def total_steps(self, step: int, planned: int, runtime: Runtime) -> int:
-        """Steps the whole run will have: `planned`, or what the budget allows at the pace so far; ranks agree on it."""
+        """Steps the whole run will have: `planned`, or what the budget allows at the pace so far where that is less; ranks agree on it."""
         if self.limit is None:
             return planned
         if step < FIRST_STEPS:
             return planned
         estimate = step if self.spent >= self.limit else max(step + 1, round(step * self.limit / self.spent))
-        return runtime.agree(estimate)
+        return runtime.agree(min(planned, estimate))
 
 
 def parse_duration(text: str) -> float:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -111,11 +112,11 @@ def make_folder(path: str | Path) -> Path:
 
 
 def clear_numbered(folder: Path, pattern: str, overwrite: bool) -> None:
-    """Make way for a set of numbered files: what an earlier call left under `pattern` would pass for part of it.
+    """Make way for a set of numbered files, whose names `pattern` matches: what an earlier call left would pass for part of it.
 
     Removes such files if `overwrite`, else raises UserError.
     """
-    old = sorted(folder.glob(pattern))
+    old = sorted(path for path in folder.iterdir() if re.fullmatch(pattern, path.name) and path.is_file())
     if old and not overwrite:
         raise UserError(
             f"{folder} holds {old[0].name} of an earlier call: choose another `output_dir`, or replace what is there "

@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
+source recipes/trained.sh
 LADDER=${LADDER:-checkpoints/ladder/shakespeare} JUDGE=${JUDGE:-$LADDER/60/autoregressive-3e-3-0.1}
 MINUTES=${MINUTES:-5} SEED=${SEED:-0} WORK=${WORK:-checkpoints/generation_training} LR=${LR:-4e-3}
 export OMP_NUM_THREADS=${THREADS:-1}
@@ -13,9 +14,8 @@ checkpoints=()
 variant() { # NAME ARGUMENTS...
   name=$1 run=$WORK/${1// /_}
   shift
-  [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$LADDER/data/train" --output_dir "$run" --time_budget "${MINUTES}m" --ngram 0 --img_size 16 \
+  trained "$run" "$PYTHON" train.py --data_path "$LADDER/data/train" --time_budget "${MINUTES}m" --ngram 0 --img_size 16 \
     --token_dim 64 --batch_size 16 --lr "$LR" --seed "$SEED" --val_samples 64 "$@"
-  [ -e "$run/finished" ]
   checkpoints+=("$name=$run/best_model.pth")
 }
 variant "patch 4, self-conditioning 0.25" --model JiT-Ti/4

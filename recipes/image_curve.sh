@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 REQUIREMENTS=requirements-image.txt
 source kit/environment.sh
+source recipes/trained.sh
 source recipes/image_module.sh
 RATIOS=${RATIOS:-1 2 3 5 8 10 16 20} SEEDS=${SEEDS:-0} CODECS=${CODECS:-codebook conv pool} LENGTH=${LENGTH:-40}
 TIME=${TIME:-4m} MODEL=${MODEL:-tiny} BATCH=${BATCH:-16} PAIRS=${PAIRS:-20000} SAMPLES=${SAMPLES:-64} OPTIMIZER=${OPTIMIZER:-muon} LR=${LR:-5.0e-3} DEVICE=${DEVICE:-auto} WORK=${WORK:-checkpoints/image_curve}
@@ -40,7 +41,7 @@ training: {time_budget: $TIME, optimizer: $OPTIMIZER, batch_size: $BATCH, gradie
 evaluation: {batch_size: 16}
 YAML
       [ -e "$run/train_data/records.jsonl" ] || "$PYTHON" -m image_context.generate_train_data --config "$run/config.yaml" --output_dir "$run"
-      [ -d "$run/final" ] || "$PYTHON" -m image_context.train_lora --device "$DEVICE" --config "$run/config.yaml" --output_dir "$run"
+      trained "$run" "$PYTHON" -m image_context.train_lora --device "$DEVICE" --config "$run/config.yaml"
       "$PYTHON" -m image_context.run_exp --device "$DEVICE" --config "$run/config.yaml" --output_dir "$run" --lora_path "$run/final"
       "$PYTHON" -m image_context.plot_results --input "$run/results/results.jsonl" --output "$run/plots"
       "$PYTHON" -m recipes.image_curve --run "$run" --ratio "$ratio" --results "$RESULTS"

@@ -14,6 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 REQUIREMENTS=requirements-image.txt
 source kit/environment.sh
+source recipes/trained.sh
 source recipes/image_module.sh
 TASK=${TASK:-json} LENGTHS=${LENGTHS:-128} LANGUAGE=${LANGUAGE:-en} RATIO=${RATIO:-10} TIME=${TIME:-15m} MODEL=${MODEL:-tiny}
 DEVICE=${DEVICE:-auto} SAMPLES=${SAMPLES:-100} PAIRS=${PAIRS:-20000} BATCH=${BATCH:-16} LR=${LR:-5.0e-3}
@@ -59,7 +60,7 @@ train() {
   mkdir -p "$1"
   config "$@" >"$1/config.yaml"
   [ -e "$1/train_data/records.jsonl" ] || "$PYTHON" -m image_context.generate_train_data --config "$1/config.yaml" --output_dir "$1"
-  [ -d "$1/final" ] || "$PYTHON" -m image_context.train_lora --device "$DEVICE" --config "$1/config.yaml" --output_dir "$1"
+  trained "$1" "$PYTHON" -m image_context.train_lora --device "$DEVICE" --config "$1/config.yaml"
 }
 
 if [ "$TASK" = needle ] && [ "$start" = null ]; then

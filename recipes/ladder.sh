@@ -13,6 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
+source recipes/trained.sh
 TEXT=${TEXT:?a text file, a folder of them, or the name of a Hugging Face dataset} CONFIG=${CONFIG:-}
 MINUTES=${MINUTES:-3 15 60} VOCAB_SIZE=${VOCAB_SIZE:-512} LENGTH=${LENGTH:-128} SEEDS=${SEEDS:-0} THREADS=${THREADS:-2}
 RESULTS=${RESULTS:?where to write}
@@ -68,10 +69,8 @@ for minutes in $MINUTES; do
           run=$rung/ngram$ngram-$lr
           more=()
           if [ "$ngram" != 0 ]; then more=(${beside_ngrams[@]+"${beside_ngrams[@]}"}); fi
-          if [ -e "$run/last.pth" ]; then more+=(--resume auto); fi
-          [ -e "$run/finished" ] || "$PYTHON" train.py --data_path "$WORK/data/train" --output_dir "$run" --time_budget "${minutes}m" --ngram "$ngram" \
+          trained "$run" "$PYTHON" train.py --data_path "$WORK/data/train" --time_budget "${minutes}m" --ngram "$ngram" \
             --img_size 16 --batch_size 16 --ngram_start 0.5 --val_samples 64 $arguments --lr "$lr" --seed "$seed" ${more[@]+"${more[@]}"}
-          [ -e "$run/finished" ]
         done
       done
     done
@@ -83,7 +82,8 @@ from pathlib import Path
 def loss(run):
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return min(row["val_loss"] for row in rows if "val_loss" in row)
-print(min(Path(sys.argv[1]).glob(f"{sys.argv[2]}-*"), key=loss))
+runs = Path(sys.argv[1]).glob(f"{sys.argv[2]}-*")
+print(min((run for run in runs if (run / "report.json").is_file() or (run / "finished").is_file()), key=loss))
 EOF
     }
     "$PYTHON" compare.py --checkpoint "network with n-grams=$(best ngram3)/best_model.pth" "network alone=$(best ngram0)/best_model.pth" \

@@ -3,18 +3,18 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
+source recipes/trained.sh
 WORK=${WORK:-checkpoints/hour} SEED=${SEED:-0} STEPS=${STEPS:-4000} JOINED_STEPS=${JOINED_STEPS:-300}
 DATA=${DATA:-$WORK/data}
 mkdir -p results/hour
 if [ ! -e "$DATA/stats.json" ]; then
   "$PYTHON" build_pretrain_data.py --output_dir "$DATA" --vocab_size 512 --min_tokens 64 --max_tokens 256
 fi
-common=(--data_path "$DATA" --model JiT-Ti/4 --img_size 16 --token_dim 192 --token_depth 3 --seed "$SEED" --device cpu)
+common=("$PYTHON" train.py --data_path "$DATA" --model JiT-Ti/4 --img_size 16 --token_dim 192 --token_depth 3 --seed "$SEED" --device cpu)
 stage() { # folder, then what differs
   local run=$WORK/$1
   shift
-  if [ -e "$run/last.pth" ]; then set -- "$@" --resume auto; fi
-  "$PYTHON" train.py "${common[@]}" --output_dir "$run" "$@"
+  trained "$run" "${common[@]}" "$@"
   "$PYTHON" evaluate.py --checkpoint "$run/best_model.pth" --data_path "$DATA" --output_dir "$run/report" --device cpu
 }
 stage network --ngram 0 --lr 2e-3 --max_steps "$STEPS" --val_interval 500

@@ -7,6 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
+source recipes/trained.sh
 NAME=${NAME:?english or chinese} TEXT=${TEXT:?a folder of texts}
 VOCAB_SIZE=${VOCAB_SIZE:-1024} BUDGET=${BUDGET:-75m} JOIN=${JOIN:-25m} THREADS=${THREADS:-1} SEED=${SEED:-0}
 WORK=${WORK:-checkpoints/released/$NAME}
@@ -15,16 +16,9 @@ if [ ! -e "$WORK/data/stats.json" ]; then
   "$PYTHON" build_pretrain_data.py --input "$TEXT" --vocab_size "$VOCAB_SIZE" --min_tokens 64 --max_tokens 256 --seed "$SEED" --output_dir "$WORK/data"
 fi
 
-# train RUN ARGUMENTS... : goes on where it stopped
-train() {
-  run=$1 resume=()
-  shift
-  if [ -e "$run/last.pth" ]; then resume=(--resume auto); fi
-  "$PYTHON" train.py --data_path "$WORK/data/train" --output_dir "$run" --model JiT-Ti/4 --img_size 16 --batch_size 16 --val_samples 64 \
-    --seed "$SEED" "$@" ${resume[@]+"${resume[@]}"}
-}
-train "$WORK/run" --ngram 2 --ngram_start 0.85 --lr 2e-3 --time_budget "$BUDGET" --val_interval 500
-train "$WORK/joined" --init_from "$WORK/run/best_model.pth" --ngram 3 --ngram_start 0 --lr 5e-4 --time_budget "$JOIN" --val_interval 200
+common=("$PYTHON" train.py --data_path "$WORK/data/train" --model JiT-Ti/4 --img_size 16 --batch_size 16 --val_samples 64 --seed "$SEED")
+trained "$WORK/run" "${common[@]}" --ngram 2 --ngram_start 0.85 --lr 2e-3 --time_budget "$BUDGET" --val_interval 500
+trained "$WORK/joined" "${common[@]}" --init_from "$WORK/run/best_model.pth" --ngram 3 --ngram_start 0 --lr 5e-4 --time_budget "$JOIN" --val_interval 200
 
 "$PYTHON" release.py --checkpoint "$WORK/joined/best_model.pth" --output_file "checkpoints/$NAME.safetensors" --overwrite
 mkdir -p results/released

@@ -41,16 +41,18 @@ def main() -> None:
     )
     brier.add_arguments(parser)
     parser.set_defaults(num_prompts=4096, continuations=8)
+    parser.add_argument("--data_path", type=Path, help="folder of the data (default: WORK/data)")
     parser.add_argument("--rows", nargs="+", help="names of the rows to measure, instead of all")
     add_common(parser, "device", "precision", "seed")
     args = parser.parse_args()
     brier.check(args)
+    args.data_path = args.data_path or args.work / "data"
     runtime = device.start(args.device, args.seed, args.precision)
     found = json.loads(args.result.read_text(encoding="utf-8"))
     if unknown := set(args.rows or ()) - {row["name"] for row in found["rows"]}:
         raise UserError(f"{args.result} has no row {', '.join(sorted(unknown))}")
-    train, _, tokenizer = open_chunks(str(args.work / "data"), args.work / "data", None)
-    texts = passages(open_built(args.work / "data" / "test"), TEXTS, LENGTH)
+    train, _, tokenizer = open_chunks(str(args.data_path), args.data_path, None)
+    texts = passages(open_built(args.data_path / "test"), TEXTS, LENGTH)
     judge = Judge(None, train, tokenizer, runtime)
     found |= {"real_texts": judge.count(list(texts[:, LENGTH // 4 :])), "measured_on": environment(runtime)}
     for row in found["rows"]:
@@ -83,7 +85,7 @@ def asked(args: argparse.Namespace) -> dict:
 def of_next(run: Path, args: argparse.Namespace, runtime: device.Runtime) -> tuple[dict, Callable]:
     """Scores, and what writes texts on, of a model that writes one token, or one vector, after the other."""
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    settings = argparse.Namespace(**report["settings"] | asked(args) | {"data_path": str(args.work / "data")})
+    settings = argparse.Namespace(**report["settings"] | asked(args) | {"data_path": str(args.data_path)})
     data, ahead = language_model.open_data(settings, run), LENGTH - LENGTH // 4
     if report["baseline"] == "autoregressive":
         model = autoregressive.LlamaForCausalLM.from_pretrained(run / "model").to(runtime.device).eval()
@@ -102,7 +104,7 @@ def of_vectors(run: Path, passes: int, args: argparse.Namespace, runtime: device
     vae, denoiser, _, config = load_checkpoint(run / "best_diffusion.pt", runtime.device)
     settings = argparse.Namespace(num_samples=1, seed=args.seed, **asked(args))
     flow = Flow(vae, denoiser, config["noise_std"])
-    held_out = HeldOut(flow, denoiser.times, open_built(args.work / "data" / "test"), settings, runtime)
+    held_out = HeldOut(flow, denoiser.times, open_built(args.data_path / "test"), settings, runtime)
     generator = torch.Generator(runtime.device).manual_seed(args.seed)
     with runtime.autocast():
         scores = held_out.brier_lm(passes)

@@ -4,9 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
+source recipes/trained.sh
 RUN=${RUN:-checkpoints/tokcom_cpu} TIME=${TIME:-22m} RESULTS=results/tokcom/cpu
 export OMP_NUM_THREADS=${THREADS:-1}
-"$PYTHON" -m tokcom.train --preset tiny --time_budget "$TIME" --output_dir "$RUN" --device cpu
+trained "$RUN" "$PYTHON" -m tokcom.train --preset tiny --time_budget "$TIME" --device cpu
 "$PYTHON" -m tokcom.evaluate --checkpoint "$RUN/best_diffusion.pt" --data_path "$RUN/data" --output_dir "$RUN/report" --num_prompts 128 --device cpu
 if [ -n "${BOOKS:-}" ]; then
   read -r -a books <<<"$BOOKS"

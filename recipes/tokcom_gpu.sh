@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
+source recipes/trained.sh
 RUN=${RUN:-checkpoints/tokcom_gpu} TIME=${TIME:-60m} RESULTS=results/tokcom/gpu DEVICE=${DEVICE:-cuda} PRESET=${PRESET:-base}
 MAX_TOKENS=${MAX_TOKENS:-1024} SAMPLES=${SAMPLES:-128} PROMPTS=${PROMPTS:-512}
 if [ ! -f "$RUN/data/stats.json" ]; then
@@ -12,10 +13,10 @@ if [ ! -f "$RUN/data/stats.json" ]; then
   "$PYTHON" build_pretrain_data.py --input ${TEXT:?name the text} --output_dir "$RUN/data" --vocab_size "${VOCAB_SIZE:-8192}" \
     --min_tokens $((MAX_TOKENS / 4)) --max_tokens "$MAX_TOKENS"
 fi
-"$PYTHON" -m tokcom.train --preset "$PRESET" --data_path "$RUN/data" --time_budget "$TIME" --output_dir "$RUN" --device "$DEVICE"
+trained "$RUN" "$PYTHON" -m tokcom.train --preset "$PRESET" --data_path "$RUN/data" --time_budget "$TIME" --device "$DEVICE"
 "$PYTHON" -m tokcom.evaluate --checkpoint "$RUN/best_diffusion.pt" --data_path "$RUN/data" --output_dir "$RUN/report" --num_samples "$SAMPLES" --num_prompts "$PROMPTS" ${BOOK:+--book "$BOOK"} --device "$DEVICE"
 # both about 90 MFLOP per token and call of the network with a vocabulary of 8192 (both reports state what torch counted)
-"$PYTHON" -m baselines.autoregressive --data_path "$RUN/data" --output_dir "$RUN/autoregressive" --max_length "$MAX_TOKENS" \
+[ -e "$RUN/autoregressive/report.json" ] || "$PYTHON" -m baselines.autoregressive --data_path "$RUN/data" --output_dir "$RUN/autoregressive" --max_length "$MAX_TOKENS" \
   --hidden_size 512 --num_hidden_layers 10 --num_attention_heads 8 --intermediate_size 1408 --batch_size 32 --lr 1e-3 \
   --num_samples "$SAMPLES" --num_prompts "$PROMPTS" --time_budget "$TIME" --device "$DEVICE"
 mkdir -p "$RESULTS"

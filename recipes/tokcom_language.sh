@@ -12,6 +12,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
+source recipes/trained.sh
 NAME=${NAME:?of the result} MINUTES=${MINUTES:-15} WORK=${WORK:-checkpoints/tokcom_$NAME} SEED=${SEED:-0} LENGTH=128 RATES=${RATES:-adamw-3e-3 muon-6e-3} DRAWS=${DRAWS:-8}
 RUNS=${RUNS:-chunk4 energy flow tokens energy_tokens flow_tokens chunk2 chunk1 trigrams} PROMPTS=${PROMPTS:-512} STEPS=${STEPS:-}
 DATA=${DATA:-$WORK/data} # built from TEXT unless it is there
@@ -25,9 +26,8 @@ flow() { # RUN ARGUMENTS...
   local run=$WORK/$1
   shift
   [ -e "$run/report/report.json" ] && return
-  [ -e "$run/finished" ] || "$PYTHON" -m tokcom.train --preset tiny --data_path "$DATA" --max_length $LENGTH --time_budget "${MINUTES}m" --seed "$SEED" \
-    --output_dir "$run" --device cpu "$@"
-  [ -e "$run/finished" ]
+  trained "$run" "$PYTHON" -m tokcom.train --preset tiny --data_path "$DATA" --max_length $LENGTH --time_budget "${MINUTES}m" --seed "$SEED" \
+    --device cpu "$@"
   "$PYTHON" -m tokcom.evaluate --checkpoint "$run/best_diffusion.pt" --data_path "$DATA" --output_dir "$run/report" --seed "$SEED" --device cpu \
     --num_prompts "$PROMPTS" --without_ngrams
 }
@@ -45,12 +45,10 @@ for run in $RUNS; do
       size=${size:-4}
       kind=${run%%[0-9]*} vae=$WORK/chunk$size/best_vae.pt
       if [ ! -e "$WORK/chunk$size/finished" ]; then
-        vae=$WORK/vae$size/best_vae.pt resume=()
-        if [ -e "$WORK/vae$size/last.pth" ]; then resume=(--resume auto); fi
-        [ -e "$WORK/vae$size/finished" ] || "$PYTHON" -m tokcom.train --stage vae --preset tiny --data_path "$DATA" --max_length $LENGTH --vae_fraction 1 \
-          --time_budget "$((MINUTES * 60 * 12 / 100))s" --seed "$SEED" --output_dir "$WORK/vae$size" --device cpu --chunk_size "$size" \
-          --latent_dim $((16 * size)) --ngram 0 ${resume[@]+"${resume[@]}"}
-        [ -e "$WORK/vae$size/finished" ]
+        vae=$WORK/vae$size/best_vae.pt
+        trained "$WORK/vae$size" "$PYTHON" -m tokcom.train --stage vae --preset tiny --data_path "$DATA" --max_length $LENGTH --vae_fraction 1 \
+          --time_budget "$((MINUTES * 60 * 12 / 100))s" --seed "$SEED" --device cpu --chunk_size "$size" \
+          --latent_dim $((16 * size)) --ngram 0
       fi
       head=(--head "${kind%_tokens}") duration=(--time_budget "$((MINUTES * 60 * 88 / 100))s")
       if [ -n "$STEPS" ]; then duration=(--max_steps "$STEPS"); fi
@@ -68,4 +66,4 @@ for run in $RUNS; do
   esac
 done
 "$PYTHON" -m recipes.tokcom_language --work "$WORK" --output "results/tokcom/$NAME.json"
-"$PYTHON" -m recipes.tokcom_brier --work "$WORK" --result "results/tokcom/$NAME.json" --num_prompts "${BRIER_PROMPTS:-4096}" --device cpu
+"$PYTHON" -m recipes.tokcom_brier --work "$WORK" --data_path "$DATA" --result "results/tokcom/$NAME.json" --num_prompts "${BRIER_PROMPTS:-4096}" --device cpu

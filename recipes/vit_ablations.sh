@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
+source recipes/trained.sh
 TIME=${TIME:-10m} SEEDS=${SEEDS:-0} WORK=${WORK:-checkpoints/vit_ablations} CIFAR=${CIFAR:-} DEVICE=${DEVICE:-cpu}
 RUNS=${RUNS:-muon adamw-1e-3 adamw-3e-3 no_crops trivial_augment erase mixup cutmix no_smoothing}
 for seed in $SEEDS; do
@@ -21,8 +22,8 @@ for seed in $SEEDS; do
       *) echo "no run $run" >&2 && exit 2 ;;
     esac
     folder=$WORK/$run/$seed
-    [ -e "$folder/report/report.json" ] || "$PYTHON" -m vit_cifar10.train --preset cifar --time_budget "$TIME" --device "$DEVICE" ${CIFAR:+--data_path "$CIFAR"} \
-      --seed "$seed" --output_dir "$folder" ${change[@]+"${change[@]}"}
+    trained "$folder" "$PYTHON" -m vit_cifar10.train --preset cifar --time_budget "$TIME" --device "$DEVICE" ${CIFAR:+--data_path "$CIFAR"} \
+      --seed "$seed" ${change[@]+"${change[@]}"}
   done
 done
 "$PYTHON" -m recipes.vit_ablations "$WORK"

@@ -116,4 +116,5 @@ def test_what_cannot_be_compared_is_refused(rivals, trained, data, refused, tmp_
     best = trained / "best_model.pth"
     assert "NAME=PATH" in refused(compare, "--checkpoint", best, *given)
     assert "--passes" in refused(compare, "--checkpoint", f"a={best}", *given, "--passes", 0)
+    assert "b has another tokenizer" in refused(compare, "--checkpoint", f"a={best}", "b=english", *given)
     assert "holds no model of a baseline" in refused(compare, "--checkpoint", f"a={best}", *given, "--masked", data)

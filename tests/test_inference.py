@@ -58,7 +58,10 @@ def test_a_second_text_never_mixes_with_the_first(use, refused, trained, tmp_pat
     assert "encode_000.png of an earlier call" in refused(inference, *again, "--input_text", "a new text")
     assert "empty" in refused(inference, *again, "--overwrite", "--input_text", " ")
     assert (tmp_path / "encode_001.png").exists()  # nothing is removed for an input that is refused
+    (tmp_path / "encode_notes.png").write_bytes(b"mine")
     use("encode", "--overwrite", "--input_text", "a new text")
+    assert not (tmp_path / "encode_001.png").exists()
+    (tmp_path / "encode_notes.png").unlink()  # which was let alone
     use("decode", "--image", tmp_path)
     assert (tmp_path / "decode_000.txt").read_text() == "a new text"
 
@@ -156,7 +159,7 @@ def test_each_mode_has_its_own_sampler_and_number_of_passes(mode, sampler, steps
     args = argparse.Namespace(mode=mode, sampler=None, num_inference_steps=None, t=None, temperature=1.0, num_samples=1)
     args = argparse.Namespace(
         **vars(args), batch_size=1, num_tokens=None, input_text="a", input_file=None, image=["a.png"], pixel_size=1, churn=0,
-        noise_scale=1, guidance=0,
+        noise_scale=1, guidance=0, guide=None,
     )  # fmt: skip
     inference.check(args)
     assert (args.sampler, args.num_inference_steps) == (sampler, steps)
@@ -223,6 +226,7 @@ def test_infill_keeps_what_was_given(use):
         (("--mode", "generate", "--guide", "absent.pth"), "no checkpoint at absent.pth"),
         (("--mode", "encode", "--input_text", "x", "--pixel_size", "65"), "at most 64"),
         (("--mode", "reconstruct", "--input_text", "x", "--t", "1.5"), "--t 1.5"),
+        (("--mode", "reconstruct", "--input_text", "x", "--churn", "4"), "of texts that are drawn"),
         (("--mode", "infill", "--input_text", "the " * 200), "leaves nothing to fill"),
         (("--mode", "infill", "--input_text", "a [[900]] b"), "holds 64"),
         (("--mode", "infill", "--input_text", "a [[0]] b"), "every gap is empty"),

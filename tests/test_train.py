@@ -293,6 +293,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(refused, data
         (("--resume", "auto"), "there is no"),
         (("--resume", "absent.pth"), "there is no"),
         (("--val_path", "absent"), "no validation data"),
+        (("--val_path", "recipes"), "is no folder of chunks"),
         (("--t_std", "0"), "--t_std"),
         (("--objective", "pixel", "--ngram", "3"), "--objective token"),
         (("--output_dir", "/proc/none"), "cannot create"),

@@ -1,7 +1,7 @@
 """The other layout of language in vectors: a causal transformer writes one vector after the other (CALM, arXiv 2510.27688).
 
     python -m tokcom.calm --vae_checkpoint RUN/best_vae.pt --data_path RUN/data --output_dir checkpoints/calm --time_budget 10m
-    python -m tokcom.calm --vae_checkpoint RUN/best_vae.pt --data_path RUN/data --output_dir checkpoints/calm --head flow
+    python -m tokcom.calm --vae_checkpoint RUN/best_vae.pt --data_path RUN/data --output_dir checkpoints/calm_flow --head flow
 
 `--vae_checkpoint` is stage one of tokcom.train, frozen. The transformer reads the tokens of each chunk so far and a small head draws the next
 vector, which the VAE's decoder turns into tokens. Heads:
@@ -28,6 +28,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel, LlamaPreTrainedM
 from corpus import brier, language_model
 from corpus.brier import NGRAMS, brier_lm, prompts_of
 from corpus.language_model import LESS_MEMORY, Data, padded
+from corpus.tokenizer import Tokenizer
 from kit import errors
 from kit.device import Runtime
 from kit.errors import UserError
@@ -75,12 +76,12 @@ def main() -> None:
         raise UserError(
             f"--token_loss {args.token_loss:g}: need a number from 0, and 0 for the heads of tokens and posteriors, which learn from tokens anyway"
         )
-    vae, _, vae_args, _ = load_checkpoint(args.vae_checkpoint)
+    vae, _, vae_args, config = load_checkpoint(args.vae_checkpoint)
     vae.requires_grad_(False)
 
-    def build(args: argparse.Namespace, vocab_size: int) -> NextVector:
-        if vocab_size != vae_args.vocab_size:
-            raise UserError(f"{args.data_path} has {vocab_size} tokens, {args.vae_checkpoint} {vae_args.vocab_size}")
+    def build(args: argparse.Namespace, tokenizer: Tokenizer) -> NextVector:
+        if not tokenizer.same_as(Tokenizer.from_json(config["tokenizer"])):
+            raise UserError(f"{args.data_path} has another tokenizer than {args.vae_checkpoint}")
         return NextVector(config_of(args, vae_args))
 
     language_model.run(

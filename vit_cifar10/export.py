@@ -70,8 +70,11 @@ def main() -> None:
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, images: torch.Tensor) -> torch.Tensor:
     """Write `path`, read it back with onnxruntime, return its logits of `images`."""
-    import onnxruntime
-
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  which torch writes with
+    except ImportError as error:
+        raise UserError(f"ONNX needs its packages: pip install onnx onnxscript onnxruntime ({error})") from error
     torch.onnx.export(
         program, (), path, input_names=["images"], output_names=["logits"], external_data=False, verbose=False
     )

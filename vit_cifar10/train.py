@@ -181,7 +181,9 @@ def main() -> None:
         ema.load_state_dict(saved["ema_state_dict"], saved["step"])
         for optimizer, state in zip(optimizers, saved["optimizer_state_dicts"]):
             optimizer.load_state_dict(state)
-        step, (best, best_step) = saved["step"], saved["best_val_accuracy"]
+        step = best_step = saved["step"]
+        if (output / BEST).is_file():  # else the run goes on in another folder, which is to have one of its own
+            best, best_step = saved["best_val_accuracy"]
         tally.copy_(saved["tally"])
         del saved
     config = {**vars(args), "world_size": runtime.world_size}

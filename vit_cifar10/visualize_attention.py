@@ -32,8 +32,7 @@ def main() -> None:
     loaded = load_pretrained(args.checkpoint, runtime.device)
     squares = loaded.read(find_images(args.images))
     output = make_folder(args.output_dir)
-    for pattern in ("attention_*.png", "heads_*.png"):
-        clear_numbered(output, pattern, args.overwrite)
+    clear_numbered(output, r"(attention|heads)_\d+\.png", args.overwrite)
     for number, part in enumerate(squares.split(ROWS)):
         draw_attention(loaded, part, output / f"attention_{number:03d}.png")
         print(output / f"attention_{number:03d}.png")

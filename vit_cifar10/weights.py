@@ -74,8 +74,10 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _download(name: str) -> tuple[dict, int, list, list]:
-    import timm
-
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"weights by name need timm: pip install timm ({error})") from error
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:3])
         raise UserError(f"timm has no model {name!r}{': did you mean ' + close if close else ''}")

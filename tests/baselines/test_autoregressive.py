@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ SMALL = (
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_it_learns_and_reports(optimizer, data, call, tmp_path):
+def test_it_learns_and_reports(optimizer, data, call, refused, tmp_path):
     trained = ("--data_path", data, "--output_dir", tmp_path, *SMALL, "--epochs", 2, "--optimizer", optimizer)
     assert call(autoregressive, *trained) == 0
     report = json.loads((tmp_path / "report.json").read_text())
@@ -35,6 +36,7 @@ def test_it_learns_and_reports(optimizer, data, call, tmp_path):
     assert min(rows(tmp_path, "val_loss").values()) == pytest.approx(loss[val], rel=1e-5)
     assert report["nll"] == pytest.approx(loss[test], rel=1e-5) and report["num_tokens"] == sum(map(len, texts))
     assert report["read_from"] == str(data / "test") and report["nll"] != pytest.approx(loss[val], rel=1e-5)
+    assert "holds a finished run" in refused(autoregressive, *trained)
 
 
 def test_raw_text_is_split_on_the_spot(call, tmp_path):
@@ -58,7 +60,7 @@ def test_likelihood_counts_real_tokens_alone():
         },
     )
     torch.manual_seed(0)
-    model = autoregressive.build(args, 50)
+    model = autoregressive.build(args, SimpleNamespace(vocab_size=50))
     runtime = autoregressive.device.start("cpu", 0, "fp32")
     short, long = torch.randint(0, 50, (5,)), torch.randint(0, 50, (12,))
     together = autoregressive.nll(model, [short, long], runtime)

@@ -25,6 +25,12 @@ def test_an_epoch_shows_every_chunk_at_most_once_and_almost_all():
     assert order.steps_per_epoch == 100 and len(seen) == len(set(seen)) == 1000
 
 
+def test_no_chunk_is_left_out_of_every_epoch():
+    """Fewer steps than a window: what fills no step is drawn anew each time, and is not always the longest."""
+    order = LengthBuckets(np.random.default_rng(0).integers(64, 257, 220), 32, seed=0)
+    assert len({i for number in range(40) for batch in epoch(order, number) for i in batch}) == 220
+
+
 def test_epochs_differ_and_repeat_themselves():
     order = LengthBuckets(np.arange(200), 8, seed=1)
     assert list(epoch(order, 3)) == list(epoch(LengthBuckets(np.arange(200), 8, seed=1), 3)) != list(epoch(order, 4))

@@ -17,6 +17,7 @@ def write(path, rows):
 @pytest.fixture
 def file(tmp_path):
     rows = [{"prompt": f"double {i % 700}", "answer": str(2 * (i % 700))} for i in range(1400)]
+    rows[5]["answer"] = rows[705]["answer"] = "1\ud83d"  # half of a character, as truncated text has it
     return write(tmp_path / "pairs.jsonl", rows)
 
 
@@ -30,7 +31,8 @@ def test_chunks_are_prompt_answer_and_ends(file):
             prompt, answer = part[i][: part.given[i]].tolist(), part[i][part.given[i] :]
             text = pairs.tokenizer.decode(prompt)
             assert text.startswith("double ") and text.endswith("\n")
-            assert pairs.tokenizer.decode(answer) == str(2 * int(text.split()[1]))
+            number = int(text.split()[1])
+            assert pairs.tokenizer.decode(answer) == (str(2 * number) if number != 5 else "1?")
             assert answer[-1] == pairs.tokenizer.end_id
             prompts.add(text)
         seen.append(prompts)

@@ -67,6 +67,11 @@ def test_text_cannot_spell_an_end_token():
     assert tokenizer.end_id not in tokenizer.encode("a <|endoftext|> b")
 
 
+def test_half_a_surrogate_pair_is_refused():
+    with pytest.raises(UserError, match="half a surrogate pair at character 2"):
+        train_bpe(iter(TEXT), 300).encode_pieces(["ab", "ab\ud83d"], [True, False])
+
+
 def test_missing_and_damaged_tokenizers_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         load_tokenizer(tmp_path)

@@ -119,7 +119,7 @@ def test_a_time_budget_tells_the_steps_that_fit():
     assert [parse_duration(text) for text in ("90", "90s", "10m", "1.5h")] == [90, 90, 600, 5400]
     budget = TimeBudget("100s", spent=50.0)
     assert budget.total_steps(2, 1000, runtime) == 1000  # too early to tell
-    assert budget.total_steps(20, 1000, runtime) == 40
+    assert budget.total_steps(20, 1000, runtime) == 40 and budget.total_steps(20, 30, runtime) == 30
     assert TimeBudget("10s", spent=11.0).total_steps(20, 1000, runtime) == 20
     assert TimeBudget(None, spent=11.0).total_steps(20, 1000, runtime) == 1000
 

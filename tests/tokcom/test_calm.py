@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from corpus import language_model
+from corpus.builder import BuildSettings, build
 from kit import device
 from tests.runs import rows
 from tests.tokcom.conftest import SMALL
@@ -207,6 +208,16 @@ def vae(data, tmp_path_factory):
         )
         train.main()
     return output / "best_vae.pt"
+
+
+def test_a_vae_of_another_tokenizer_is_refused(vae, refused, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"{number**3} is the cube of {number}.\n" for number in range(3000)))
+    other = BuildSettings(
+        input=[str(tmp_path / "text.txt")], vocab_size=300, min_tokens=16, max_tokens=64, val_fraction=0.1
+    )
+    build(other, tmp_path / "data")
+    run = ("--vae_checkpoint", vae, "--data_path", tmp_path / "data", "--output_dir", tmp_path / "run")
+    assert "has another tokenizer" in refused(calm, *run, *ON, "--max_length", 64)
 
 
 @pytest.mark.parametrize("head", calm.HEADS)

@@ -72,12 +72,12 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, images: torch.
     """Write `path`, read it back with onnxruntime, return its logits of `images`."""
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401  which torch writes with
+
+        torch.onnx.export(
+            program, (), path, input_names=["images"], output_names=["logits"], external_data=False, verbose=False
+        )
     except ImportError as error:
         raise UserError(f"ONNX needs its packages: pip install onnx onnxscript onnxruntime ({error})") from error
-    torch.onnx.export(
-        program, (), path, input_names=["images"], output_names=["logits"], external_data=False, verbose=False
-    )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 

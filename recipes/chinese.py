@@ -14,7 +14,7 @@ WORDS = {
     "preset": "预设", "parameters": "参数量", "MFLOPs a token": "每词元 MFLOPs", "trunk": "主干", "token path": "词元通路", "vocabulary": "词表",
     "not yet measured": "尚未测量", "test tokens": "测试词元", "checkpoint": "检查点", "**recovered**": "**恢复**",
     "bits per byte, at most": "每字节比特数上界", "english": "英文", "chinese": "中文",
-    "nats per character": "每字符 nats", "bits per byte": "每字节比特数", "WikiText-2": "WikiText-2", "English books": "英文书", "Chinese novels": "中文小说", "3 minutes": "3 分钟", "15 minutes": "15 分钟", "3 minutes, no bf16 units": "3 分钟，无 bf16 单元", "15 minutes, no bf16 units": "15 分钟，无 bf16 单元", "60 minutes": "60 分钟",
+    "nats per character": "每字符 nats", "bits per byte": "每字节比特数", "WikiText-2": "WikiText-2", "English books": "英文书", "Chinese novels": "中文小说", "3 minutes": "3 分钟", "15 minutes": "15 分钟", "3 minutes, no bf16 units": "3 分钟，无 bf16 单元", "15 minutes, no bf16 units": "15 分钟，无 bf16 单元", "60 minutes, no bf16 units": "60 分钟，无 bf16 单元", "60 minutes": "60 分钟",
     "system": "系统", "gaps, both sides": "空缺，两侧已知", "gaps, left side": "空缺，仅左侧", "… seed 1": "……种子 1", "MAUVE": "MAUVE", "model": "模型", "after": "训练", "size": "大小", "optimizer": "优化器", "dropout": "丢弃率", "nats per token, val": "每词元 nats，验证", "nats per character, test": "每字符 nats，测试",
     "**masked diffusion**": "**掩码扩散**", "**autoregressive**": "**自回归**",
     "bigrams, counted": "二元计数", "trigrams, counted": "三元计数", "autoregressive transformer": "自回归 Transformer",

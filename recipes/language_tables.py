@@ -8,7 +8,7 @@ from recipes.markdown import RESULTS, load, percent, table
 
 RUNGS = {
     "3": "3 minutes", "3-avx2": "3 minutes, no bf16 units", "15": "15 minutes", "15-avx2": "15 minutes, no bf16 units",
-    "60": "60 minutes",
+    "60": "60 minutes", "60-avx2": "60 minutes, no bf16 units",
 }  # fmt: skip
 SHOWN_PASSES = (None, 32, 64)
 GUIDED = "network with n-grams, guided"

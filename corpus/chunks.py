@@ -131,9 +131,10 @@ class LengthBuckets:
     """Which chunks make which training step: such of similar length, so that little is computed on padding.
 
     A step is `batch_size` chunks on each of `world_size` devices, `grad_accum` times. Per epoch the chunks are permuted,
-    those that fill no step left out, the others sorted by length within windows of 64 steps, cut into steps, and the steps permuted. The sorted chunks of a step are dealt
-    out in turn, so that no device waits for another that drew longer ones. A pure function of (seed, epoch) and of the
-    chunks in a step, however these are split. Raises UserError if there are fewer chunks than one step takes.
+    those that fill no step left out, the others sorted by length within windows of 64 steps, cut into steps, and the steps
+    permuted. The sorted chunks of a step are dealt out in turn, so that no device waits for another that drew longer ones.
+    A pure function of (seed, epoch) and of the chunks in a step, however these are split. Raises UserError if there are
+    fewer chunks than one step takes.
     """
 
     WINDOW = 64

@@ -117,8 +117,8 @@ def main() -> None:
         set_lr(optimizers, lr)
         epoch, inside = divmod(step, steps_per_epoch)
         if loader is None or inside == 0:
-            order = shuffled(len(records), config.seed, epoch)[inside * per_step : steps_per_epoch * per_step]
-            mine = order[runtime.rank :: runtime.world_size]
+            order = in_steps([record.sample.length for record in records], per_step, config.seed, epoch)
+            mine = order[inside * per_step + runtime.rank :: runtime.world_size]
             loader = ahead(batches(records, output / "train_data", vlm, settings.batch_size, mine))
         torch.manual_seed(step_seed(config.seed, step, 0, 1 + runtime.rank))
         total, right = 0.0, 0.0
@@ -178,11 +178,17 @@ def check_data(path: Path, config: Config) -> None:
             raise UserError(f"{path.parent} was written with another {name} than the config's: write it again")
 
 
-def shuffled(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of an epoch."""
-    order = list(range(count))
-    random.Random(step_seed(seed, epoch, 0, 0)).shuffle(order)
-    return order
+def in_steps(lengths: list[int], per_step: int, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch: whole steps, each of documents of one length as far as there are enough, so that little is padded."""
+    order, rng = list(range(len(lengths))), random.Random(step_seed(seed, epoch, 0, 0))
+    rng.shuffle(order)
+    order = order[: len(order) // per_step * per_step]
+    if len(set(lengths)) == 1:
+        return order
+    order.sort(key=lengths.__getitem__)
+    steps = [order[at : at + per_step] for at in range(0, len(order), per_step)]
+    rng.shuffle(steps)
+    return [i for step in steps for i in step]
 
 
 if __name__ == "__main__":

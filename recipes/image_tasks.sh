@@ -18,6 +18,7 @@ source recipes/trained.sh
 source recipes/image_module.sh
 TASK=${TASK:-json} LENGTHS=${LENGTHS:-128} LANGUAGE=${LANGUAGE:-en} RATIO=${RATIO:-10} TIME=${TIME:-15m} MODEL=${MODEL:-tiny}
 DEVICE=${DEVICE:-auto} SAMPLES=${SAMPLES:-100} PAIRS=${PAIRS:-20000} BATCH=${BATCH:-16} LR=${LR:-5.0e-3}
+VOCAB_SIZE=${VOCAB_SIZE:-504} COLORS=${COLORS:-8} MODULES=${MODULES:-3} # a token of 9 bits takes three of 8 colors, of 10 bits two of 32
 CODECS=${CODECS:-codebook conv text} # what the reader learns
 TEXT_SHARE=${TEXT_SHARE:-0.25} # of the pairs, in plain text
 AUGMENTATIONS=${AUGMENTATIONS:-clean light heavy}
@@ -32,7 +33,7 @@ start=${START:-null}
 config() {
   cat <<EOF
 output_dir: $1
-model: {name: $MODEL, vocab_size: 504, row_step: $RATIO, rope_theta: $THETA, start: $start}
+model: {name: $MODEL, vocab_size: $VOCAB_SIZE, row_step: $RATIO, rope_theta: $THETA, start: $start}
 data:
   tasks: [${4// /, }]
   lengths: [${3// /, }]
@@ -42,7 +43,7 @@ data:
 EOF
   for codec in $CODECS; do
     case $codec in
-      codebook) echo "    codebook: {codec: codebook, options: {payload: tokens, tokenizer: model, colors: 8, module: $(largest_module "$RATIO"), symbols_per_block: $RATIO, frame: none, columns: 1, max_side: 200}}" ;;
+      codebook) echo "    codebook: {codec: codebook, options: {payload: tokens, tokenizer: model, colors: $COLORS, module: $(largest_module "$RATIO" "$MODULES"), symbols_per_block: $RATIO, frame: none, columns: 1, max_side: 200}}" ;;
       conv) echo "    conv: {codec: conv, train: 0.5, options: {ratio: $RATIO}}" ;;
       text) echo "    text: {codec: text, train: $TEXT_SHARE}" ;;
       *) echo "no codec $codec here" >&2 && exit 2 ;;

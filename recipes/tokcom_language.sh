@@ -3,12 +3,12 @@
 # tokens in a vector, 16 numbers for each, the network alone and with trigrams inside; and the vectors written one after the other by each
 # head of tokcom/calm.py, in the minutes that stage one leaves. Writes results/tokcom/NAME.json. RUNS names what is trained, heads of 1 or 2
 # instead of 4 tokens in a vector with that number after their name; RATES how the transformer and the heads are trained, chosen by
-# validation; DRAWS from how many draws for a vector the heads learn, a row for each. STEPS instead of minutes for heads that are to have as
-# many FLOPs of training as others.
+# validation; DRAWS from how many draws for a vector the heads learn, a row for each. STEPS instead of minutes for heads; STEPS=equal for as
+# many as take the transformer's FLOPs of training, stage one not counted.
 #   TEXT=books/ VOCAB_SIZE=1024 NAME=books ./recipes/tokcom_language.sh
 #   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare ./recipes/tokcom_language.sh      # bytes: tiny Shakespeare by characters
 #   TEXT=input.txt VOCAB_SIZE=257 NAME=shakespeare_15 RUNS="flow_tokens flow_tokens2 flow_tokens1" RATES=muon-6e-3 DRAWS="8 2" ./recipes/tokcom_language.sh
-#   the same with RUNS=posterior1 DRAWS=0.25 STEPS=650, or RUNS=posterior2 DRAWS=1 STEPS=1090
+#   the same with RUNS=posterior1 DRAWS=0.25 STEPS=equal, or RUNS="posterior2 posterior" DRAWS=1 STEPS=equal
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
@@ -51,7 +51,6 @@ for run in $RUNS; do
           --latent_dim $((16 * size)) --ngram 0
       fi
       head=(--head "${kind%_tokens}") duration=(--time_budget "$((MINUTES * 60 * 88 / 100))s")
-      if [ -n "$STEPS" ]; then duration=(--max_steps "$STEPS"); fi
       case $kind in # as large as the head's own loss
         energy_tokens) head+=(--token_loss 1) ;;
         flow_tokens) head+=(--token_loss 0.1) ;;
@@ -59,8 +58,12 @@ for run in $RUNS; do
       esac
       for rate in $RATES; do
         for draws in $DRAWS; do
-          [ -e "$WORK/$run-$rate-$draws/report.json" ] || "$PYTHON" -m tokcom.calm "${SIZES[@]}" --vae_checkpoint "$vae" "${head[@]}" --draws "$draws" \
-            --optimizer "${rate%%-*}" --lr "${rate#*-}" "${duration[@]}" --output_dir "$WORK/$run-$rate-$draws"
+          of_head=("${SIZES[@]}" --vae_checkpoint "$vae" "${head[@]}" --draws "$draws" --output_dir "$WORK/$run-$rate-$draws")
+          if [ -e "$WORK/$run-$rate-$draws/report.json" ]; then continue; fi
+          steps=$STEPS
+          if [ "$steps" = equal ]; then steps=$("$PYTHON" -m recipes.tokcom_steps "$WORK/autoregressive-$rate/report.json" "${of_head[@]}"); fi
+          if [ -n "$steps" ]; then duration=(--max_steps "$steps"); fi
+          "$PYTHON" -m tokcom.calm "${of_head[@]}" --optimizer "${rate%%-*}" --lr "${rate#*-}" "${duration[@]}"
         done
       done ;;
   esac

@@ -374,11 +374,18 @@ def measure(model: NextVector, data: Data, args: argparse.Namespace, runtime: Ru
                 generate(model, vae, part, rows.shape[1] - prompts.shape[1], generator) for part in prompts.split(64)
             ]
             samples.append(torch.cat(parts)[:, -NGRAMS:])
-        some = [data.train[i] for i in range(min(args.batch_size, len(data.train)))]
-        with FlopCounterMode(display=False) as counter, torch.enable_grad():
-            loss(model.train(), some, runtime, vae).backward()
+    some = [data.train[i] for i in range(min(args.batch_size, len(data.train)))]
+    flops = training_flops(model, some, runtime, vae) / sum(map(len, some))
+    return {**brier_lm(samples, truth), "nfe_per_token": 1 / K, "chunk_size": K, "training_flops_per_token": flops}
+
+
+@torch.enable_grad()
+def training_flops(model: NextVector, sequences: list[torch.Tensor], runtime: Runtime, vae: TokComVAE) -> int:
+    """Floating-point operations of a step of training on these sequences, forward and backward, as torch counts them."""
+    with FlopCounterMode(display=False) as counter, runtime.autocast():
+        loss(model.train(), sequences, runtime, vae).backward()
     model.eval().zero_grad()
-    return {**brier_lm(samples, truth), "nfe_per_token": 1 / K, "chunk_size": K, "training_flops_per_token": counter.get_total_flops() / sum(map(len, some))}  # fmt: skip
+    return counter.get_total_flops()
 
 
 if __name__ == "__main__":

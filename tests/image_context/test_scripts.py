@@ -1,6 +1,7 @@
 """The four programs, one after the other, as a user runs them; and what they refuse."""
 
 import json
+import random
 import shutil
 
 import pytest
@@ -183,6 +184,19 @@ def test_needles_without_a_clean_image_have_no_map(call, tmp_path):
     (tmp_path / "results.jsonl").write_text(json.dumps(record))
     assert call(plot_results, "--input", tmp_path / "results.jsonl", "--output", tmp_path) == 0
     assert (tmp_path / "report.html").is_file() and not (tmp_path / "needle.png").exists()
+
+
+def test_a_step_is_of_documents_of_one_length():
+    """Each at most once in an epoch, others in the next; documents that are all of one length stay in the order of the draw."""
+    lengths = random.Random(0).choices((16, 32), k=101)
+    epochs = [train_lora.in_steps(lengths, 4, 0, epoch) for epoch in (0, 1)]
+    for order in epochs:
+        assert len(order) == len(set(order)) == 100
+        mixed = sum(len({lengths[i] for i in order[at : at + 4]}) > 1 for at in range(0, 100, 4))
+        first = [lengths[i] for i in order[::4]]
+        assert mixed <= 1 and first not in (sorted(first), sorted(first, reverse=True))
+    assert epochs[0] != epochs[1]
+    assert sorted(train_lora.in_steps([16] * 12, 4, 0, 0)) == list(range(12))
 
 
 def test_resumed_training_repeats_the_uninterrupted_one(run, call, tmp_path):

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from corpus import language_model
 from corpus.builder import BuildSettings, build
 from kit import device
+from recipes import tokcom_steps
 from tests.runs import rows
 from tests.tokcom.conftest import SMALL
 from tokcom import calm, train
@@ -221,7 +222,7 @@ def test_a_vae_of_another_tokenizer_is_refused(vae, refused, tmp_path):
 
 
 @pytest.mark.parametrize("head", calm.HEADS)
-def test_a_run_reports(vae, data, head, call, tmp_path):
+def test_a_run_reports(vae, data, head, call, tmp_path, capsys):
     run = ("--vae_checkpoint", vae, "--data_path", data, "--output_dir", tmp_path, "--head", head)
     assert (
         call(calm, *run, *SIZES, *ON, "--max_length", 64, "--epochs", 1, "--num_prompts", 20, "--optimizer", "muon")
@@ -231,6 +232,10 @@ def test_a_run_reports(vae, data, head, call, tmp_path):
     assert 0 <= report["brier_lm"] < 1 and report["nfe_per_token"] == 1 / 4
     assert report["cost"] < max(rows(tmp_path, "val_loss").values()) * 1.2
     assert ("nll" in report) == (head == "tokens")
+    capsys.readouterr()
+    given = tmp_path / "report.json", *run[:6], "--head", head, *SIZES, *ON, "--max_length", 64
+    assert call(tokcom_steps, *given) == 0
+    assert int(capsys.readouterr().out) == pytest.approx(report["steps"], rel=0.05)  # as many as its own
     loaded = calm.NextVector.from_pretrained(tmp_path / "model")
     buffers, fresh = dict(loaded.named_buffers()), dict(calm.NextVector(loaded.config).named_buffers())
     assert all(torch.equal(buffers[name], buffer) for name, buffer in fresh.items())

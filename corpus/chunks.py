@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus.builder import SPLITS, BuildSettings, build
+from corpus.builder import SPLITS, BuildSettings, Corpus, build
 from corpus.shards import Chunks
 from corpus.tokenizer import Tokenizer, load_tokenizer
 from kit.errors import UserError, note
@@ -110,12 +110,14 @@ def build_once(build_dir: Path, settings: BuildSettings, given: Tokenizer | None
     if not stats.exists():
         build(settings, build_dir, tokenizer=given)
     else:
-        asked = asdict(settings)
-        before = json.loads(stats.read_text(encoding="utf-8"))["settings"]
-        before.setdefault("test_fraction", settings.test_fraction)  # older builds are kept, so that their runs go on
-        if before != asked:
+        before = json.loads(stats.read_text(encoding="utf-8"))
+        before["settings"].setdefault(
+            "test_fraction", settings.test_fraction
+        )  # older builds are kept, so that their runs go on
+        if before["settings"] != asdict(settings) or before["sources"] != Corpus(settings).sources_summary():
             raise UserError(
-                f"{build_dir} was built from other text or settings: remove it, or choose another `output_dir`"
+                f"{build_dir} was built from other text or settings: remove it, choose another `output_dir`, or name it "
+                "as `data_path` to use it as it is"
             )
     built = load_tokenizer(build_dir / "tokenizer.json")
     if given and not given.same_as(built):

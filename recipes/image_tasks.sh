@@ -23,7 +23,7 @@ CODECS=${CODECS:-codebook conv text} # what the reader learns
 TEXT_SHARE=${TEXT_SHARE:-0.25} # of the pairs, in plain text
 AUGMENTATIONS=${AUGMENTATIONS:-clean light heavy}
 THETA=${THETA:-$([ "$TASK" = needle ] && echo 10000 || echo 100)} # rotary base
-CODES_TIMES=${CODES_TIMES:-8m 4m} CODES_LENGTH=${CODES_LENGTH:-64} # lists of codes alone, then in hay, before needles
+CODES_TIMES=${CODES_TIMES-$([ -n "${START:-}" ] || echo 8m 4m)} CODES_LENGTH=${CODES_LENGTH:-64} # lists of codes alone, then in hay, before needles
 NAME=${NAME:-${MODEL}_${TASK}_${LANGUAGE// /_}_$RATIO}
 RUN=${RUN:-checkpoints/image_tasks/$NAME} RESULTS=results/image_context/tasks
 mkdir -p "$RESULTS"
@@ -64,7 +64,7 @@ train() {
   trained "$1" "$PYTHON" -m image_context.train_lora --device "$DEVICE" --config "$1/config.yaml"
 }
 
-if [ "$TASK" = needle ] && [ "$start" = null ]; then
+if [ "$TASK" = needle ] && [ -n "$CODES_TIMES" ]; then
   read -r -a times <<<"$CODES_TIMES"
   train "$RUN/codes" "${times[0]}" "$CODES_LENGTH" codes
   start=$RUN/codes/final

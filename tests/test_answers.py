@@ -8,6 +8,7 @@ import torch
 import answers
 import train
 from baselines import autoregressive
+from corpus.chunks import reported
 from tests.baselines.test_autoregressive import SMALL
 from tests.conftest import run_main
 
@@ -60,3 +61,17 @@ def test_the_answer_is_not_shown_to_the_sampler(task, call, tmp_path, monkeypatc
     options = ("--checkpoint", task / "run" / "best_model.pth", "--data_path", task / "pairs.jsonl")
     assert call(answers, *options, "--output_dir", tmp_path, *CPU) == 0
     assert seen and not any(seen)
+
+
+def test_the_prompts_are_those_of_every_report(task, call, tmp_path, monkeypatch):
+    """Not the first ones, which are of one kind where the file is sorted."""
+    asked = []
+
+    def draw(loaded, pairs, chosen, *others):
+        asked.append((chosen, reported(pairs.test, 5)))
+        return [pairs.test[i] for i in chosen]
+
+    monkeypatch.setattr(answers, "draw", draw)
+    options = ("--checkpoint", task / "run" / "best_model.pth", "--data_path", task / "pairs.jsonl", "--num_samples", 5)
+    assert call(answers, *options, "--output_dir", tmp_path, *CPU) == 0
+    assert all(chosen.tolist() == wanted.tolist() != list(range(5)) for chosen, wanted in asked)

@@ -1,5 +1,6 @@
 """The comparison measures each by the same texts, and refuses what cannot be compared."""
 
+import argparse
 import json
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 import compare
 from baselines import autoregressive, masked
 from corpus.chunks import open_built
+from kit import device
+from pretrained import load_pretrained
 from tests.baselines.test_masked import SMALL
 from tests.conftest import run_main
 
@@ -50,6 +53,19 @@ def test_one_table_of_likelihood_gaps_and_texts(rivals, trained, trained_alone, 
     drawn = systems - {"autoregressive"} | {"hybrid, guided"}
     assert {row for row in rows if row[1]} == {(n, p) for n in drawn for p in (2, 6)}
     assert (tmp_path / "frontier.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("sampler, passes", [("euler", 6), ("heun", 6), ("heun", 5)])
+def test_texts_take_as_many_passes_as_the_table_says(trained_alone, sampler, passes):
+    """Heun takes two for every step but the last, an odd number in all."""
+    runtime = device.start("cpu", 0, "fp32")
+    args = argparse.Namespace(seed=0, batch_size=2, sampler=sampler, temperature=1.0, churn=0.0, noise_scale=1.0)
+    loaded, counted = load_pretrained(trained_alone / "best_model.pth", runtime.device), []
+    loaded.diffusion.network.register_forward_pre_hook(lambda *_: counted.append(1))
+    found = compare.Setting(args, runtime, loaded, [], 9).draw(
+        loaded, None, passes, torch.zeros(2, 9, dtype=torch.long)
+    )
+    assert found.shape == (2, 9) and len(counted) == (5 if sampler == "heun" else passes)
 
 
 def test_mauve_is_against_as_many_texts_of_the_validation_split(

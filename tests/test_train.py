@@ -132,6 +132,17 @@ def test_a_run_that_was_stopped_twice_goes_on_bit_for_bit(data, uninterrupted, t
     same_run(uninterrupted, tmp_path)
 
 
+def test_a_run_that_goes_on_in_another_folder_has_its_best_weights_there(
+    call, data, trained_alone, tmp_path, monkeypatch
+):
+    """Also where no validation is as good as those of the folder it comes from."""
+    options = ("--data_path", data, *TINY, *ALONE, "--output_dir", tmp_path, "--resume", trained_alone / "last.pth")
+    measured = train.Validation.measure
+    monkeypatch.setattr(train.Validation, "measure", lambda *given: {**measured(*given), "val_loss": 1e9})
+    assert call(train, *options, "--max_steps", 162) == 0
+    assert load(tmp_path / "best_model.pth")["step"] == 162
+
+
 def test_resuming_a_finished_run_changes_nothing(call, data, trained):
     before = load(trained / "last.pth")
     log = rows(trained, "loss")

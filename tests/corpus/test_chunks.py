@@ -180,6 +180,20 @@ def test_a_build_from_before_there_was_a_test_split_is_used_again(text_folder, t
         open_raw(text_folder, tmp_path, val_fraction=0.2)
 
 
+def test_a_build_of_texts_that_have_changed_since_is_not_used_again(text_folder, tmp_path):
+    """Also of as many bytes under the same names."""
+    texts = shutil.copytree(text_folder, tmp_path / "texts")
+    train, _, _ = open_raw(texts, tmp_path / "build")
+    changed = next(path for path in sorted(texts.rglob("*.txt")) if path.stat().st_size)
+    text = changed.read_bytes()
+    changed.write_bytes(text.swapcase())
+    with pytest.raises(UserError, match="other text or settings"):
+        open_raw(texts, tmp_path / "build")
+    assert np.array_equal(open_raw(tmp_path / "build", tmp_path / "none")[0].lengths, train.lengths)
+    changed.write_bytes(text)
+    open_raw(texts, tmp_path / "build")
+
+
 def test_chunks_longer_than_the_picture_are_refused(data):
     with pytest.raises(UserError, match="raise `img_size`, or rebuild the data with `max_tokens` 16"):
         open_built(data / "train").check(16, 300, "img_size")

@@ -20,7 +20,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from corpus import brier, language_model
 from corpus.brier import NGRAMS, brier_lm, prompts_of
 from corpus.language_model import LESS_MEMORY, Data, padded
-from corpus.tokenizer import Tokenizer
 from kit import device, errors
 
 IGNORED = -100
@@ -40,13 +39,13 @@ def main() -> None:
     )
 
 
-def build(args: argparse.Namespace, tokenizer: Tokenizer) -> LlamaForCausalLM:
+def build(args: argparse.Namespace, data: Data) -> LlamaForCausalLM:
     """A Llama of the sizes asked for, with random weights; the token after the last is its start token."""
     config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size + 1,
-        bos_token_id=tokenizer.vocab_size,
+        vocab_size=data.tokenizer.vocab_size + 1,
+        bos_token_id=data.tokenizer.vocab_size,
         eos_token_id=None,
-        pad_token_id=tokenizer.vocab_size,
+        pad_token_id=data.tokenizer.vocab_size,
         **language_model.sizes(args),
     )
     return LlamaForCausalLM._from_config(config, attn_implementation=language_model.attention())

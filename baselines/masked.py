@@ -20,8 +20,7 @@ from transformers import EuroBertConfig, EuroBertForMaskedLM
 
 from corpus import language_model
 from corpus.bits import per_byte
-from corpus.language_model import LESS_MEMORY, padded
-from corpus.tokenizer import Tokenizer
+from corpus.language_model import LESS_MEMORY, Data, padded
 from kit import device, errors
 from kit.errors import UserError
 
@@ -58,10 +57,10 @@ def measure(model: nn.Module, data, args: argparse.Namespace, runtime: device.Ru
     return {"levels": levels, **per_byte(nats, data.held_out, data.tokenizer)}
 
 
-def build(args: argparse.Namespace, tokenizer: Tokenizer) -> EuroBertForMaskedLM:
+def build(args: argparse.Namespace, data: Data) -> EuroBertForMaskedLM:
     """A EuroBERT of the sizes asked for, with random weights; the token after the last is the mask."""
     config = EuroBertConfig(
-        vocab_size=tokenizer.vocab_size + 1, mask_token_id=tokenizer.vocab_size, bos_token_id=None, eos_token_id=None, pad_token_id=tokenizer.vocab_size,
+        vocab_size=data.tokenizer.vocab_size + 1, mask_token_id=data.tokenizer.vocab_size, bos_token_id=None, eos_token_id=None, pad_token_id=data.tokenizer.vocab_size,
         **language_model.sizes(args),
     )  # fmt: skip
     return EuroBertForMaskedLM._from_config(config, attn_implementation=language_model.attention())

@@ -150,13 +150,13 @@ def open_data(args: argparse.Namespace, output: Path) -> Data:
 def run(
     name: str,
     args: argparse.Namespace,
-    build: Callable[[argparse.Namespace, Tokenizer], nn.Module],
+    build: Callable[[argparse.Namespace, Data], nn.Module],
     loss_of: Callable[[nn.Module, list[torch.Tensor], device.Runtime], torch.Tensor],
     nats_of: Callable[[nn.Module, list[torch.Tensor], device.Runtime], np.ndarray],
     measure: Callable[[nn.Module, Data, argparse.Namespace, device.Runtime], dict],
     likelihood: bool = True,
 ) -> None:
-    """Train the network that `build(args, tokenizer)` makes, keep the best weights, write model/ and report.json.
+    """Train the network that `build(args, data)` makes, keep the best weights, write model/ and report.json.
 
     `loss_of(model, sequences, runtime)` is minimized; `nats_of` gives what each sequence costs (S,), in nats where it is a
     `likelihood` or a bound of it; `measure` adds to the report.
@@ -167,7 +167,7 @@ def run(
     if (output / REPORT).exists():
         raise UserError(f"{output} holds a finished run: choose another `output_dir`")
     data = open_data(args, output)
-    model = build(args, data.tokenizer).to(runtime.device)
+    model = build(args, data).to(runtime.device)
     add_dropout(model, args.dropout)
     size = sum(p.numel() for p in model.parameters())
     print(f"{name}: {size / 1e6:.1f}M parameters, {len(data.train):,} sequences, {runtime.device} {runtime.dtype}")

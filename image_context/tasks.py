@@ -191,7 +191,7 @@ def tokenizer_text(language: str, characters: int) -> Iterator[str]:
     rng = random.Random(language)
     hay, written = _hay(language, rng), 0
     while written < characters:
-        name = rng.choice(PLACES)
+        name = word(rng, 6).capitalize()  # in tokens that others share, so that what finds codes finds names
         sentence = rng.choice((next(hay), next(hay), _needle(language, name, word(rng, 7)), _question(language, name)))
         written += len(sentence)
         yield sentence

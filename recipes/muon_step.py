@@ -6,6 +6,7 @@ OMP_NUM_THREADS=1 python -m recipes.muon_step
 import argparse
 import statistics
 import time
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -25,7 +26,9 @@ def main() -> None:
     add_common(parser, "seed")
     args = parser.parse_args()
     runtime = device.start("cpu", args.seed, "auto")
-    model = autoregressive.build(argparse.Namespace(**SIZES), 512)
+    model = autoregressive.build(
+        argparse.Namespace(**SIZES), SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=512))
+    )
     optimizer, _ = muon.build_optimizers("muon", model, 1e-3, 0.01, (0.9, 0.95))
     found: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for turn in range(TURNS + 1):  # the first, which sets up, is left out

@@ -27,6 +27,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel, LlamaPreTrainedM
 
 from corpus import brier, language_model
 from corpus.brier import NGRAMS, brier_lm, prompts_of
+from corpus.chunks import reported
 from corpus.language_model import LESS_MEMORY, Data, padded
 from corpus.tokenizer import Tokenizer
 from kit import errors
@@ -37,6 +38,7 @@ from tokcom.inference import load_checkpoint
 from tokcom.model import NoiseEmbedding, RMSNorm, SwiGLU, TokComVAE, initialize
 
 HEADS = ("energy", "flow", "posterior", "tokens")
+FITTED = 1500  # training sequences on which the posterior head's vectors are fitted
 LEAST_SIGMA, MOST_SIGMA = 0.05, 20.0  # of the flow, in the vectors' standard deviations
 
 
@@ -79,10 +81,15 @@ def main() -> None:
     vae, _, vae_args, config = load_checkpoint(args.vae_checkpoint)
     vae.requires_grad_(False)
 
-    def build(args: argparse.Namespace, tokenizer: Tokenizer) -> NextVector:
-        if not tokenizer.same_as(Tokenizer.from_json(config["tokenizer"])):
+    def build(args: argparse.Namespace, data: Data) -> NextVector:
+        if not data.tokenizer.same_as(Tokenizer.from_json(config["tokenizer"])):
             raise UserError(f"{args.data_path} has another tokenizer than {args.vae_checkpoint}")
-        return NextVector(config_of(args, vae_args))
+        model = NextVector(config_of(args, vae_args))
+        if args.head == "posterior":
+            some = [data.train[i] for i in reported(data.train, FITTED)]
+            whole = [s[: len(s) // vae_args.chunk_size * vae_args.chunk_size] for s in some]
+            model.head.fit(*vectors_of_tokens(vae, torch.cat(whole).view(-1, vae_args.chunk_size)))
+        return model
 
     language_model.run(
         f"next vector, {args.head}{' and tokens' if args.token_loss else ''}", args, build, partial(loss, vae=vae), partial(costs, vae=vae), partial(measure, vae=vae),
@@ -129,17 +136,22 @@ class Head(nn.Module):
 class PosteriorHead(Head):
     """What tokens (..., K, V) a vector (..., latent_dim) under noise stands for, and what vector was under the noise.
 
-    A noisy vector is taken as a sum of one vector for each token, what is left of it as normal. So its tokens have a posterior: by the
-    context, times a likelihood. The network corrects both the logits and the estimate; with one token in a chunk nothing is left to correct.
+    A noisy vector is taken as a sum of one vector for each token, fitted to the VAE's before training, and what is left of it as normal. So
+    its tokens have a posterior: by the context, times a likelihood; with several, what the others are expected to add is taken off first.
+    The network corrects both the logits and the estimate; with one token in a chunk nothing is left to correct.
     """
 
     def __init__(self, dim: int, latent_dim: int, layers: int, chunk_size: int, vocab_size: int):
         super().__init__(dim, latent_dim, layers)
         self.prior = tokens_head(dim, chunk_size, vocab_size)
         self.correction = nn.Linear(dim, chunk_size * dim)
-        self.vectors = nn.Parameter(torch.zeros(chunk_size, vocab_size, latent_dim))
-        # log variance of what is no such sum: as the likelihood takes it, and as the estimate does for each number
-        self.log_spread, self.log_rest = (nn.Parameter(torch.full((size,), -1.0)) for size in (1, latent_dim))
+        self.register_buffer("vectors", torch.zeros(chunk_size, vocab_size, latent_dim))
+        self.register_buffer("rest", torch.ones(latent_dim))  # variance of what is no such sum
+
+    def fit(self, vectors: torch.Tensor, rest: torch.Tensor) -> None:
+        """Take these vectors of tokens (K, V, latent_dim), and this variance (latent_dim) around their sums."""
+        self.vectors.copy_(vectors)
+        self.rest.copy_(rest)
 
     def initialize(self) -> None:
         """The network corrects nothing at first."""
@@ -154,11 +166,43 @@ class PosteriorHead(Head):
         expand, split, norm, output = self.prior
         logits = output(norm(split(expand(context) + self.correction(features)))).float()
         with torch.autocast(y.device.type, enabled=False):  # where the noise is small, bf16 would be too coarse
-            likelihood = torch.einsum("...d,kvd->...kv", y, self.vectors) - self.vectors.square().sum(-1) / 2
-            logits, rest = logits + likelihood / (sigma**2 + self.log_spread.exp())[..., None], self.log_rest.exp()
-            told = torch.einsum("...kv,kvd->...d", logits.detach().softmax(-1), self.vectors)
-        estimate = (rest * y + sigma**2 * told) / (rest + sigma**2)
+            prior, precision = logits, 1 / (sigma**2 + self.rest)
+            lengths = torch.einsum("...d,kvd->...kv", precision, self.vectors.square()) / 2
+            for _ in range(min(len(self.vectors), 2)):
+                parts = self.expected(logits)
+                left = y[..., None, :] - (parts.sum(-2, keepdim=True) - parts)
+                logits = (
+                    prior + torch.einsum("...kd,kvd->...kv", left * precision[..., None, :], self.vectors) - lengths
+                )
+            told = self.expected(logits).sum(-2)
+        estimate = (self.rest * y + sigma**2 * told) / (self.rest + sigma**2)
         return logits, estimate + sigma * (1 + sigma**2).rsqrt() * self.output(features).float()
+
+    def expected(self, logits: torch.Tensor) -> torch.Tensor:
+        """What each token is expected to add (..., K, latent_dim), without slope."""
+        return torch.einsum("...kv,kvd->...kd", logits.detach().softmax(-1), self.vectors)
+
+
+@torch.no_grad()
+def vectors_of_tokens(vae: TokComVAE, chunks: torch.Tensor, sweeps: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors (K, V, latent_dim) of the tokens at each place of a chunk whose sums are nearest to the VAE's vectors of `chunks` (n, K), and the
+    variance (latent_dim) that is left; beside them stand random chunks, a few of each token, since some tokens are in no chunk."""
+    K, V = chunks.shape[1], vae.args.vocab_size
+    anything = torch.stack([torch.cat([torch.randperm(V) for _ in range(8)]) for _ in range(K)], 1)
+    chunks = torch.cat([chunks, anything])
+    found = [vae.posterior(part, torch.ones_like(part, dtype=torch.bool)) for part in chunks.split(4096)]
+    rest = torch.cat([(mean - vae.latent_mean) / vae.latent_std for mean, _ in found])
+    spread = torch.cat([log_variance.exp() / vae.latent_std**2 for _, log_variance in found]).mean(0)
+    vectors, counts = (
+        rest.new_zeros(K, V, rest.shape[1]),
+        torch.stack([tokens.bincount(minlength=V) for tokens in chunks.T]),
+    )
+    for _ in range(sweeps):  # each place in turn takes what the others leave of its tokens, on average
+        for place, tokens in enumerate(chunks.T):
+            change = torch.zeros_like(vectors[place]).index_add_(0, tokens, rest) / counts[place, :, None]
+            vectors[place] += change
+            rest -= change[tokens]
+    return vectors, rest.square().mean(0) + spread
 
 
 def tokens_head(dim: int, chunk_size: int, vocab_size: int) -> nn.Sequential:

@@ -60,7 +60,7 @@ def test_likelihood_counts_real_tokens_alone():
         },
     )
     torch.manual_seed(0)
-    model = autoregressive.build(args, SimpleNamespace(vocab_size=50))
+    model = autoregressive.build(args, SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=50)))
     runtime = autoregressive.device.start("cpu", 0, "fp32")
     short, long = torch.randint(0, 50, (5,)), torch.randint(0, 50, (12,))
     together = autoregressive.nll(model, [short, long], runtime)

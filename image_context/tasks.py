@@ -168,7 +168,8 @@ def _needle_sample(length: int, rng: random.Random, tokenizer: Tokenizer, langua
         body.insert(round(position * len(body)), told[0])
         text = fill(lambda filler, body=body: gap.join([*body, f"({filler})"]), length, rng, tokenizer)
         if text:
-            return Sample("needle", length, text, _question(language, names[0]), values[0], 0, position, values[1:])
+            question = f"What is the access code of {names[0]}?" if language == "en" else f"{names[0]}的通行码是什么？"
+            return Sample("needle", length, text, question, values[0], 0, position, values[1:])
         hay.pop()
     return None
 
@@ -182,27 +183,22 @@ def _codes_sample(length: int, rng: random.Random, tokenizer: Tokenizer, languag
         body.insert(rng.randint(0, len(body)), sentence)
     text = fill(lambda filler: gap.join([*body, f"({filler})"]), length, rng, tokenizer)
     start = rng.randrange(CODES - 1)
-    question = f"Go on from {codes[start]}" if language == "en" else f"从 {codes[start]} 写下去"
+    question = f"Go on from {codes[start]}" if language == "en" else f"从{codes[start]}写下去"
     return text and Sample("codes", length, text, question, " ".join(codes[start + 1 :]), 0)
 
 
 def tokenizer_text(language: str, characters: int) -> Iterator[str]:
-    """Hay, needles and questions of a language, for a tokenizer to be trained on: sentences with at least `characters` in all."""
+    """Hay and needles of a language, for a tokenizer to be trained on: sentences with at least `characters` in all."""
     rng = random.Random(language)
     hay, written = _hay(language, rng), 0
     while written < characters:
-        name = word(rng, 6).capitalize()  # in tokens that others share, so that what finds codes finds names
-        sentence = rng.choice((next(hay), next(hay), _needle(language, name, word(rng, 7)), _question(language, name)))
+        sentence = rng.choice((next(hay), next(hay), _needle(language, rng.choice(PLACES), word(rng, 7))))
         written += len(sentence)
         yield sentence
 
 
 def _needle(language: str, name: str, value: str) -> str:
-    return ("The access code of {} is {}." if language == "en" else "{} 的通行码是 {}。").format(name, value)
-
-
-def _question(language: str, name: str) -> str:
-    return ("What is the access code of {}?" if language == "en" else "{} 的通行码是什么？").format(name)
+    return ("The access code of {} is {}." if language == "en" else "{}的通行码是{}。").format(name, value)
 
 
 def _hay(language: str, rng: random.Random) -> Iterator[str]:

@@ -90,16 +90,13 @@ def check_base(folder: Path, name: str) -> None:
 
 
 def text_of(languages: Sequence[str]) -> Iterator[str]:
-    """What a tokenizer for these languages is trained on, as many characters of each: English alone has Python's own text, several
-    share a vocabulary of what the tasks say, which leaves room for names."""
-    if list(languages) == ["en"]:
-        yield from python_text()
-    else:
-        for language in languages:
-            yield from tokenizer_text(language, SAMPLE_CHARACTERS // len(languages))
+    """What a tokenizer for these languages is trained on, as many characters of each."""
+    share = SAMPLE_CHARACTERS // len(languages)
+    for language in languages:
+        yield from python_text(share) if language == "en" else tokenizer_text(language, share)
 
 
-def python_text() -> Iterator[str]:
+def python_text(characters: int = SAMPLE_CHARACTERS) -> Iterator[str]:
     """Some of the text that every Python carries."""
     taken = 0
     for source in python_sources():
@@ -107,5 +104,5 @@ def python_text() -> Iterator[str]:
             for piece in document.pieces():
                 yield piece
                 taken += len(piece)
-                if taken > SAMPLE_CHARACTERS:
+                if taken > characters:
                     return

@@ -21,17 +21,11 @@ def test_a_document_has_exactly_the_tokens_asked_for(task, length, bpe):
             assert len(bpe.encode(sample.document)) == length == sample.length
 
 
-@pytest.mark.parametrize("languages, size", [(["zh"], 504), (["en", "zh"], 1008)])
-def test_a_tokenizer_for_chinese_leaves_room_for_needles_in_few_tokens(languages, size):
-    tokenizer = train_bpe(text_of(languages), size)
-    for language in languages:
-        sample = make_sample("needle", 128, "eval", 0, tokenizer, language)
-        assert len(tokenizer.encode(sample.document)) == 128 and len(sample.document) > 128
-        if language == "zh":  # names are the same tokens wherever they stand
-            asked, told = (tokenizer.encode(text).tolist() for text in (sample.question, sample.document))
-            name = tokenizer.encode(sample.question.split()[0]).tolist()
-            assert asked[: len(name)] == name and set(name) <= set(told)
-    assert list(islice(text_of(languages), 50)) == list(islice(text_of(languages), 50))
+def test_a_tokenizer_for_chinese_leaves_room_for_needles_in_few_tokens():
+    chinese = train_bpe(text_of(["zh"]), 504)
+    sample = make_sample("needle", 128, "eval", 0, chinese, "zh")
+    assert len(chinese.encode(sample.document)) == 128 and len(sample.document) > 128
+    assert list(islice(text_of(["zh"]), 50)) == list(islice(text_of(["zh"]), 50))
 
 
 def test_lengths_are_exact_for_the_real_tokenizer(shared):

@@ -193,13 +193,11 @@ def vectors_of_tokens(vae: TokComVAE, chunks: torch.Tensor, sweeps: int = 10) ->
     found = [vae.posterior(part, torch.ones_like(part, dtype=torch.bool)) for part in chunks.split(4096)]
     rest = torch.cat([(mean - vae.latent_mean) / vae.latent_std for mean, _ in found])
     spread = torch.cat([log_variance.exp() / vae.latent_std**2 for _, log_variance in found]).mean(0)
-    vectors, counts = (
-        rest.new_zeros(K, V, rest.shape[1]),
-        torch.stack([tokens.bincount(minlength=V) for tokens in chunks.T]),
-    )
+    vectors = rest.new_zeros(K, V, rest.shape[1])
+    counts = [tokens.bincount(minlength=V)[:, None] for tokens in chunks.T]
     for _ in range(sweeps):  # each place in turn takes what the others leave of its tokens, on average
         for place, tokens in enumerate(chunks.T):
-            change = torch.zeros_like(vectors[place]).index_add_(0, tokens, rest) / counts[place, :, None]
+            change = torch.zeros_like(vectors[place]).index_add_(0, tokens, rest) / counts[place]
             vectors[place] += change
             rest -= change[tokens]
     return vectors, rest.square().mean(0) + spread

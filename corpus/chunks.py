@@ -111,9 +111,8 @@ def build_once(build_dir: Path, settings: BuildSettings, given: Tokenizer | None
         build(settings, build_dir, tokenizer=given)
     else:
         before = json.loads(stats.read_text(encoding="utf-8"))
-        before["settings"].setdefault(
-            "test_fraction", settings.test_fraction
-        )  # older builds are kept, so that their runs go on
+        # older builds are kept, so that their runs go on
+        before["settings"].setdefault("test_fraction", settings.test_fraction)
         if before["settings"] != asdict(settings) or before["sources"] != Corpus(settings).sources_summary():
             raise UserError(
                 f"{build_dir} was built from other text or settings: remove it, choose another `output_dir`, or name it "

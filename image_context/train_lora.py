@@ -183,7 +183,7 @@ def in_steps(lengths: list[int], per_step: int, seed: int, epoch: int) -> list[i
     order, rng = list(range(len(lengths))), random.Random(step_seed(seed, epoch, 0, 0))
     rng.shuffle(order)
     order = order[: len(order) // per_step * per_step]
-    if len(set(lengths)) == 1:
+    if len(set(lengths)) == 1:  # nothing to sort: the order that such runs have always had
         return order
     order.sort(key=lengths.__getitem__)
     steps = [order[at : at + per_step] for at in range(0, len(order), per_step)]

@@ -15,7 +15,6 @@ import torch
 from PIL import Image, ImageFilter
 
 from corpus.chunks import open_test, reported
-from inference import estimate_sigma
 from kit import device, errors
 from kit.arguments import add_common, program
 from kit.figures import COLORS, INK, plt, save
@@ -23,6 +22,7 @@ from kit.intervals import ratio_with_interval
 from kit.runlog import environment, progress_bar, write_json
 from picture import average, to_pixels
 from pretrained import Pretrained, load_pretrained
+from reading import estimate_sigma
 
 OUTPUT = Path("results/robust")
 PIXEL_SIZES = (1, 2, 4, 8)

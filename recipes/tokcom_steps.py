@@ -4,7 +4,6 @@ python -m recipes.tokcom_steps RUN/report.json --vae_checkpoint VAE/best_vae.pt 
 """
 
 import json
-import sys
 from pathlib import Path
 
 from corpus.chunks import open_chunks
@@ -14,8 +13,9 @@ from tokcom.inference import load_checkpoint
 
 
 def main() -> None:
-    report = Path(sys.argv.pop(1))
-    args = calm.parse_args()
+    parser = calm.parser()
+    parser.add_argument("report", type=Path, help="report.json of the other run")
+    args = parser.parse_args()
     runtime = device.start(args.device, args.seed, args.precision)
     vae, _, vae_args, _ = load_checkpoint(args.vae_checkpoint)
     model = calm.NextVector(calm.config_of(args, vae_args)).to(runtime.device)
@@ -23,7 +23,7 @@ def main() -> None:
     some = [train[i] for i in range(min(args.batch_size, len(train)))]
     per_token = calm.training_flops(model, some, runtime, vae.requires_grad_(False)) / sum(map(len, some))
     a_step = per_token * args.batch_size * train.lengths.mean()
-    print(round(json.loads(report.read_text(encoding="utf-8"))["training_flops"] / a_step))
+    print(round(json.loads(args.report.read_text(encoding="utf-8"))["training_flops"] / a_step))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from evaluate import classical
-from inference import read_picture, with_gaps, write_picture
+from inference import with_gaps
 from kit.errors import UserError
 from kit.page import data_uri
 from picture import save_animation, to_pixels
 from pretrained import Pretrained
+from reading import read_picture, write_picture
 from tabs import show
 
 SHOWN_PICTURES = 4  # at most, of a text

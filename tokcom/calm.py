@@ -42,7 +42,7 @@ FITTED = 1500  # training sequences on which the posterior head's vectors are fi
 LEAST_SIGMA, MOST_SIGMA = 0.05, 20.0  # of the flow, in the vectors' standard deviations
 
 
-def parse_args() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     parser = language_model.parser_of(__doc__)
     parser.add_argument("--vae_checkpoint", required=True, help="best_vae.pt or best_diffusion.pt of tokcom.train")
     parser.add_argument("--head", default="energy", choices=HEADS, help="what draws the next vector")
@@ -58,11 +58,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--passes", type=int, default=16, help="of the flow's head for a vector")
     brier.add_arguments(parser)
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    args = parse_args()
+    args = parser().parse_args()
     brier.check(args)
     for name in ("head_layers", "passes"):
         if getattr(args, name) < 1:

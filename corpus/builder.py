@@ -162,8 +162,8 @@ class Corpus:
         total = None if self.hub else self.bytes
         return tokenize(self.documents, total, self.settings.seed, tokenizer, folder)
 
-    def sources_summary(self) -> dict:
-        """Where the text came from: file hashes (one combined hash always, each file's for up to 1000 files)."""
+    def sources_summary(self, names: set[str] | None = None) -> dict:
+        """Where the text came from: hashes of its files, or of those of these `names` (one combined hash always, each file's for up to 1000 files)."""
         if self.hub:
             settings = self.settings
             return {
@@ -171,9 +171,10 @@ class Corpus:
                 "config": settings.dataset_config,
                 "split": settings.dataset_split,
             }
-        files = [{"name": s.name, "bytes": s.path.stat().st_size, "sha256": file_digest(s.path)} for s in self.sources]
+        sources = [s for s in self.sources if names is None or s.name in names]
+        files = [{"name": s.name, "bytes": s.path.stat().st_size, "sha256": file_digest(s.path)} for s in sources]
         combined = hashlib.sha256("".join(f"{f['name']}\0{f['sha256']}\n" for f in files).encode()).hexdigest()
-        summary = {"files": len(files), "bytes": self.bytes, "sha256": combined}
+        summary = {"files": len(files), "bytes": sum(f["bytes"] for f in files), "sha256": combined}
         return summary | ({"listing": files} if len(files) <= LISTED_SOURCES else {})
 
 

@@ -113,7 +113,10 @@ def build_once(build_dir: Path, settings: BuildSettings, given: Tokenizer | None
         before = json.loads(stats.read_text(encoding="utf-8"))
         # older builds are kept, so that their runs go on
         before["settings"].setdefault("test_fraction", settings.test_fraction)
-        if before["settings"] != asdict(settings) or before["sources"] != Corpus(settings).sources_summary():
+        made_of = before["sources"]
+        # a folder of texts may hold more by now, such as this run
+        names = {file["name"] for file in made_of["listing"]} if "listing" in made_of else None
+        if before["settings"] != asdict(settings) or made_of != Corpus(settings).sources_summary(names):
             raise UserError(
                 f"{build_dir} was built from other text or settings: remove it, choose another `output_dir`, or name it "
                 "as `data_path` to use it as it is"

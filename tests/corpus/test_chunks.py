@@ -191,7 +191,11 @@ def test_a_build_of_texts_that_have_changed_since_is_not_used_again(text_folder,
         open_raw(texts, tmp_path / "build")
     assert np.array_equal(open_raw(tmp_path / "build", tmp_path / "none")[0].lengths, train.lengths)
     changed.write_bytes(text)
+    (texts / "run.jsonl").write_text('{"step": 1}\n')  # what is new beside them is no part of the build
     open_raw(texts, tmp_path / "build")
+    changed.unlink()
+    with pytest.raises(UserError, match="other text or settings"):
+        open_raw(texts, tmp_path / "build")
 
 
 def test_chunks_longer_than_the_picture_are_refused(data):

@@ -124,7 +124,9 @@ def batches(records: list[Record], folder: Path, vlm: VLM, batch_size: int, orde
     for at in range(0, len(order), batch_size):
         chosen = [records[i] for i in order[at : at + batch_size]]
         encoded = [Encoded(open_images(r, folder), r.text, r.pool, r.learned) for r in chosen]
-        yield prepare(vlm, encoded, [r.sample.question for r in chosen], [r.sample.answer for r in chosen])
+        yield prepare(
+            vlm, encoded, [r.sample.question for r in chosen], [r.sample.reply or r.sample.answer for r in chosen]
+        )
 
 
 def ahead(items: Iterator) -> Iterator:

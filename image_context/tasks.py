@@ -62,7 +62,9 @@ HAN_OBJECTS = ("山脚的小路", "旧码头", "河边的房子", "城里的集�
 
 @dataclass
 class Sample:
-    """A text, a question about it and the right answer. `length`: tokens of `document`."""
+    """A text, a question about it and the right answer. `length`: tokens of `document`; `reply`: what a reader is trained to say, if not
+    the answer alone. A needle's whole sentence: then the value follows the same tokens as in the document, which a small network finds.
+    """
 
     task: str
     length: int
@@ -72,6 +74,7 @@ class Sample:
     seed: int
     position: float | None = None  # of a needle, 0 = first, 1 = last
     distractors: list[str] = field(default_factory=list)
+    reply: str = ""
 
 
 def make_sample(task: str, length: int, split: str, seed: int, tokenizer: Tokenizer, language: str = "en") -> Sample:
@@ -168,8 +171,8 @@ def _needle_sample(length: int, rng: random.Random, tokenizer: Tokenizer, langua
         body.insert(round(position * len(body)), told[0])
         text = fill(lambda filler, body=body: gap.join([*body, f"({filler})"]), length, rng, tokenizer)
         if text:
-            question = f"What is the access code of {names[0]}?" if language == "en" else f"{names[0]}的通行码是什么？"
-            return Sample("needle", length, text, question, values[0], 0, position, values[1:])
+            question = _question(language, names[0])
+            return Sample("needle", length, text, question, values[0], 0, position, values[1:], reply=told[0])
         hay.pop()
     return None
 
@@ -183,22 +186,27 @@ def _codes_sample(length: int, rng: random.Random, tokenizer: Tokenizer, languag
         body.insert(rng.randint(0, len(body)), sentence)
     text = fill(lambda filler: gap.join([*body, f"({filler})"]), length, rng, tokenizer)
     start = rng.randrange(CODES - 1)
-    question = f"Go on from {codes[start]}" if language == "en" else f"从{codes[start]}写下去"
+    question = f"Go on from {codes[start]}" if language == "en" else f"从 {codes[start]} 写下去"
     return text and Sample("codes", length, text, question, " ".join(codes[start + 1 :]), 0)
 
 
 def tokenizer_text(language: str, characters: int) -> Iterator[str]:
-    """Hay and needles of a language, for a tokenizer to be trained on: sentences with at least `characters` in all."""
+    """Hay, needles and questions of a language, for a tokenizer to be trained on: sentences with at least `characters` in all."""
     rng = random.Random(language)
     hay, written = _hay(language, rng), 0
     while written < characters:
-        sentence = rng.choice((next(hay), next(hay), _needle(language, rng.choice(PLACES), word(rng, 7))))
+        name = word(rng, 6).capitalize()  # in tokens that others share, so that what finds codes finds names
+        sentence = rng.choice((next(hay), next(hay), _needle(language, name, word(rng, 7)), _question(language, name)))
         written += len(sentence)
         yield sentence
 
 
 def _needle(language: str, name: str, value: str) -> str:
-    return ("The access code of {} is {}." if language == "en" else "{}的通行码是{}。").format(name, value)
+    return ("The access code of {} is {}." if language == "en" else "{} 的通行码是 {}。").format(name, value)
+
+
+def _question(language: str, name: str) -> str:
+    return ("What is the access code of {}?" if language == "en" else "{} 的通行码是什么？").format(name)
 
 
 def _hay(language: str, rng: random.Random) -> Iterator[str]:

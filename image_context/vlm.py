@@ -1,5 +1,5 @@
-"""The VLM that a config names: loaded, or built here with a tokenizer trained on the text every Python carries, and on the hay of
-other languages than English where the config asks for needles in it."""
+"""The VLM that a config names: loaded, or built here with a tokenizer trained on the text every Python carries, or on what the tasks say
+where the config names other languages than English."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -90,13 +90,16 @@ def check_base(folder: Path, name: str) -> None:
 
 
 def text_of(languages: Sequence[str]) -> Iterator[str]:
-    """What a tokenizer for these languages is trained on, as many characters of each."""
-    share = SAMPLE_CHARACTERS // len(languages)
-    for language in languages:
-        yield from python_text(share) if language == "en" else tokenizer_text(language, share)
+    """What a tokenizer for these languages is trained on, as many characters of each: Python's own text where it is English alone, else
+    what the tasks say, so that a vocabulary for two has room for names."""
+    if list(languages) == ["en"]:
+        yield from python_text()
+    else:
+        for language in languages:
+            yield from tokenizer_text(language, SAMPLE_CHARACTERS // len(languages))
 
 
-def python_text(characters: int = SAMPLE_CHARACTERS) -> Iterator[str]:
+def python_text() -> Iterator[str]:
     """Some of the text that every Python carries."""
     taken = 0
     for source in python_sources():
@@ -104,5 +107,5 @@ def python_text(characters: int = SAMPLE_CHARACTERS) -> Iterator[str]:
             for piece in document.pieces():
                 yield piece
                 taken += len(piece)
-                if taken > characters:
+                if taken > SAMPLE_CHARACTERS:
                     return

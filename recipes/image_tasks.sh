@@ -18,11 +18,12 @@ source recipes/trained.sh
 source recipes/image_module.sh
 TASK=${TASK:-json} LENGTHS=${LENGTHS:-128} LANGUAGE=${LANGUAGE:-en} RATIO=${RATIO:-10} TIME=${TIME:-15m} MODEL=${MODEL:-tiny}
 DEVICE=${DEVICE:-auto} SAMPLES=${SAMPLES:-100} PAIRS=${PAIRS:-20000} BATCH=${BATCH:-16} LR=${LR:-5.0e-3}
+VOCAB_SIZE=${VOCAB_SIZE:-504} BITS=$("$PYTHON" -c "print(($VOCAB_SIZE + 7).bit_length())") # of a token, special ones included
 CODECS=${CODECS:-codebook conv text} # what the reader learns
 TEXT_SHARE=${TEXT_SHARE:-0.25} # of the pairs, in plain text
 AUGMENTATIONS=${AUGMENTATIONS:-clean light heavy}
 THETA=${THETA:-$([ "$TASK" = needle ] && echo 10000 || echo 100)} # rotary base
-CODES_TIMES=${CODES_TIMES:-8m 4m} CODES_LENGTH=${CODES_LENGTH:-64} # lists of codes alone, then in hay, before needles
+CODES_TIMES=${CODES_TIMES-$([ -n "${START:-}" ] || echo 8m 4m)} CODES_LENGTH=${CODES_LENGTH:-64} # lists of codes alone, then in hay, before needles
 NAME=${NAME:-${MODEL}_${TASK}_${LANGUAGE// /_}_$RATIO}
 RUN=${RUN:-checkpoints/image_tasks/$NAME} RESULTS=results/image_context/tasks
 mkdir -p "$RESULTS"
@@ -32,7 +33,7 @@ start=${START:-null}
 config() {
   cat <<EOF
 output_dir: $1
-model: {name: $MODEL, vocab_size: 504, row_step: $RATIO, rope_theta: $THETA, start: $start}
+model: {name: $MODEL, vocab_size: $VOCAB_SIZE, row_step: $RATIO, rope_theta: $THETA, start: $start}
 data:
   tasks: [${4// /, }]
   lengths: [${3// /, }]
@@ -42,7 +43,7 @@ data:
 EOF
   for codec in $CODECS; do
     case $codec in
-      codebook) echo "    codebook: {codec: codebook, options: {payload: tokens, tokenizer: model, colors: 8, module: $(largest_module "$RATIO"), symbols_per_block: $RATIO, frame: none, columns: 1, max_side: 200}}" ;;
+      codebook) echo "    codebook: {codec: codebook, options: {payload: tokens, tokenizer: model, colors: 8, module: $(largest_module "$RATIO" "$BITS"), symbols_per_block: $RATIO, frame: none, columns: 1, max_side: 200}}" ;;
       conv) echo "    conv: {codec: conv, train: 0.5, options: {ratio: $RATIO}}" ;;
       text) echo "    text: {codec: text, train: $TEXT_SHARE}" ;;
       *) echo "no codec $codec here" >&2 && exit 2 ;;
@@ -63,7 +64,7 @@ train() {
   trained "$1" "$PYTHON" -m image_context.train_lora --device "$DEVICE" --config "$1/config.yaml"
 }
 
-if [ "$TASK" = needle ] && [ "$start" = null ]; then
+if [ "$TASK" = needle ] && [ -n "$CODES_TIMES" ]; then
   read -r -a times <<<"$CODES_TIMES"
   train "$RUN/codes" "${times[0]}" "$CODES_LENGTH" codes
   start=$RUN/codes/final

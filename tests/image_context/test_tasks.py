@@ -7,7 +7,7 @@ import pytest
 
 from corpus.tokenizer import load_tokenizer, train_bpe
 from image_context.metrics import json_exact, leaf_f1, needle_hit, score
-from image_context.tasks import SPLITS, TASKS, make_sample, plain_ids, split_of
+from image_context.tasks import PLACES, SPLITS, TASKS, make_sample, plain_ids, split_of
 from image_context.vlm import text_of
 from kit.errors import UserError
 
@@ -61,6 +61,16 @@ def test_needles_lie_anywhere_among_others_of_their_kind(bpe):
         assert all(other in sample.document for other in sample.distractors)
         positions.append(sample.document.index(sample.answer) / len(sample.document))
     assert min(positions) < 0.2 and max(positions) > 0.8
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_reply_to_a_needles_question_is_its_sentence_in_the_document(language):
+    tokenizer = train_bpe(text_of(["en", "zh"]), 1008)
+    for seed in range(5):
+        sample = make_sample("needle", 128, "eval", seed, tokenizer, language)
+        assert sample.reply in sample.document and needle_hit(sample.reply, sample.answer, sample.distractors)
+        name = next(place for place in PLACES if place in sample.question)
+        assert sample.reply.count(name) == sample.document.count(name) == 1
 
 
 def test_codes_go_on_where_they_are_asked_for_and_lie_anywhere(bpe):

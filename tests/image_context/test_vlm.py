@@ -1,5 +1,7 @@
 """What a VLM is given: counts, labels and masks; and that the real processors are given the same."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 
 from image_context.backend_vllm import merge
 from image_context.codecs import Encoded, build_codec
-from image_context.dataset import costs, prepare
+from image_context.dataset import Record, batches, costs, prepare
 from image_context.model import (
     IGNORED,
     POOLED,
@@ -48,6 +50,15 @@ def test_loss_lies_on_the_answer_and_its_end_alone(vlm, bpe, codec):
         seen = batch["labels"][row] != IGNORED
         assert torch.equal(batch["input_ids"][row][seen], labels[seen])
         assert not (seen & ~batch["attention_mask"][row].bool()).any()
+
+
+def test_a_reader_learns_the_reply_where_there_is_one(vlm, bpe):
+    samples = [make_sample("needle", 200, "train", 0, bpe), *documents(bpe, 24)]
+    records = [Record(str(i), "text", "clean", sample, [], sample.document) for i, sample in enumerate(samples)]
+    (batch,) = batches(records, Path(), vlm, 2, [0, 1])
+    end = vlm.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for labels, said in zip(batch["labels"], (samples[0].reply, samples[1].answer)):
+        assert labels[labels != IGNORED].tolist() == [*bpe.encode(said).tolist(), end]
 
 
 def test_image_tokens_are_as_many_as_blocks_and_never_cut(vlm, bpe, codec):

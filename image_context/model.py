@@ -107,7 +107,8 @@ def build_vlm(
     """A VLM of Qwen2-VL's architecture with random weights, one of BUILT, with `tokenizer`'s vocabulary.
 
     Qwen2-VL gives time the fastest rotary frequencies, then height, then width, with a base of a million: from random weights,
-    attention cannot tell neighboring rows apart and never learns which block to read (LOG.md). These VLMs rotate fast.
+    attention cannot tell neighboring rows apart and never learns which block to read (LOG.md). These VLMs rotate fast, and give time,
+    which stands still in an image, no frequencies: rows lie as far apart as tokens of text do.
     """
     if name not in BUILT:
         raise UserError(f"no size {name!r}; choose from {', '.join(BUILT)}, or name a model or a folder")
@@ -122,14 +123,14 @@ def build_vlm(
     ids = {token: fast.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     text, vision = BUILT[name]["text"], BUILT[name]["vision"]
     half = text["hidden_size"] // text["num_attention_heads"] // 2
-    narrow = half // 8  # of the rotary frequencies, for time and for width: the fast ones that are left go to height
+    narrow = half // 8  # of the rotary frequencies, for width; the faster ones go to height
     config = Qwen2VLConfig(
         text_config={
             **text, "num_key_value_heads": text["num_attention_heads"], "vocab_size": len(fast),
             "max_position_embeddings": 32768, "bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"], "initializer_range": text["hidden_size"] ** -0.5,
             "rope_parameters": {
-                "rope_type": "default", "rope_theta": rope_theta, "mrope_section": [narrow, half - 2 * narrow, narrow]
+                "rope_type": "default", "rope_theta": rope_theta, "mrope_section": [0, half - narrow, narrow]
             },
         },
         vision_config={**vision, "hidden_size": text["hidden_size"], "patch_size": BLOCK // 2,

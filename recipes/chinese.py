@@ -54,7 +54,7 @@ WORDS = {
     "bytes per visual token: long clean text": "每视觉词元字节数：长文本，未受损", "… with parity and finder patterns, 1,000 characters": "……带校验与定位图，1,000 字符",
     "documents read back after `light`": "`light` 之后读回的文档", "… after `heavy`": "……`heavy` 之后", "rendered page, 9 pt": "渲染页面，9 pt",
     "tokens to a block or vector": "每块或每向量的词元", "**color code**": "**色码**", "learned convolution": "学到的卷积", "mean of embeddings": "嵌入的平均",
-    "tokens read": "读入词元", "reader trained on": "阅读器的训练", "then mostly the color code": "随后主要是色码", "plain text, both languages": "普通文本，两种语言", "hay": "填充文本", "English": "英文", "Chinese": "中文", "document as": "文档的载体", "tokens": "词元", "needles found": "找到的针", "documents": "文档", "prefill": "预填充", "GFLOPs": "GFLOPs", "of which vision": "其中视觉", "decoding, per token": "解码，每词元", "cache": "缓存",
+    "tokens read": "读入词元", "reader trained on": "阅读器的训练", "then mostly the color code": "随后主要是色码", "hay": "填充文本", "English": "英文", "Chinese": "中文", "document as": "文档的载体", "prefill": "预填充", "GFLOPs": "GFLOPs", "of which vision": "其中视觉", "decoding, per token": "解码，每词元", "cache": "缓存",
     "change": "改动", "**none: Muon, 2e-3**": "**无：Muon，2e-3**", "AdamW, 1e-3": "AdamW，1e-3", "AdamW, 3e-3": "AdamW，3e-3", "no crops": "无裁剪", "TrivialAugment": "`TrivialAugment`",
     "random erasing, 0.25": "随机擦除，0.25", "MixUp, 0.2": "`MixUp`，0.2", "CutMix, 1": "`CutMix`，1", "no label smoothing": "无标签平滑",
     "plain text": "普通文本", "rendered page": "渲染页面", "english: tokens": "英文：词元", "chinese: tokens": "中文：词元",
@@ -64,7 +64,7 @@ WORDS = {
     "tried": "次数", "went wrong": "出错", "row": "行", "test accuracy": "测试准确率", "images seen": "看过的图像", "images/s": "图像/秒", "": "",
 }  # fmt: skip
 PATTERNS = (
-    (r"([\d,]+) tokens as", r"\1 个词元的载体"), (r"color code, (\d+) tokens to a block", r"色码，每块 \1 个词元"), (r"learned convolution, (\d+) tokens to a vector", r"学到的卷积，每向量 \1 个词元"),
+    (r"([\d,]+) tokens as", r"\1 个词元的载体"), (r"([\d,]+) tokens", r"\1 个词元"), (r"color code, (\d+) tokens to a block", r"色码，每块 \1 个词元"), (r"learned convolution, (\d+) tokens to a vector", r"学到的卷积，每向量 \1 个词元"),
     (r"([\d.]+) s", r"\1 秒"), (r"(\d+) ms", r"\1 毫秒"),
     (r"([\d,]+) characters as", r"\1 个字符的载体"), (r"color code, (\d+) colors, (\d+) px", r"色码，\1 色，\2 像素"),
     *(

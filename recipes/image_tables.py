@@ -20,9 +20,9 @@ CURVE = {
     "text": "plain text",
 }
 NEEDLES = {  # what the reader was trained on
-    "tiny_needle_en_1": "plain text", "tiny_needle_en_1_codebook": "then mostly the color code",
-    "tiny_needle_en_zh_1": "plain text, both languages",
-}  # fmt: skip
+    "tiny_needle_en_zh_1": "plain text",
+    "tiny_needle_en_zh_1_codebook": "then mostly the color code",
+}
 
 
 def image_smoke() -> str:
@@ -139,14 +139,17 @@ def image_json() -> str:
 
 
 def image_needle() -> str:
-    """Needles found among three others: by a reader that learned to look codes up in plain text, and by it after learning to see."""
+    """Needles found among three others, by length: by a reader that learned to look codes up in plain text, and by it after learning to see."""
+    loaded = {name: load(f"image_context/tasks/{name}.json")["needles"] for name in NEEDLES}
+    lengths = sorted({n["length"] for needles in loaded.values() for n in needles})
     rows = []
-    for name, reader in NEEDLES.items():
-        by_place = load(f"image_context/tasks/{name}.json")["needles"]
-        for codec, language, length in sorted({(n["codec"], n["language"], n["length"]) for n in by_place}):
-            here = [n for n in by_place if (n["codec"], n["language"], n["length"]) == (codec, language, length)]
-            asked = sum(n["questions"] for n in here)
-            hits = round(sum(n["mean"] * n["questions"] for n in here))
-            found = "{} [{:.0%}, {:.0%}]".format(percent(hits / asked), *wilson(hits, asked))
-            rows.append([reader, CURVE[codec], LANGUAGES[language], str(length), found, str(asked)])
-    return table(["reader trained on", "document as", "hay", "tokens", "needles found", "documents"], rows)
+    for name, needles in loaded.items():
+        for codec, language in sorted({(n["codec"], n["language"]) for n in needles}):
+            row = [NEEDLES[name], CURVE[codec], LANGUAGES[language]]
+            for length in lengths:
+                here = [n for n in needles if (n["codec"], n["language"], n["length"]) == (codec, language, length)]
+                asked = sum(n["questions"] for n in here)
+                hits = round(sum(n["mean"] * n["questions"] for n in here))
+                row.append("{} [{:.0%}, {:.0%}]".format(percent(hits / asked), *wilson(hits, asked)) if asked else "–")
+            rows.append(row)
+    return table(["reader trained on", "document as", "hay", *(f"{length:,} tokens" for length in lengths)], rows)

@@ -2,12 +2,13 @@
 # JSON to be restored or a needle to be found, by a reader trained from random weights on the color code, on a learned convolution and on
 # plain text, on clean, light and heavy pages. RATIO tokens to a visual token (1 to 21), documents of LENGTHS tokens.
 #   ./recipes/image_tasks.sh                                     # JSON of 128 tokens
-#   TASK=needle LENGTHS="128 256" CODECS=text TEXT_SHARE=1 AUGMENTATIONS=clean RATIO=1 BATCH=32 SAMPLES=50 PAIRS=30000 TIME=8m ./recipes/image_tasks.sh
-#   START=checkpoints/image_tasks/tiny_needle_en_1/final NAME=tiny_needle_en_1_codebook TASK=needle CODECS="codebook text" TEXT_SHARE=0.2 AUGMENTATIONS=clean RATIO=1 SAMPLES=50 PAIRS=6000 TIME=9m LR=3.0e-3 ./recipes/image_tasks.sh
-# Needles come after lists of codes, which teach to look things up, and in images after those in plain text (START: a trained reader's folder);
-# in Chinese hay too and longer documents, in the minutes of a processor without bf16 units (with one vocabulary for both languages four
-# English needles and their hay seldom come to fewer than 256 tokens):
-#   TASK=needle LANGUAGE="en zh" LENGTHS="256 512" CODECS=text TEXT_SHARE=1 AUGMENTATIONS=clean RATIO=1 BATCH=32 SAMPLES=50 PAIRS=20000 CODES_TIMES="26m 10m" TIME=32m ./recipes/image_tasks.sh
+# Needles in English and Chinese hay, in plain text: after lists of codes, which teach to look things up; then in longer documents
+# (START: a trained reader's folder); then in images, after random tokens and lists of codes in images:
+#   export TASK=needle LANGUAGE="en zh" VOCAB_SIZE=1008 RATIO=1 AUGMENTATIONS=clean SAMPLES=50
+#   NAME=tiny_needle_en_zh_short LENGTHS="128 256" CODECS=text TEXT_SHARE=1 BATCH=32 PAIRS=16000 TIME=8m ./recipes/image_tasks.sh
+#   START=checkpoints/image_tasks/tiny_needle_en_zh_short/final NAME=tiny_needle_en_zh_1 LENGTHS="128 256 512 1024" CODECS=text TEXT_SHARE=1 PAIRS=6000 LR=3.0e-3 ./recipes/image_tasks.sh
+#   START=checkpoints/image_tasks/tiny_needle_en_zh_1/final NAME=tiny_needle_en_zh_1_codebook LENGTHS="128 256 512" CODECS="codebook text" PAIRS=6000 LR=4.0e-3 TIME=20m ./recipes/image_tasks.sh
+#   START=checkpoints/image_tasks/tiny_needle_en_zh_1_codebook/final NAME=tiny_needle_en_zh_1_codebook_1024 LENGTHS="128 256 512 1024" CODECS="codebook text" PAIRS=1600 BATCH=8 LR=2.0e-3 TIME=14m SEE_TIME=0 ./recipes/image_tasks.sh
 #   LENGTHS=1024 MODEL=small LR=1.0e-3 TIME=30m ./recipes/image_tasks.sh      # on a GPU; not yet measured
 # Writes results/image_context/tasks/<model>_<task>_<language>_<ratio>.json, and of needles the figure.
 set -euo pipefail
@@ -23,7 +24,8 @@ CODECS=${CODECS:-codebook conv text} # what the reader learns
 TEXT_SHARE=${TEXT_SHARE:-0.25} # of the pairs, in plain text
 AUGMENTATIONS=${AUGMENTATIONS:-clean light heavy}
 THETA=${THETA:-$([ "$TASK" = needle ] && echo 10000 || echo 100)} # rotary base
-CODES_TIMES=${CODES_TIMES-$([ -n "${START:-}" ] || echo 8m 4m)} CODES_LENGTH=${CODES_LENGTH:-64} # lists of codes alone, then in hay, before needles
+CODES_TIMES=${CODES_TIMES:-9m 4m} CODES_LENGTH=${CODES_LENGTH:-64} # lists of codes alone, then in hay, before needles
+SEE_TIME=${SEE_TIME:-12m} # random tokens and lists of codes in images, before needles in images; 0 for a reader that sees
 NAME=${NAME:-${MODEL}_${TASK}_${LANGUAGE// /_}_$RATIO}
 RUN=${RUN:-checkpoints/image_tasks/$NAME} RESULTS=results/image_context/tasks
 mkdir -p "$RESULTS"
@@ -64,7 +66,10 @@ train() {
   trained "$1" "$PYTHON" -m image_context.train_lora --device "$DEVICE" --config "$1/config.yaml"
 }
 
-if [ "$TASK" = needle ] && [ -n "$CODES_TIMES" ]; then
+if [ "$TASK" = needle ] && [ "$start" != null ] && [ "$CODECS" != text ] && [ "$SEE_TIME" != 0 ]; then
+  train "$RUN/see" "$SEE_TIME" "$CODES_LENGTH" "random codes"
+  start=$RUN/see/final
+elif [ "$TASK" = needle ] && [ "$start" = null ]; then
   read -r -a times <<<"$CODES_TIMES"
   train "$RUN/codes" "${times[0]}" "$CODES_LENGTH" codes
   start=$RUN/codes/final

@@ -124,6 +124,15 @@ def test_pooled_embeddings_are_means_of_their_groups(vlm, bpe):
     assert torch.isfinite(loss) and isinstance(answer(vlm, batch, 3)[0], str)
 
 
+def test_rows_of_an_image_are_as_far_apart_as_tokens_of_text(vlm):
+    rotary, steps = vlm.model.model.language_model.rotary_emb, torch.arange(8)
+    text = torch.stack([steps, steps, steps])[:, None]
+    rows = torch.stack([0 * steps, steps, 0 * steps])[:, None]  # time and width of a code in one column stand still
+    for of_text, of_rows in zip(rotary(torch.zeros(1), text), rotary(torch.zeros(1), rows)):
+        half = of_text.shape[-1] // 2
+        assert torch.equal(of_text[..., : half // 2], of_rows[..., : half // 2])  # the faster ones
+
+
 @pytest.mark.parametrize("name", ["codebook", "pool"])
 def test_where_rows_are_as_long_as_what_they_carry_each_token_is_as_far_from_its_row(bpe, codec, name):
     torch.manual_seed(0)

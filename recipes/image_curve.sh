@@ -21,7 +21,7 @@ for seed in $SEEDS; do
       run=$WORK/$codec-$ratio-$seed
       mkdir -p "$run"
       case $codec in
-        codebook) options="{payload: tokens, tokenizer: model, colors: 8, module: $(largest_module "$ratio"), symbols_per_block: $ratio, frame: none, columns: 1, max_side: 200}" ;;
+        codebook) options="{payload: tokens, tokenizer: model, $(code_modules "$ratio"), symbols_per_block: $ratio, frame: none, columns: 1, max_side: 200}" ;;
         render) options="{page_width: 56, margin: 0, line_height: 1, font_size: $("$PYTHON" -c "print(round((480 / $ratio) ** 0.5))")}" ;;
         qr) options="{version: 6, level: L, quiet: 0, module: $(largest_qr_module "$ratio" "$LENGTH")}" ;;
         text) options="{}" ;;

@@ -21,7 +21,7 @@ CURVE = {
 }
 NEEDLES = {  # what the reader was trained on
     "tiny_needle_en_zh_1": "plain text",
-    "tiny_needle_en_zh_1_codebook": "then mostly the color code",
+    "tiny_needle_en_zh_1_codebook_1024": "then mostly the color code",
 }
 
 

@@ -45,7 +45,7 @@ data:
 EOF
   for codec in $CODECS; do
     case $codec in
-      codebook) echo "    codebook: {codec: codebook, options: {payload: tokens, tokenizer: model, colors: 8, module: $(largest_module "$RATIO" "$BITS"), symbols_per_block: $RATIO, frame: none, columns: 1, max_side: 200}}" ;;
+      codebook) echo "    codebook: {codec: codebook, options: {payload: tokens, tokenizer: model, $(code_modules "$RATIO" "$BITS"), symbols_per_block: $RATIO, frame: none, columns: 1, max_side: 200}}" ;;
       conv) echo "    conv: {codec: conv, train: 0.5, options: {ratio: $RATIO}}" ;;
       text) echo "    text: {codec: text, train: $TEXT_SHARE}" ;;
       *) echo "no codec $codec here" >&2 && exit 2 ;;

@@ -20,9 +20,10 @@ for seed in $SEEDS; do
     for codec in $CODECS; do
       run=$WORK/$codec-$ratio-$seed
       mkdir -p "$run"
+      row_step=$ratio
       case $codec in
         codebook) options="{payload: tokens, tokenizer: model, $(code_modules "$ratio"), symbols_per_block: $ratio, frame: none, columns: 1, max_side: 200}" ;;
-        render) options="{page_width: 56, margin: 0, line_height: 1, font_size: $("$PYTHON" -c "print(round((480 / $ratio) ** 0.5))")}" ;;
+        render) row_step=$((2 * ratio)) options="{page_width: 56, margin: 0, line_height: 1, font_size: $("$PYTHON" -c "print(round((480 / $ratio) ** 0.5))")}" ;;
         qr) options="{version: 6, level: L, quiet: 0, module: $(largest_qr_module "$ratio" "$LENGTH")}" ;;
         text) options="{}" ;;
         *) options="{ratio: $ratio}" ;;
@@ -30,7 +31,7 @@ for seed in $SEEDS; do
       cat >"$run/config.yaml" <<YAML
 seed: $seed
 output_dir: $run
-model: {name: $MODEL, vocab_size: 504, row_step: $ratio}
+model: {name: $MODEL, vocab_size: 504, row_step: $row_step}
 data:
   tasks: [random]
   lengths: [$LENGTH]

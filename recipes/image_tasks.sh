@@ -7,8 +7,8 @@
 #   export TASK=needle LANGUAGE="en zh" VOCAB_SIZE=1008 RATIO=1 AUGMENTATIONS=clean SAMPLES=50
 #   NAME=tiny_needle_en_zh_short LENGTHS="128 256" CODECS=text TEXT_SHARE=1 BATCH=32 PAIRS=16000 TIME=8m ./recipes/image_tasks.sh
 #   START=checkpoints/image_tasks/tiny_needle_en_zh_short/final NAME=tiny_needle_en_zh_1 LENGTHS="128 256 512 1024" CODECS=text TEXT_SHARE=1 PAIRS=6000 LR=3.0e-3 ./recipes/image_tasks.sh
-#   START=checkpoints/image_tasks/tiny_needle_en_zh_1/final NAME=tiny_needle_en_zh_1_codebook LENGTHS="128 256 512" CODECS="codebook text" PAIRS=6000 LR=4.0e-3 TIME=20m ./recipes/image_tasks.sh
-#   START=checkpoints/image_tasks/tiny_needle_en_zh_1_codebook/final NAME=tiny_needle_en_zh_1_codebook_1024 LENGTHS="128 256 512 1024" CODECS="codebook text" PAIRS=1600 BATCH=8 LR=2.0e-3 TIME=14m SEE_TIME=0 ./recipes/image_tasks.sh
+#   START=checkpoints/image_tasks/tiny_needle_en_zh_1/final NAME=tiny_needle_en_zh_1_codebook LENGTHS="128 256 512" CODECS="codebook text" PAIRS=6000 LR=4.0e-3 SEE_TIME=12m TIME=20m ./recipes/image_tasks.sh
+#   START=checkpoints/image_tasks/tiny_needle_en_zh_1_codebook/final NAME=tiny_needle_en_zh_1_codebook_1024 LENGTHS="128 256 512 1024" CODECS="codebook text" PAIRS=1600 BATCH=8 LR=2.0e-3 TIME=14m ./recipes/image_tasks.sh
 #   LENGTHS=1024 MODEL=small LR=1.0e-3 TIME=30m ./recipes/image_tasks.sh      # on a GPU; not yet measured
 # Writes results/image_context/tasks/<model>_<task>_<language>_<ratio>.json, and of needles the figure.
 set -euo pipefail
@@ -25,7 +25,7 @@ TEXT_SHARE=${TEXT_SHARE:-0.25} # of the pairs, in plain text
 AUGMENTATIONS=${AUGMENTATIONS:-clean light heavy}
 THETA=${THETA:-$([ "$TASK" = needle ] && echo 10000 || echo 100)} # rotary base
 CODES_TIMES=${CODES_TIMES:-9m 4m} CODES_LENGTH=${CODES_LENGTH:-64} # lists of codes alone, then in hay, before needles
-SEE_TIME=${SEE_TIME:-12m} # random tokens and lists of codes in images, before needles in images; 0 for a reader that sees
+SEE_TIME=${SEE_TIME:-} # of START's reader: random tokens and lists of codes in images, before needles in images
 NAME=${NAME:-${MODEL}_${TASK}_${LANGUAGE// /_}_$RATIO}
 RUN=${RUN:-checkpoints/image_tasks/$NAME} RESULTS=results/image_context/tasks
 mkdir -p "$RESULTS"
@@ -66,7 +66,7 @@ train() {
   trained "$1" "$PYTHON" -m image_context.train_lora --device "$DEVICE" --config "$1/config.yaml"
 }
 
-if [ "$TASK" = needle ] && [ "$start" != null ] && [ "$CODECS" != text ] && [ "$SEE_TIME" != 0 ]; then
+if [ -n "$SEE_TIME" ]; then
   train "$RUN/see" "$SEE_TIME" "$CODES_LENGTH" "random codes"
   start=$RUN/see/final
 elif [ "$TASK" = needle ] && [ "$start" = null ]; then

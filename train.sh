@@ -6,8 +6,7 @@ caller=$PWD
 cd "$(dirname "$0")"
 source kit/environment.sh
 
-gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
-NUM_GPUS=${NUM_GPUS:-$gpus}
+NUM_GPUS=${NUM_GPUS:-$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')}
 if [ "$NUM_GPUS" -gt 0 ]; then # JiT-B/4 on 64x64 pictures
   MODEL=${MODEL:-JiT-B/4} IMG_SIZE=${IMG_SIZE:-64} VOCAB_SIZE=${VOCAB_SIZE:-4096} MIN_TOKENS=${MIN_TOKENS:-256}
   BATCH_SIZE=${BATCH_SIZE:-32} EPOCHS=${EPOCHS:-100} LR=${LR:-4e-4} NUM_WORKERS=${NUM_WORKERS:-4} NGRAM=${NGRAM:-0} # n-grams beside the network are not measured on GPUs

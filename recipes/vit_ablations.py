@@ -1,4 +1,4 @@
-"""Gather the runs of recipes/vit_ablations.sh, folders RUN/SEED, into results/vit_cifar10/ablations.json: a row for each run.
+"""Gather the runs of recipes/vit_ablations.sh, folders RUN/SEED, into results/vit_cifar10/NAME.json: a row for each run.
 
 python -m recipes.vit_ablations checkpoints/vit_ablations
 """
@@ -16,6 +16,7 @@ from recipes.vit_row import RESULTS, describe
 def main() -> None:
     parser = program(__doc__)
     parser.add_argument("work", type=Path, help="folder of the runs")
+    parser.add_argument("--name", default="ablations", help="of the file in results/vit_cifar10")
     args = parser.parse_args()
     rows = []
     for folder in sorted(path for path in args.work.glob("*") if path.is_dir()):
@@ -27,7 +28,7 @@ def main() -> None:
             )
     if not rows:
         raise UserError(f"{args.work} holds no run with a report")
-    write_json(RESULTS / "ablations.json", rows)
+    write_json(RESULTS / f"{args.name}.json", rows)
 
 
 def row(name: str, seeds: list[Path]) -> dict:

@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# What the optimizer and each augmentation are worth to the preset `cifar` on a CPU, TIME each: results/vit_cifar10/ablations.json.
-#   CIFAR=path/to/cifar10 ./recipes/vit_ablations.sh            TIME=3m RUNS="muon adamw-1e-3" ./recipes/vit_ablations.sh
-# A run is the preset with one thing changed; of AdamW's rates validation chooses.
+# What the optimizer and each augmentation are worth to the preset `cifar` on a CPU, TIME each: results/vit_cifar10/$NAME.json.
+#   CIFAR=path/to/cifar10 ./recipes/vit_ablations.sh
+#   NAME=optimizers TIME=4m RUNS="muon-1e-3 muon-2e-3 muon-4e-3 adamw-2.5e-4 adamw-5e-4 adamw-1e-3" ./recipes/vit_ablations.sh
+# A run is the preset with one thing changed; of an optimizer's rates validation chooses.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source kit/environment.sh
 source recipes/trained.sh
-TIME=${TIME:-10m} SEEDS=${SEEDS:-0} WORK=${WORK:-checkpoints/vit_ablations} CIFAR=${CIFAR:-} DEVICE=${DEVICE:-cpu}
+TIME=${TIME:-10m} SEEDS=${SEEDS:-0} NAME=${NAME:-ablations} CIFAR=${CIFAR:-} DEVICE=${DEVICE:-cpu}
+WORK=${WORK:-checkpoints/vit_$NAME}
 RUNS=${RUNS:-muon adamw-1e-3 adamw-3e-3 no_crops trivial_augment erase mixup cutmix no_smoothing}
 for seed in $SEEDS; do
   for run in $RUNS; do
     case $run in
       muon) change=() ;;
-      adamw-*) change=(--optimizer adamw --lr "${run#adamw-}") ;;
+      muon-* | adamw-*) change=(--optimizer "${run%%-*}" --lr "${run#*-}") ;;
       no_crops) change=(--crop_padding 0) ;;
       trivial_augment) change=(--trivial_augment) ;;
       erase) change=(--erase_prob 0.25) ;;
@@ -26,4 +28,4 @@ for seed in $SEEDS; do
       --seed "$seed" ${change[@]+"${change[@]}"}
   done
 done
-"$PYTHON" -m recipes.vit_ablations "$WORK"
+"$PYTHON" -m recipes.vit_ablations "$WORK" --name "$NAME"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Data -> train `tiny` -> experiment -> plots, some eight minutes of a CPU core. OUTPUT_DIR and CONFIG may be set.
+# Data -> train `tiny` -> experiment -> plots, ten to twenty minutes of a CPU core. OUTPUT_DIR and CONFIG may be set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 REQUIREMENTS=requirements-image.txt

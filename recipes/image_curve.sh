@@ -4,7 +4,8 @@
 # (a page two blocks wide, letters small enough for RATIO tokens to a block), qr (modules so), text.
 #   ./recipes/image_curve.sh                                  # all points of one seed
 #   RATIOS=10 SEEDS="0 1 2" CODECS=codebook ./recipes/image_curve.sh
-#   RATIOS=20 CODECS=codebook TIME=14m PAIRS=40000 ./recipes/image_curve.sh      # 16 colors are learned later than 8
+#   RATIOS=20 CODECS="codebook conv" TIME=14m PAIRS=40000 ./recipes/image_curve.sh      # learned later than fewer tokens
+#   RATIOS=1 CODECS=render TIME=30m PAIRS=40000 ./recipes/image_curve.sh
 #   MODEL=small TIME=30m LR=1.0e-3 BATCH=32 LENGTH=512 RESULTS=results/image_context/small ./recipes/image_curve.sh      # on a GPU; not yet measured
 # Adds its points to results/image_context/curve.json and draws curve.png.
 set -euo pipefail

@@ -104,7 +104,7 @@ def image_cost() -> str:
 
 
 def image_curve() -> str:
-    """Random tokens restored by each way of carrying them: means over seeds, and the ratio that all tokens of the carrier make."""
+    """Random tokens restored by each way of carrying them: means over seeds, the ratio that all tokens of the carrier make, and steps of training."""
     points = load("image_context/curve.json")
     codecs = [codec for codec in CURVE if any(p["codec"] == codec for p in points)]
     rows = []
@@ -117,7 +117,8 @@ def image_curve() -> str:
                 continue
             values = [p["accuracy"] for p in mine]
             spread = f"± {stdev(values):.1%}" if len(mine) > 1 else "[{:.0%}, {:.0%}]".format(*mine[0]["ci"])
-            cells.append(f"{mean(values):.1%} {spread} ({mine[0]['measured_ratio']:.1f}; {len(mine)})")
+            steps = "–".join(f"{steps:,}" for steps in sorted({end(p["steps"] for p in mine) for end in (min, max)}))
+            cells.append(f"{mean(values):.1%} {spread} ({mine[0]['measured_ratio']:.1f}; {len(mine)}; {steps})")
         rows.append(cells)
     return table(["tokens to a block or vector", *(CURVE[codec] for codec in codecs)], rows)
 

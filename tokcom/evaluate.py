@@ -122,6 +122,7 @@ def main() -> None:
         "active_dims": int((variance > ACTIVE_VARIANCE).sum()), "latent_dim": model_args.latent_dim,
         "compression": compression, "denoise": denoise, "num_steps": args.num_steps, **scores[args.num_steps], "nll": bound["nll"],
         "bound": bound, "by_nfe": [{"nfe": count, **scores[count]} for count in NFE], "nfe_per_token": args.num_steps / model_args.chunk_size,
+        "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in (("vae", vae), ("denoiser", denoiser))},
         "flops_per_token_and_pass": flops, "round_trip": {"text": Path(args.book).name if args.book else "held out", **round_trip},
         "environment": environment(runtime),
     }  # fmt: skip

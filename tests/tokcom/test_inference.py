@@ -172,6 +172,7 @@ def test_a_report_has_every_number_and_figure(call, refused, data, trained, tmp_
     test = open_built(data / "test")
     assert report["read_from"] == str(data / "test")
     assert report["num_tokens"] == test.lengths[reported(test, 12)].sum()
+    assert 0 < report["parameters"]["vae"] < report["parameters"]["denoiser"]
     assert report["reconstruction"] > 0.9 and report["reconstruction_at_noise"].keys() >= {"0.1", "0.3"}
     accuracies = list(report["reconstruction_at_noise"].values())
     assert accuracies[0] >= accuracies[-1]

@@ -61,7 +61,7 @@ WORDS = {
     "**network alone**": "**单独的网络**", "vector by vector, energy head": "逐向量，能量头", "vector by vector, flow head": "逐向量，流头", "vector by vector, posterior head": "逐向量，后验头", "4 tokens at once, no vector": "一次 4 个词元，无向量",
     "TokCom, 4 to a vector, trigrams inside": "TokCom，每向量 4 个，内部带三元", "text as it goes on": "真实的后文", "seconds": "秒",
     "vector by vector, energy head, beside the tokens' loss": "逐向量，能量头，旁有词元的损失", "vector by vector, flow head, beside the tokens' loss": "逐向量，流头，旁有词元的损失",
-    "tried": "次数", "went wrong": "出错", "row": "行", "test accuracy": "测试准确率", "images seen": "看过的图像", "images/s": "图像/秒", "": "",
+    "tried": "次数", "went wrong": "出错", "row": "行", "validation": "验证", "test accuracy": "测试准确率", "images seen": "看过的图像", "images/s": "图像/秒", "": "",
 }  # fmt: skip
 PATTERNS = (
     (r"([\d,]+) tokens as", r"\1 个词元的载体"), (r"([\d,]+) tokens", r"\1 个词元"), (r"color code, (\d+) tokens to a block", r"色码，每块 \1 个词元"), (r"learned convolution, (\d+) tokens to a vector", r"学到的卷积，每向量 \1 个词元"),

@@ -205,6 +205,27 @@ def vit_ablations() -> str:
     return table(["change", "test accuracy", "images seen"], cells)
 
 
+def vit_optimizers() -> str:
+    """Each optimizer at several rates; of each, the rate that validation chooses is bold."""
+    rows = load("vit_cifar10/optimizers.json")
+    chosen = {row["name"].partition("-")[0]: row["name"] for row in sorted(rows, key=lambda row: row["val_mean"])}
+    cells = []
+    for row in sorted(rows, key=lambda row: (row["name"].partition("-")[0], float(row["name"].partition("-")[2]))):
+        optimizer, _, rate = row["name"].partition("-")
+        label = {"adamw": "AdamW", "muon": "Muon"}[optimizer]
+        low, high = row["runs"][0]["accuracy_interval"]
+        cells.append(
+            [
+                label,
+                f"**{rate}**" if row["name"] == chosen[optimizer] else rate,
+                percent(row["val_mean"]),
+                f"{percent(row['accuracy_mean'])} [{percent(low)}, {percent(high)}]",
+                f"{row['runs'][0]['images_seen']:,}",
+            ]
+        )
+    return table(["optimizer", "rate", "validation", "test accuracy", "images seen"], cells)
+
+
 def first_minute() -> str:
     """Seconds that the first commands take, and what the released checkpoints write."""
     found, written = load("released/seconds.json")["rows"], []
@@ -376,7 +397,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu": lambda: recovery("cpu/recovery.json"), "hour": lambda: recovery("hour/recovery.json"),
     "novels": lambda: recovery("novels.json"), "ablations": ablations, "model_sizes": model_sizes, "tokcom": tokcom,
     "ladder": ladder, "sweeps": sweeps, "equal_flops": equal_flops, "equal_flops_texts": equal_flops_texts, "further": further, "further_generation": further_generation, "further_samples": further_samples, "gaps": gaps, "generation": generation, "samples": samples, "answers": answers, "levers": levers, "trainings": trainings, "tokcom_books": partial(tokcom_language, "books"), "tokcom_books_muon": partial(tokcom_language, "books_muon"), "tokcom_shakespeare": partial(tokcom_language, "shakespeare"), "tokcom_shakespeare_15": partial(tokcom_language, "shakespeare_15"), "tokcom_samples": tokcom_samples, "released": released, "first_minute": first_minute, "speed": speed,
-    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "image_curve": image_curve, "image_json": image_json, "image_needle": image_needle, "vit_rows": vit_rows, "vit_ablations": vit_ablations,
+    "faults": faults, "image_smoke": image_smoke, "image_codecs": image_codecs, "image_ledger": image_ledger, "image_cost": image_cost, "image_curve": image_curve, "image_json": image_json, "image_needle": image_needle, "vit_rows": vit_rows, "vit_ablations": vit_ablations, "vit_optimizers": vit_optimizers,
 }  # fmt: skip
 
 if __name__ == "__main__":

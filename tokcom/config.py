@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, fields
 
 from corpus.ngram import DENSE_VOCAB
 from kit.errors import UserError
+from kit.muon import OPTIMIZERS
 
 MOST, MOST_LAYERS = 2**20, 1024  # of any size
 
@@ -72,6 +73,7 @@ class TrainConfig:
     vae_lr: float = 1e-4
     diffusion_epochs: int = 10
     diffusion_lr: float = 3e-5
+    diffusion_optimizer: str = "adamw"  # or "muon", for the matrices inside the denoiser
     warmup_fraction: float = 0.05  # of a stage's steps
     weight_decay: float = 0.01
     grad_clip: float = 1.0
@@ -119,6 +121,8 @@ class TrainConfig:
         for name in ("kl_weight", "kl_floor", "latent_noise", "mse_weight", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"--{name} {getattr(self, name)}: need 0 or more")
+        if self.diffusion_optimizer not in OPTIMIZERS:
+            raise UserError(f"--diffusion_optimizer {self.diffusion_optimizer}: choose {' or '.join(OPTIMIZERS)}")
         if not abs(self.t_mean) < float("inf"):
             raise UserError(f"--t_mean {self.t_mean}: need a finite number")
 

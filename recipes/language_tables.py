@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 
-from recipes.markdown import RESULTS, load, percent, table
+from recipes.markdown import OPTIMIZERS, RESULTS, load, percent, table
 
 RUNGS = {
     "3": "3 minutes", "3-avx2": "3 minutes, no bf16 units", "15": "15 minutes", "15-avx2": "15 minutes, no bf16 units",
@@ -59,7 +59,7 @@ def sweeps() -> str:
         for row in sweep_of(rung):
             name = f"**{row['baseline']}**" if row["chosen"] else row["baseline"]
             nats = f"{row['bits_per_byte'] * math.log(2):.3f}" if "nll" in row else "–"
-            optimizer = {"adamw": "AdamW", "muon": "Muon"}[row["optimizer"]]
+            optimizer = OPTIMIZERS[row["optimizer"]]
             rows.append([
                 name, label, row["size"], optimizer, f"{row['lr']:g}", f"{row['dropout']:g}", f"{row['steps']:,}", f"{row['parameters'] / 1e6:.1f} M", f"{row['training_flops'] / 1e12:.0f}", f"{row['val_loss']:.3f}", nats,
             ])  # fmt: skip

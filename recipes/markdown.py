@@ -8,6 +8,7 @@ from kit.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
 
 
 def load(name: str) -> dict:

@@ -41,7 +41,7 @@ from recipes.language_tables import (
     sweeps,
     trainings,
 )
-from recipes.markdown import RESULTS, ROOT, load, percent, table
+from recipes.markdown import OPTIMIZERS, RESULTS, ROOT, load, percent, table
 
 FOLDERS = ("", "tokcom/", "image_context/", "vit_cifar10/")
 READMES = [f"{folder}README{language}.md" for folder in FOLDERS for language in ("", ".zh-CN")]
@@ -62,6 +62,7 @@ VIT_ROWS = (
     ("cifar_20", "`cifar`, 20 epochs", "vit_cifar_20", "GPU"), ("cifar_100", "`cifar`, 100 epochs", "vit_cifar_100", "GPU"),
     ("cifar_300", "`cifar`, 300 epochs", "vit_cifar_300", "GPU"),
 )  # fmt: skip
+VIT_RESULT = ("test accuracy", "images seen")
 ABLATIONS = {
     "muon": "**none: Muon, 2e-3**", "adamw-1e-3": "AdamW, 1e-3", "adamw-3e-3": "AdamW, 3e-3", "no_crops": "no crops", "trivial_augment": "TrivialAugment",
     "erase": "random erasing, 0.25", "mixup": "MixUp, 0.2", "cutmix": "CutMix, 1", "no_smoothing": "no label smoothing",
@@ -192,38 +193,24 @@ def vit_rows() -> str:
 def vit_ablations() -> str:
     """What one change of the preset does at equal time."""
     rows = sorted(load("vit_cifar10/ablations.json"), key=lambda row: -row["accuracy_mean"])
-    cells = []
-    for row in rows:
-        low, high = row["runs"][0]["accuracy_interval"]
-        cells.append(
-            [
-                ABLATIONS[row["name"]],
-                f"{percent(row['accuracy_mean'])} [{percent(low)}, {percent(high)}]",
-                f"{row['runs'][0]['images_seen']:,}",
-            ]
-        )
-    return table(["change", "test accuracy", "images seen"], cells)
+    return table(["change", *VIT_RESULT], [[ABLATIONS[row["name"]], *vit_result(row)] for row in rows])
 
 
 def vit_optimizers() -> str:
     """Each optimizer at several rates; of each, the rate that validation chooses is bold."""
-    rows = load("vit_cifar10/optimizers.json")
-    chosen = {row["name"].partition("-")[0]: row["name"] for row in sorted(rows, key=lambda row: row["val_mean"])}
-    cells = []
-    for row in sorted(rows, key=lambda row: (row["name"].partition("-")[0], float(row["name"].partition("-")[2]))):
-        optimizer, _, rate = row["name"].partition("-")
-        label = {"adamw": "AdamW", "muon": "Muon"}[optimizer]
-        low, high = row["runs"][0]["accuracy_interval"]
-        cells.append(
-            [
-                label,
-                f"**{rate}**" if row["name"] == chosen[optimizer] else rate,
-                percent(row["val_mean"]),
-                f"{percent(row['accuracy_mean'])} [{percent(low)}, {percent(high)}]",
-                f"{row['runs'][0]['images_seen']:,}",
-            ]
-        )
-    return table(["optimizer", "rate", "validation", "test accuracy", "images seen"], cells)
+    found = {tuple(row["name"].split("-", 1)): row for row in load("vit_cifar10/optimizers.json")}
+    chosen = {optimizer: rate for (optimizer, rate), row in sorted(found.items(), key=lambda item: item[1]["val_mean"])}
+    rows = []
+    for optimizer, rate in sorted(found, key=lambda key: (key[0], float(key[1]))):
+        row = found[optimizer, rate]
+        rate = f"**{rate}**" if rate == chosen[optimizer] else rate
+        rows.append([OPTIMIZERS[optimizer], rate, percent(row["val_mean"]), *vit_result(row)])
+    return table(["optimizer", "rate", "validation", *VIT_RESULT], rows)
+
+
+def vit_result(row: dict) -> tuple[str, str]:
+    low, high = row["runs"][0]["accuracy_interval"]
+    return f"{percent(row['accuracy_mean'])} [{percent(low)}, {percent(high)}]", f"{row['runs'][0]['images_seen']:,}"
 
 
 def first_minute() -> str:

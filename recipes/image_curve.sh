@@ -5,7 +5,7 @@
 #   ./recipes/image_curve.sh                                  # all points of one seed
 #   RATIOS=10 SEEDS="0 1 2" CODECS=codebook ./recipes/image_curve.sh
 #   RATIOS=20 CODECS="codebook conv" TIME=14m PAIRS=40000 ./recipes/image_curve.sh      # learned later than fewer tokens
-#   RATIOS=1 CODECS=render TIME=30m PAIRS=40000 ./recipes/image_curve.sh      # at 2 with TIME=18m PAIRS=30000
+#   RATIOS=1 CODECS="render qr" TIME=30m PAIRS=40000 ./recipes/image_curve.sh      # the page at 2 with TIME=18m PAIRS=30000
 #   MODEL=small TIME=30m LR=1.0e-3 BATCH=32 LENGTH=512 RESULTS=results/image_context/small ./recipes/image_curve.sh      # on a GPU; not yet measured
 # Adds its points to results/image_context/curve.json and draws curve.png.
 set -euo pipefail

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the optimizer and each augmentation are worth to the preset `cifar` on a CPU, TIME each: results/vit_cifar10/$NAME.json.
 #   CIFAR=path/to/cifar10 ./recipes/vit_ablations.sh
-#   NAME=optimizers TIME=4m RUNS="muon-1e-3 muon-2e-3 muon-4e-3 adamw-2.5e-4 adamw-5e-4 adamw-1e-3" ./recipes/vit_ablations.sh
+#   NAME=optimizers TIME=9m RUNS="muon-1e-3 muon-2e-3 muon-4e-3 adamw-2.5e-4 adamw-5e-4 adamw-1e-3" ./recipes/vit_ablations.sh
 # A run is the preset with one thing changed; of an optimizer's rates validation chooses.
 set -euo pipefail
 cd "$(dirname "$0")/.."

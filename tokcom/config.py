@@ -1,12 +1,14 @@
 """Every setting of a model and of its training, as plain dataclasses that go to JSON and come back."""
 
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 from corpus.ngram import DENSE_VOCAB
 from kit.errors import UserError
 from kit.muon import OPTIMIZERS
 
 MOST, MOST_LAYERS = 2**20, 1024  # of any size
+VERSION = 2  # of what a denoiser's weights mean: before 2, the decoder beside it read vectors that were shrunk
 
 
 @dataclass
@@ -144,6 +146,14 @@ PRESETS = {
         "ngram": 3,
     },
 }  # fmt: skip
+
+
+def check_version(saved: dict, path: str | Path) -> None:
+    """Raises UserError if a checkpoint's denoiser was trained by a version that reads vectors otherwise. Its VAE can still be used."""
+    if saved["stage"] == "diffusion" and saved.get("version") != VERSION:
+        raise UserError(
+            f"{path} is of a version whose denoiser reads vectors otherwise: train it again, --stage diffusion --vae_checkpoint {path}"
+        )
 
 
 def from_dict(kind: type, values: dict):

@@ -114,7 +114,7 @@ class Flow(nn.Module):
         """What y = z / t says without the network; arguments as of `predict`, fold (B,) as of NGram.contexts."""
         s = sigma.float()[:, None].expand(mask.shape)
         s = s if cond_mask is None else torch.where(cond_mask, 0.0, s)
-        hidden, ngrams = decoder_hidden(self.vae, y, s.unsqueeze(-1)), self.denoiser.ngrams
+        hidden, ngrams = decoder_hidden(self.vae, y), self.denoiser.ngrams
         if ngrams is None:
             return Observation(hidden)
         vae, K, unigram = self.vae, self.vae.args.chunk_size, ngrams.ngram.log_unigram[0]
@@ -230,10 +230,13 @@ class Flow(nn.Module):
         return found
 
 
-def decoder_hidden(vae: TokComVAE, y: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    """The decoder's hidden states (B, C, K, D) of y (B, C, latent_dim), each vector by itself, with noise s (B, C, 1)."""
-    shrunk = y / (1 + s**2) * vae.latent_std + vae.latent_mean
-    return vae.hidden(shrunk.flatten(0, 1)).view(*y.shape[:2], vae.args.chunk_size, -1)
+def decoder_hidden(vae: TokComVAE, y: torch.Tensor) -> torch.Tensor:
+    """The decoder's hidden states (B, C, K, D) of y (B, C, latent_dim), each vector by itself.
+
+    y as it is, not its conditional mean y / (1 + sigma^2): from that the decoder, which is not linear, tells n-grams far less (LOG.md).
+    """
+    raw = (y * vae.latent_std + vae.latent_mean).flatten(0, 1)
+    return vae.hidden(raw).view(*y.shape[:2], vae.args.chunk_size, -1)
 
 
 def real_chunks(mask: torch.Tensor, chunk_size: int) -> torch.Tensor:

@@ -27,7 +27,7 @@ from kit.errors import UserError
 from kit.sampling import SAMPLERS
 from kit.textfile import read_text, write_text
 from kit.times import TimeSampler
-from tokcom.config import ModelArgs, TrainConfig, from_dict
+from tokcom.config import ModelArgs, TrainConfig, check_version, from_dict
 from tokcom.flow import Flow
 from tokcom.model import DenoisedModel, TokComVAE
 from tokcom.ngram_decoder import NGramDecoder
@@ -51,9 +51,10 @@ def load_checkpoint(
     """(vae_model, denoised_model, model_args, config) of a checkpoint; a checkpoint of stage one has no denoised_model.
 
     `config` also holds the tokenizer's JSON (`config["tokenizer"]`, for `corpus.tokenizer.Tokenizer.from_json`). Raises
-    UserError for a file that is missing, damaged or of another kind.
+    UserError for a file that is missing, damaged, of another kind or of an older version.
     """
     saved = load_file(path, NEEDED)
+    check_version(saved, path)
     with reading(path):
         model_args = validated(ModelArgs, asdict(from_dict(ModelArgs, saved["model_args"])), path)
         model_args.check()

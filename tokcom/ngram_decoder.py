@@ -18,7 +18,7 @@ from corpus.shards import Chunks
 
 FOLDS = 4  # of the training text, so that n-grams can be counted without what the weights are tuned on
 CANDIDATES = 24  # of a position, for trigrams, and for vocabularies beyond DENSE_VOCAB
-WEIGHTS_A, WEIGHTS_B = (0.5, 0.75, 1.0, 1.25, 1.5), (0.0, 0.25, 0.5, 0.75, 1.0)
+WEIGHTS_A, WEIGHTS_B = (0.25, 0.35, 0.5, 0.75, 1.0, 1.25, 1.5), (0.0, 0.25, 0.5, 0.75, 1.0)
 NAMES = {2: "bigrams", 3: "trigrams"}
 
 

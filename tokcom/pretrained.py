@@ -8,7 +8,7 @@ import torch
 from corpus.tokenizer import Tokenizer
 from kit.errors import UserError
 from kit.hub import HubModel
-from tokcom.config import to_saved
+from tokcom.config import VERSION, to_saved
 from tokcom.inference import load_checkpoint
 from tokcom.model import DenoisedModel, TokComVAE
 
@@ -39,7 +39,7 @@ class Pretrained(HubModel):
 
     def state(self) -> dict:
         return {
-            "stage": "diffusion", "model_args": to_saved(self.denoiser.args), "config": self.config, "tokenizer": self.tokenizer.to_json(),
+            "stage": "diffusion", "version": VERSION, "model_args": to_saved(self.denoiser.args), "config": self.config, "tokenizer": self.tokenizer.to_json(),
             "vae_model_state_dict": self.vae.state_dict(), "denoised_model_state_dict": self.denoiser.state_dict(),
             "times": self.denoiser.times.state_dict(), "ngrams": self.denoiser.ngrams and self.denoiser.ngrams.state(),
         }  # fmt: skip

@@ -14,7 +14,7 @@ from kit.device import Runtime, autocast_dtype
 from kit.times import TimeSampler
 from tokcom.config import TrainConfig
 from tokcom.dataset import chosen_batches, in_order
-from tokcom.flow import Flow, Prediction, decoder_hidden, real_chunks
+from tokcom.flow import Flow, Prediction, real_chunks
 from tokcom.model import DenoisedModel, TokComVAE
 from tokcom.ngram_decoder import NGramDecoder
 
@@ -221,8 +221,7 @@ def tune_ngrams(ngrams: NGramDecoder, vae: TokComVAE, config: TrainConfig, runti
             tokens, mask = (runtime.to(batch[name]) for name in ("tokens", "mask"))
             x = vae.encode(tokens, mask)
             y = x + sigma * torch.randn(x.shape, generator=generator).to(x.device)
-            hidden = decoder_hidden(vae, y, torch.full_like(y[..., :1], sigma))
-            yield runtime.to(index), vae.head(hidden.flatten(1, 2)).float().log_softmax(-1), tokens, mask
+            yield runtime.to(index), vae.decode(y).float().log_softmax(-1), tokens, mask
 
     with runtime.autocast():
         weights = [ngrams.tune(partial(texts, sigma)) for sigma in TUNED_SIGMAS]

@@ -37,7 +37,7 @@ from kit.resume import check_fixed, check_resume
 from kit.runlog import RunLog, make_folder, progress_bar
 from kit.schedule import lr_at, set_lr
 from kit.times import TIME_SAMPLERS, TimeSampler, canonical
-from tokcom.config import PRESETS, ModelArgs, TrainConfig, from_dict, to_dict, to_saved
+from tokcom.config import PRESETS, VERSION, ModelArgs, TrainConfig, check_version, from_dict, to_dict, to_saved
 from tokcom.dataset import open_data
 from tokcom.model import DenoisedModel, TokComVAE
 from tokcom.ngram_decoder import NGramDecoder
@@ -123,6 +123,8 @@ def main() -> None:
     before = stage_one(args, output)
     resumed = None if before else resume_path(args.resume, output)
     saved = load_checkpoint(resumed, RESUMED) if resumed else None
+    if saved:
+        check_version(saved, resumed)
     if saved and args.stage not in ("both", saved["stage"]):
         raise UserError(
             f"{resumed} is of stage {saved['stage']}: pass --stage {saved['stage']} or both, or start stage two without --resume"
@@ -332,7 +334,7 @@ class CheckpointWriter:
         times = self.times.state_dict(self.runtime) if self.times else None
         if self.runtime.is_main:
             state = {
-                "epoch": epoch, "stage": stage, "val_loss": val_loss, "model_args": to_saved(self.model_args),
+                "epoch": epoch, "stage": stage, "version": VERSION, "val_loss": val_loss, "model_args": to_saved(self.model_args),
                 "config": {**settings_of(self.args, self.output, self.runtime), **to_dict(self.config)}, "tokenizer": self.tokenizer.to_json(),
                 "vae_model_state_dict": self.vae.state_dict(), "denoised_model_state_dict": self.denoiser.state_dict(),
                 "times": times, "ngrams": self.denoiser.ngrams and self.denoiser.ngrams.state(),

@@ -13,7 +13,7 @@ from corpus.chunks import open_built
 from kit.device import Runtime
 from tests.runs import ROOT, TWO_PROCESSES, load, rows, run_stopped, run_whole, same_tensors
 from tests.tokcom.conftest import SMALL
-from tokcom import train
+from tokcom import inference, train
 from tokcom.config import ModelArgs, TrainConfig
 from tokcom.dataset import chosen_batches
 from tokcom.model import TokComVAE
@@ -186,6 +186,29 @@ def test_a_checkpoint_of_another_size_is_refused(refused, data, trained, tmp_pat
     assert "--latent_dim 24, not 12" in refused(train, *given, "--latent_dim", 12)
     assert "--noise_std 1.0, not 0.5" in refused(train, *given, "--noise_std", 0.5)
     assert "--diffusion_optimizer adamw, not muon" in refused(train, *given, "--diffusion_optimizer", "muon")
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_and_lends_its_vae(call, refused, data, trained, tmp_path):
+    given = ("--data_path", data, *SMALL, "--ngram", 3, "--output_dir", tmp_path)
+    for name in ("last.pth", "best_diffusion.pt"):
+        saved = load(trained / name)
+        del saved["version"]
+        torch.save(saved, tmp_path / name)
+    assert "reads vectors otherwise" in refused(train, *given, "--resume", "auto")
+    assert "reads vectors otherwise" in refused(
+        inference, "--checkpoint", tmp_path / "best_diffusion.pt", "--mode", "generate"
+    )
+    (tmp_path / "last.pth").unlink()
+    again = (
+        *given,
+        "--stage",
+        "diffusion",
+        "--diffusion_epochs",
+        1,
+        "--vae_checkpoint",
+        tmp_path / "best_diffusion.pt",
+    )
+    assert call(train, *again) == 0
 
 
 def test_stage_one_also_sees_chunks_of_random_tokens(data):

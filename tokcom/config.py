@@ -5,7 +5,6 @@ from pathlib import Path
 
 from corpus.ngram import DENSE_VOCAB
 from kit.errors import UserError
-from kit.muon import OPTIMIZERS
 
 MOST, MOST_LAYERS = 2**20, 1024  # of any size
 VERSION = 2  # of what a denoiser's weights mean: before 2, the decoder beside it read vectors that were shrunk
@@ -75,7 +74,6 @@ class TrainConfig:
     vae_lr: float = 1e-4
     diffusion_epochs: int = 10
     diffusion_lr: float = 3e-5
-    diffusion_optimizer: str = "adamw"  # or "muon", for the matrices inside the denoiser
     warmup_fraction: float = 0.05  # of a stage's steps
     weight_decay: float = 0.01
     grad_clip: float = 1.0
@@ -123,8 +121,6 @@ class TrainConfig:
         for name in ("kl_weight", "kl_floor", "latent_noise", "mse_weight", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"--{name} {getattr(self, name)}: need 0 or more")
-        if self.diffusion_optimizer not in OPTIMIZERS:
-            raise UserError(f"--diffusion_optimizer {self.diffusion_optimizer}: choose {' or '.join(OPTIMIZERS)}")
         if not abs(self.t_mean) < float("inf"):
             raise UserError(f"--t_mean {self.t_mean}: need a finite number")
 

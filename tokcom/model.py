@@ -271,11 +271,6 @@ class DenoisedModel(nn.Module):
             nn.init.zeros_(self.gate.weight)
             self.gate.bias.data[-1] = 0.5  # when n-grams join, what the network has learned of contexts counts as much
 
-    def ends(self) -> list[nn.Parameter]:
-        """The matrices beside vectors, weights and log-probabilities, which Muon is not for."""
-        layers = [self.embed, self.scale, self.mean, self.embed_mean, *([self.gate] if self.args.ngram else [])]
-        return [layer.weight for layer in layers]
-
     def decoder_scale(self, log_sigma: torch.Tensor) -> torch.Tensor:
         """Weight (B, 1) of the decoder's own hidden states at noise log_sigma (B,)."""
         return self.scale(self.noise_embed(log_sigma)).exp()

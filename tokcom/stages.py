@@ -59,7 +59,6 @@ class VAEStage:
         self.trained = vae  # what the optimizer and the average see
         self.module = VAELoss(vae, config)
         self.lr, self.epochs = config.vae_lr, config.vae_epochs
-        self.optimizer, self.ends = "adamw", []
 
     def step(self, module: nn.Module, batch: dict, self_condition: bool, progress: float) -> tuple[torch.Tensor, dict]:
         """Loss of a batch on the host, and numbers for the log."""
@@ -126,7 +125,6 @@ class DiffusionStage:
         self.trained = denoiser
         self.module = Flow(vae, denoiser, config.noise_std, config.mse_weight)
         self.lr, self.epochs = config.diffusion_lr, config.diffusion_epochs
-        self.optimizer, self.ends = config.diffusion_optimizer, denoiser.ends()
 
     def step(self, module: nn.Module, batch: dict, self_condition: bool, progress: float) -> tuple[torch.Tensor, dict]:
         """Loss of a batch on the host, and numbers for the log. Draws times (stratified over the batch), noise and prompts.

@@ -31,7 +31,6 @@ from kit.ema import EMA
 from kit.errors import UserError
 from kit.interrupt import Interrupt
 from kit.losses import Losses
-from kit.muon import OPTIMIZERS, build_optimizers
 from kit.randomness import step_seed
 from kit.resume import check_fixed, check_resume
 from kit.runlog import RunLog, make_folder, progress_bar
@@ -61,9 +60,8 @@ HELP = {
     "num_attention_heads": "query heads", "num_key_value_heads": "key and value heads", "intermediate_size": "width inside the MLP",
     "latent_dim": "numbers in a vector", "chunk_size": "tokens in a vector, 1 to 16", "ngram": "order of the n-grams inside the denoiser, 2 or 3; 0 = none", "max_length": "longest sequence, in tokens",
     "batch_size": "sequences per device and step", "vae_epochs": "passes of stage one", "vae_lr": "its peak learning rate",
-    "diffusion_epochs": "passes of stage two", "diffusion_lr": "its peak learning rate",
-    "diffusion_optimizer": "its optimizer; muon: for the matrices inside the denoiser", "warmup_fraction": "fraction of a stage with a rising rate",
-    "weight_decay": "of either optimizer", "grad_clip": "largest gradient norm", "ema_decay": "of the averaged weights, ramped up",
+    "diffusion_epochs": "passes of stage two", "diffusion_lr": "its peak learning rate", "warmup_fraction": "fraction of a stage with a rising rate",
+    "weight_decay": "AdamW's", "grad_clip": "largest gradient norm", "ema_decay": "of the averaged weights, ramped up",
     "kl_weight": "of the KL term", "kl_floor": "nats per dimension that the KL term leaves alone", "token_dropout": "probability with which a token is hidden from the encoder",
     "random_chunks": "fraction of stage one's chunks that are made of random tokens",
     "latent_noise": "noise on vectors in training, in their standard deviations", "noise_std": "of the noise, in the vectors' standard deviations",
@@ -91,10 +89,10 @@ def parse_args() -> argparse.Namespace:
         group = parser.add_argument_group(title)
         for field in fields(kind):
             if field.name not in left_out:
-                choices = {"time_sampling": TIME_SAMPLERS, "diffusion_optimizer": OPTIMIZERS}.get(field.name)
+                choices = TIME_SAMPLERS if field.name == "time_sampling" else None
                 group.add_argument(
                     f"--{field.name}",
-                    type=canonical if field.name == "time_sampling" else field.type,
+                    type=canonical if choices else field.type,
                     default=field.default,
                     choices=choices,
                     help=HELP[field.name],
@@ -137,9 +135,8 @@ def main() -> None:
             fixed -= {"ngram"}  # of the denoiser alone
         check_fixed(sizes, start["model_args"], resumed or "the VAE", sorted(fixed))
     if saved:
-        before_the_choice = {"diffusion_optimizer": "adamw"}  # what older checkpoints do not say
-        fixed = ("noise_std", "t_mean", "t_std", "time_sampling", "diffusion_optimizer")
-        check_resume(settings_of(args, output, runtime), before_the_choice | saved["config"], resumed, fixed, runtime)
+        now = settings_of(args, output, runtime)
+        check_resume(now, saved["config"], resumed, ("noise_std", "t_mean", "t_std", "time_sampling"), runtime)
 
     # data
     with runtime.main_first():  # which builds what has to be built
@@ -218,8 +215,8 @@ def main() -> None:
 def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -> tuple[int, bool]:
     """Train one stage; returns the steps of the run at its end, and False if a signal came first."""
     config, runtime = stage.config, stage.runtime
-    optimizers = build_optimizers(
-        stage.optimizer, stage.trained, stage.lr, config.weight_decay, (0.9, 0.95), stage.ends
+    optimizer = torch.optim.AdamW(
+        stage.trained.parameters(), stage.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
     )
     ema = EMA(stage.trained, config.ema_decay)
     step, best, spent = 0, math.inf, 0.0
@@ -227,10 +224,7 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
         state = saved["training"]
         load_weights(stage.trained, state["weights"], args.resume)
         ema.load_state_dict(state["ema"], state["step"])
-        # of one, as it was before there was a choice, or of each
-        states = state["optimizer"] if isinstance(state["optimizer"], list) else [state["optimizer"]]
-        for optimizer, of_one in zip(optimizers, states, strict=True):
-            optimizer.load_state_dict(of_one)
+        optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["seconds"]
         if (writer.output / BEST[stage.name]).is_file():  # not so where a run goes on in another folder
             best = state["best"]
@@ -254,7 +248,7 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
         epoch = step // order.steps_per_epoch
         while step < min(total_steps, (epoch + 1) * order.steps_per_epoch) and not stops:
             lr = lr_at(step, stage.lr, round(config.warmup_fraction * total_steps), total_steps)
-            set_lr(optimizers, lr)
+            set_lr([optimizer], lr)
             self_condition = (
                 step_seed(args.seed, offset + step, 0, 0) % 2**20 < config.self_cond_prob * 2**20
             )  # all ranks
@@ -263,9 +257,8 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
                 loss, values = stage.step(module, next(loader), self_condition, step / total_steps)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(stage.trained.parameters(), config.grad_clip)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             ema.update(stage.trained)
             step += 1
             losses.add(offset + step, lr, loss=loss.detach(), grad_norm=norm, **values)
@@ -299,7 +292,7 @@ def fit(stage, args, train, val, order, log, writer, interrupt, saved, offset) -
             if saves or stops:
                 state = {
                     "weights": {name: value.clone() for name, value in stage.trained.state_dict().items()},
-                    "ema": ema.state_dict(), "optimizer": [optimizer.state_dict() for optimizer in optimizers],
+                    "ema": ema.state_dict(), "optimizer": optimizer.state_dict(),
                     "step": step, "offset": offset, "best": best, "seconds": budget.spent, "ngram_weights": stage.ngrams and stage.ngrams.tuned(),
                 }  # fmt: skip
                 with ema.applied(stage.trained):

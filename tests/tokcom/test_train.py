@@ -48,9 +48,7 @@ def test_latents_are_normalized_over_the_training_set(trained):
     assert (state["latent_std"] != 1).all() and (state["latent_std"] > 0).all()
 
 
-OPTIONS = (
-    "--ngram", "3", "--vae_epochs", "2", "--diffusion_epochs", "2", "--diffusion_optimizer", "muon", "--save_steps", "4", "--log_interval", "3",
-)  # fmt: skip
+OPTIONS = ("--ngram", "3", "--vae_epochs", "2", "--diffusion_epochs", "2", "--save_steps", "4", "--log_interval", "3")
 
 
 @pytest.fixture(scope="module")
@@ -108,20 +106,6 @@ def test_a_run_goes_on_in_another_folder(call, data, tmp_path, capsys):
     again = (*common, "--vae_epochs", 2, "--output_dir", tmp_path / "b", "--resume", tmp_path / "a" / "last.pth")
     assert call(train, *again) == 0
     assert "changed since" in capsys.readouterr().out and (tmp_path / "b" / "best_diffusion.pt").is_file()
-
-
-def test_a_run_from_before_the_choice_of_an_optimizer_goes_on(call, refused, data, tmp_path):
-    common = ("--data_path", data, *SMALL, "--vae_epochs", 1, "--output_dir", tmp_path)
-    assert call(train, *common, "--diffusion_epochs", 1) == 0
-    saved = load(tmp_path / "last.pth")
-    del saved["config"]["diffusion_optimizer"]
-    (saved["training"]["optimizer"],) = saved["training"]["optimizer"]
-    torch.save(saved, tmp_path / "last.pth")
-    again = (*common, "--diffusion_epochs", 2, "--resume", "auto")
-    assert "--diffusion_optimizer adamw, not muon" in refused(train, *again, "--diffusion_optimizer", "muon")
-    before = max(rows(tmp_path, "loss"))
-    assert call(train, *again) == 0
-    assert max(rows(tmp_path, "loss")) > before
 
 
 def test_two_processes_build_the_data_once_and_train_as_one(text_folder, tmp_path):
@@ -185,7 +169,6 @@ def test_a_checkpoint_of_another_size_is_refused(refused, data, trained, tmp_pat
     given = ("--data_path", data, *SMALL, "--ngram", 3, "--output_dir", trained, "--resume", "auto")
     assert "--latent_dim 24, not 12" in refused(train, *given, "--latent_dim", 12)
     assert "--noise_std 1.0, not 0.5" in refused(train, *given, "--noise_std", 0.5)
-    assert "--diffusion_optimizer adamw, not muon" in refused(train, *given, "--diffusion_optimizer", "muon")
 
 
 def test_a_checkpoint_of_an_older_version_is_refused_and_lends_its_vae(call, refused, data, trained, tmp_path):

@@ -11,6 +11,7 @@ Import this before torch, in a process of its own: it patches torch. Written for
 import collections
 import contextlib
 import ctypes
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -27,7 +28,10 @@ def load_guard() -> None:
     if "torch" in sys.modules:
         raise ImportError("import pretend before torch")
     torch_folder = Path(importlib.util.find_spec("torch").origin).parent
-    folder = Path(tempfile.gettempdir()) / f"pretend-cuda-{os.getuid()}-{importlib.metadata.version('torch')}"
+    environment = hashlib.sha256(str(torch_folder).encode()).hexdigest()[:8]  # whose libraries it is linked to
+    folder = (
+        Path(tempfile.gettempdir()) / f"pretend-cuda-{os.getuid()}-{importlib.metadata.version('torch')}-{environment}"
+    )
     library, include, lib = folder / "libguard.so", torch_folder / "include", torch_folder / "lib"
     if not library.exists():
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -112,11 +112,12 @@ class Flow(nn.Module):
     @torch.no_grad()
     def observe(self, y, sigma, mask, cond_mask=None, fold=None) -> Observation:
         """What y = z / t says without the network; arguments as of `predict`, fold (B,) as of NGram.contexts."""
-        s = sigma.float()[:, None].expand(mask.shape)
-        s = s if cond_mask is None else torch.where(cond_mask, 0.0, s)
-        hidden, ngrams = decoder_hidden(self.vae, y), self.denoiser.ngrams
+        # y as it is, not its conditional mean y / (1 + sigma^2), from which the decoder tells n-grams far less (LOG.md)
+        hidden, ngrams = self.vae.decode_hidden(y), self.denoiser.ngrams
         if ngrams is None:
             return Observation(hidden)
+        s = sigma.float()[:, None].expand(mask.shape)
+        s = s if cond_mask is None else torch.where(cond_mask, 0.0, s)
         vae, K, unigram = self.vae, self.vae.args.chunk_size, ngrams.ngram.log_unigram[0]
         log_q = vae.head(hidden.flatten(1, 2)).float().log_softmax(-1)
         weights, real = (each.repeat_interleave(K, 1) for each in (ngrams.weights_at(s), mask))
@@ -228,15 +229,6 @@ class Flow(nn.Module):
         y = sigmas[0] * fresh_noise() if z is None else z / times[0].to(z.device)
         denoise(integrate(denoise, y, sigmas, sampler, fresh_noise), sigmas[-1])
         return found
-
-
-def decoder_hidden(vae: TokComVAE, y: torch.Tensor) -> torch.Tensor:
-    """The decoder's hidden states (B, C, K, D) of y (B, C, latent_dim), each vector by itself.
-
-    y as it is, not its conditional mean y / (1 + sigma^2): from that the decoder, which is not linear, tells n-grams far less (LOG.md).
-    """
-    raw = (y * vae.latent_std + vae.latent_mean).flatten(0, 1)
-    return vae.hidden(raw).view(*y.shape[:2], vae.args.chunk_size, -1)
 
 
 def real_chunks(mask: torch.Tensor, chunk_size: int) -> torch.Tensor:

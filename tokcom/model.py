@@ -187,10 +187,14 @@ class TokComVAE(nn.Module):
         mean, _ = self.posterior(tokens.reshape(shape), mask.reshape(shape))
         return ((mean - self.latent_mean) / self.latent_std).view(len(tokens), -1, self.args.latent_dim)
 
+    def decode_hidden(self, latents: torch.Tensor) -> torch.Tensor:
+        """The decoder's hidden states (B, C, K, D), input of its head, of normalized vectors (B, C, latent_dim), each by itself."""
+        raw = latents.flatten(0, 1) * self.latent_std + self.latent_mean
+        return self.hidden(raw).view(*latents.shape[:2], self.args.chunk_size, -1)
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Logits (B, C K, vocab_size) of normalized vectors (B, C, latent_dim)."""
-        raw = latents.flatten(0, 1) * self.latent_std + self.latent_mean
-        return self.decode_raw(raw).view(len(latents), -1, self.args.vocab_size)
+        return self.head(self.decode_hidden(latents).flatten(1, 2))
 
     def set_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Set what `encode` and `decode` normalize by."""

@@ -178,20 +178,10 @@ def test_a_checkpoint_of_an_older_version_is_refused_and_lends_its_vae(call, ref
         del saved["version"]
         torch.save(saved, tmp_path / name)
     assert "reads vectors otherwise" in refused(train, *given, "--resume", "auto")
-    assert "reads vectors otherwise" in refused(
-        inference, "--checkpoint", tmp_path / "best_diffusion.pt", "--mode", "generate"
-    )
+    older = tmp_path / "best_diffusion.pt"
+    assert "reads vectors otherwise" in refused(inference, "--checkpoint", older, "--mode", "generate")
     (tmp_path / "last.pth").unlink()
-    again = (
-        *given,
-        "--stage",
-        "diffusion",
-        "--diffusion_epochs",
-        1,
-        "--vae_checkpoint",
-        tmp_path / "best_diffusion.pt",
-    )
-    assert call(train, *again) == 0
+    assert call(train, *given, "--stage", "diffusion", "--diffusion_epochs", 1, "--vae_checkpoint", older) == 0
 
 
 def test_stage_one_also_sees_chunks_of_random_tokens(data):
